@@ -1,0 +1,416 @@
+"""Python values to column values and back.
+
+A row type's annotations say what its columns hold, and both directions are derived from them: a
+statement's parameter that is named as a column takes that column's type. A value is refused here,
+before it is queued, unless it comes back equal.
+
+| annotation | column in SQLite |
+|---|---|
+| `str`, with `msgspec.Meta` for length and pattern | TEXT |
+| `int`, `bool`, `float` | INTEGER, 0 or 1, REAL |
+| `datetime` | TEXT, UTC, `2026-01-31T23:59:59.123Z` |
+| a `StrEnum` | TEXT |
+| `dict[...]`, `list[...]`, `Any` | TEXT, JSON of that shape |
+| `bytes` | BLOB |
+| any of them `| None` | the same, or NULL |
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import types
+import typing
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+from uuid_utils import uuid7
+
+from metastore.errors import InvalidValue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = [
+    "MAX_JSON",
+    "MAX_TEXT",
+    "MAX_TTL",
+    "Id",
+    "JsonObject",
+    "Label",
+    "Row",
+    "Seconds",
+    "decoder",
+    "duration",
+    "encoder",
+    "new_id",
+    "parameter_encoders",
+    "timestamp",
+    "untyped",
+]
+
+MAX_TEXT = 1 << 20
+"""The longest text of a column, in characters, unless its type says less."""
+
+MAX_JSON = 8 << 20
+"""The longest JSON document of a column, in bytes."""
+
+MAX_BLOB = 64 << 20
+"""The longest bytes of a column."""
+
+MAX_TTL = timedelta(days=7)
+"""The longest time that anything can be leased, locked or reserved for."""
+
+CLOCK_SKEW = timedelta(minutes=5)
+"""How far a clock may be wrong. An expiry further ahead than `MAX_TTL` and this is not believed:
+it was written by a clock that has jumped back since."""
+
+_MIN_INTEGER = -(1 << 63)
+_MAX_INTEGER = (1 << 63) - 1
+_LONG_NUMBER = re.compile(rb"\d{19}")
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+Id = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        description="a UUID in canonical lower-case text",
+    ),
+]
+"""A UUID in canonical lower-case text. Ours are version 7, so that they sort by time."""
+
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+"""A name of 1 to 255 characters."""
+
+JsonObject = dict[str, Any]
+"""A JSON object."""
+
+Seconds = float
+"""A time span in seconds."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row of a table: immutable, compared by value, `dict(row)` gives its columns."""
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the column names, in the table's order."""
+        return self.__struct_fields__
+
+    def __getitem__(self, column: str) -> Any:
+        """Return one column's value.
+
+        Raises:
+            KeyError: the row has no such column.
+        """
+        if column not in self.__struct_fields__:
+            raise KeyError(column)
+        return getattr(self, column)
+
+
+Encoder = typing.Callable[[Any], Any]
+_Row = TypeVar("_Row", bound=Row)
+
+
+def new_id() -> str:
+    """Return a fresh UUIDv7: inserts land at the right edge of the index."""
+    return str(uuid7())
+
+
+def timestamp(moment: datetime) -> str:
+    """Return `moment` as a column holds it: UTC, milliseconds, 24 characters."""
+    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"
+
+
+def duration(column: str, span: timedelta, *, longest: timedelta = MAX_TTL) -> timedelta:
+    """Return `span` if it is longer than nothing and no longer than `longest`.
+
+    Raises:
+        InvalidValue: it is not.
+    """
+    if not isinstance(span, timedelta) or not timedelta(milliseconds=1) <= span <= longest:
+        raise InvalidValue(
+            None,
+            column,
+            f"must be a timedelta from 1 ms to {longest}",
+            value_type=type(span).__name__,
+        )
+    return span
+
+
+class _RefusedError(Exception):
+    """Why an encoder takes no such value; `_named` adds which column that was."""
+
+
+def _text(
+    *, min_length: int = 0, max_length: int = MAX_TEXT, pattern: str | None = None, what: str = ""
+) -> Encoder:
+    matches = re.compile(pattern).search if pattern else None
+
+    def encode(value: Any) -> str:
+        if not isinstance(value, str):
+            raise _RefusedError("must be text")
+        if not min_length <= len(value) <= max_length:
+            raise _RefusedError(f"must have {min_length} to {max_length} characters")
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise _RefusedError("must not hold lone surrogates") from None
+        if "\0" in value:
+            raise _RefusedError("must not hold NUL characters")
+        if matches is not None and (matches(value) is None or value.endswith("\n")):
+            raise _RefusedError(f"must be {what or 'of the form ' + str(pattern)}")
+        return value if type(value) is str else str.__str__(value)
+
+    return encode
+
+
+def _integer(*, at_least: int | None = None, at_most: int | None = None) -> Encoder:
+    low = _MIN_INTEGER if at_least is None else at_least
+    high = _MAX_INTEGER if at_most is None else at_most
+
+    def encode(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _RefusedError("must be an integer")
+        if not low <= value <= high:
+            raise _RefusedError(f"must be from {low} to {high}")
+        return int(value)
+
+    return encode
+
+
+def _boolean(value: Any) -> int:
+    if not isinstance(value, bool):
+        raise _RefusedError("must be a boolean")
+    return int(value)
+
+
+def _real(value: Any) -> float:
+    if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value):
+        raise _RefusedError("must be a finite number")
+    return float(value)
+
+
+def _timestamp(value: Any) -> str:
+    if not isinstance(value, datetime):
+        raise _RefusedError("must be a datetime")
+    if value.utcoffset() is None:
+        raise _RefusedError("must be a datetime with a time zone")
+    return timestamp(value)
+
+
+def _blob(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise _RefusedError("must be bytes")
+    if len(value) > MAX_BLOB:
+        raise _RefusedError(f"must have at most {MAX_BLOB} bytes")
+    return value
+
+
+def _enumeration(members: type[StrEnum]) -> Encoder:
+    values = {member.value: member.value for member in members}
+
+    def encode(value: Any) -> str:
+        try:
+            return values[value]
+        except (KeyError, TypeError):
+            raise _RefusedError(f"must be one of {', '.join(values)}") from None
+
+    return encode
+
+
+def _json(shape: type | None, items: Any = None) -> Encoder:
+    expected = "a JSON array" if shape is list else "a JSON object"
+    json_encode = msgspec.json.Encoder().encode
+    json_decode = msgspec.json.Decoder().decode
+
+    def encode(value: Any) -> str:
+        if shape is not None and not isinstance(value, shape):
+            raise _RefusedError(f"must be {expected}")
+        if items is not None:
+            try:
+                msgspec.convert(value, items)
+            except msgspec.ValidationError as error:
+                raise _RefusedError(f"must be {expected}: {error}") from None
+        if not value and type(value) is shape:
+            return "{}" if shape is dict else "[]"
+        try:
+            document = json_encode(value)
+            # What does not come back equal was no JSON: NaN, tuples, keys that are no text,
+            # datetimes, bytes.
+            same = json_decode(document) == value
+        except (
+            TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError
+        ) as error:  # fmt: skip
+            raise _RefusedError(f"must be JSON: {error}") from None
+        if not same:
+            raise _RefusedError("must be JSON values only: text, finite numbers, lists, objects")
+        if len(document) > MAX_JSON:
+            raise _RefusedError(f"must have at most {MAX_JSON} bytes as JSON")
+        if _LONG_NUMBER.search(document) and _has_big_integer(value):
+            raise _RefusedError("must not hold integers beyond 64 bits")
+        if _ESCAPED_NUL.search(document):
+            raise _RefusedError("must not hold NUL characters")
+        return document.decode()
+
+    return encode
+
+
+def _has_big_integer(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_big_integer, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_big_integer, value))
+    return isinstance(value, int) and not _MIN_INTEGER <= value <= _MAX_INTEGER
+
+
+def _nullable(encode: Encoder) -> Encoder:
+    return lambda value: None if value is None else encode(value)
+
+
+def untyped(value: Any) -> Any:
+    """Return the column value of a parameter that is no column's, by the value's own type."""
+    if value is None:
+        return None
+    for kind, encode in _BY_TYPE:
+        if isinstance(value, kind):
+            return encode(value)
+    raise _RefusedError("must be text, a number, a datetime, an array or an object")
+
+
+_BY_TYPE: tuple[tuple[type, Encoder], ...] = (
+    (bool, _boolean),
+    (str, _text()),
+    (int, _integer()),
+    (float, _real),
+    (datetime, _timestamp),
+    (bytes, _blob),
+    (dict, _json(dict)),
+    (list, _json(list)),
+)
+
+
+class _Column(typing.NamedTuple):
+    """A column's annotation, taken apart."""
+
+    type: Any
+    meta: msgspec.Meta | None
+    nullable: bool
+    items: Any
+
+
+def _columns(row_type: type[Row]) -> dict[str, _Column]:
+    hints = typing.get_type_hints(row_type, include_extras=True)
+    return {name: _column(hints[name]) for name in row_type.__struct_fields__}
+
+
+def _column(hint: Any) -> _Column:
+    if get_origin(hint) in (Union, types.UnionType):
+        options = [option for option in get_args(hint) if option is not types.NoneType]
+        if len(options) != 1:
+            raise TypeError(f"a column has one type, or one and None: {hint}")
+        return _column(options[0])._replace(nullable=True)
+    if get_origin(hint) is Annotated:
+        inner, *extras = get_args(hint)
+        [meta] = [extra for extra in extras if isinstance(extra, msgspec.Meta)]
+        return _column(inner)._replace(meta=meta)
+    # The keys of JSON are text anyway, and of `Any` there is nothing to check.
+    items = hint if get_args(hint) and get_args(hint)[-1] is not Any else None
+    return _Column(get_origin(hint) or hint, None, nullable=False, items=items)
+
+
+def encoder(hint: Any) -> Encoder:
+    """Return the function that turns a value annotated `hint` into a column's value."""
+    column = _column(hint)
+    encode = _encoder(column)
+    return _nullable(encode) if column.nullable else encode
+
+
+def _encoder(column: _Column) -> Encoder:
+    kind, meta = column.type, column.meta
+    if kind is str and meta is not None:
+        return _text(
+            min_length=meta.min_length or 0,
+            max_length=MAX_TEXT if meta.max_length is None else meta.max_length,
+            pattern=meta.pattern,
+            what=meta.description or "",
+        )
+    if kind is int and meta is not None:
+        return _integer(
+            at_least=None if meta.ge is None else int(meta.ge),
+            at_most=None if meta.le is None else int(meta.le),
+        )
+    if kind is Any:
+        return _json(None)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _enumeration(kind)
+    if column.items is not None:
+        return _json(kind, column.items)
+    return dict(_BY_TYPE)[kind]
+
+
+def parameter_encoders(
+    table: str, row_type: type[Row], parameters: Iterable[str]
+) -> dict[str, Encoder]:
+    """Return the encoder of each parameter of a statement of `table`.
+
+    A parameter that is named as a column takes that column's type, any other is encoded by the
+    type of its value.
+    """
+    hints = typing.get_type_hints(row_type, include_extras=True)
+    return {
+        name: _named(table, name, encoder(hints[name]) if name in hints else untyped)
+        for name in parameters
+    }
+
+
+def _named(table: str, column: str, encode: Encoder) -> Encoder:
+    def named(value: Any) -> Any:
+        try:
+            return encode(value)
+        except _RefusedError as refused:
+            raise InvalidValue(
+                table, column, str(refused), value_type=type(value).__name__
+            ) from None
+
+    return named
+
+
+def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
+    """Return the function that turns rows of column values into `row_type`s.
+
+    It works column by column, so that each conversion is one loop in C.
+    """
+    conversions = [
+        (index, _decoder(column), column.nullable)
+        for index, column in enumerate(_columns(row_type).values())
+        if column.type not in (str, int, float, bytes)
+    ]
+
+    def decode(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
+        if not rows:
+            return []
+        columns: list[Any] = list(zip(*rows, strict=True))
+        for index, convert, nullable in conversions:
+            values = columns[index]
+            columns[index] = (
+                [None if value is None else convert(value) for value in values]
+                if nullable
+                else map(convert, values)
+            )
+        return list(map(row_type, *columns))
+
+    return decode
+
+
+def _decoder(column: _Column) -> Callable[[Any], Any]:
+    kind = column.type
+    if kind is datetime:
+        return datetime.fromisoformat
+    if kind is bool:
+        return bool
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return {member.value: member for member in kind}.__getitem__
+    return msgspec.json.Decoder().decode

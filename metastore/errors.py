@@ -1,0 +1,338 @@
+"""Every exception that metastore raises.
+
+All of them are a `MetastoreError`, and all of them carry the facts as attributes, so that a
+caller decides on data and never on the wording of a message. A driver's own exception never
+reaches the caller; where one was the cause, it is the `__cause__`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = [
+    "AlreadyExists",
+    "BudgetExceeded",
+    "InvalidReference",
+    "InvalidTransition",
+    "InvalidValue",
+    "LeaseLost",
+    "LeaseUnavailable",
+    "LockHeld",
+    "MetastoreError",
+    "MigrationFailed",
+    "NotFound",
+    "SchemaOutdated",
+    "SchemaTooNew",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "StoreFull",
+    "StoreReadOnly",
+    "TokenRejected",
+    "TransactionActive",
+    "VersionConflict",
+]
+
+
+class MetastoreError(Exception):
+    """The base of every exception that metastore raises."""
+
+
+class NotFound(MetastoreError):
+    """No row of `table` has the key that was asked for.
+
+    Attributes:
+        table: the table that was searched.
+        key: the id or natural key that no row has.
+    """
+
+    def __init__(self, table: str, key: object) -> None:
+        self.table = table
+        self.key = key
+        super().__init__(f"{table} has no row {key!r}")
+
+
+class AlreadyExists(MetastoreError):
+    """Another row already has a value that must be unique.
+
+    Attributes:
+        table: the table that holds the other row.
+        columns: the columns that must be unique together.
+    """
+
+    def __init__(self, table: str, columns: Iterable[str]) -> None:
+        self.table = table
+        self.columns = tuple(columns)
+        super().__init__(f"{table} already has a row with this {' and '.join(self.columns)}")
+
+
+class InvalidReference(MetastoreError):
+    """A foreign key names a row that does not exist, or a row still referenced was to be deleted.
+
+    Attributes:
+        table: the table that holds the foreign key.
+        column: the column of the foreign key, or None where the database does not say which.
+        references: the table it refers to, or None likewise.
+    """
+
+    def __init__(
+        self, table: str, column: str | None = None, references: str | None = None
+    ) -> None:
+        self.table = table
+        self.column = column
+        self.references = references
+        where = f"{table}.{column}" if column else table
+        target = references or "another table"
+        super().__init__(f"{where} refers to a row of {target} that is missing or still needed")
+
+
+class InvalidValue(MetastoreError):
+    """A value that the store refuses; nothing was stored.
+
+    Attributes:
+        table: the table the value was meant for, or None where it was meant for no table.
+        column: the column, parameter or constraint that refuses it.
+        value_type: the name of the value's Python type, or None where the database refused it.
+            The value itself is left out: it may be a secret.
+    """
+
+    def __init__(
+        self, table: str | None, column: str, reason: str, *, value_type: str | None = None
+    ) -> None:
+        self.table = table
+        self.column = column
+        self.reason = reason
+        self.value_type = value_type
+        where = f"{table}.{column}" if table else column
+        got = f" (got {value_type})" if value_type else ""
+        super().__init__(f"{where} {reason}{got}")
+
+
+class InvalidTransition(MetastoreError):
+    """The row's state does not allow the step.
+
+    Attributes:
+        table: the row's table.
+        from_state: the state the row is in.
+        to_state: the state that was asked for.
+        row: the row as it is now.
+    """
+
+    def __init__(self, table: str, from_state: str, to_state: str, row: Any) -> None:
+        self.table = table
+        self.from_state = from_state
+        self.to_state = to_state
+        self.row = row
+        super().__init__(f"a row of {table} that is {from_state} cannot become {to_state}")
+
+
+class VersionConflict(MetastoreError):
+    """The row moved since the caller read it.
+
+    Attributes:
+        table: the row's table.
+        expected: the version the caller had read.
+        row: the row as it is now.
+    """
+
+    def __init__(self, table: str, expected: int, row: Any) -> None:
+        self.table = table
+        self.expected = expected
+        self.row = row
+        super().__init__(f"a row of {table} is no longer at version {expected}")
+
+
+class LeaseUnavailable(MetastoreError):
+    """The worktree is held by another, moved since it was read, or none became free in time.
+
+    Attributes:
+        worktree: the row as it is now; None where any worktree of a repository would have done.
+        repository_id: the repository whose worktrees were asked for.
+    """
+
+    def __init__(self, repository_id: str, worktree: Any | None = None) -> None:
+        self.repository_id = repository_id
+        self.worktree = worktree
+        if worktree is None:
+            super().__init__(f"no worktree of repository {repository_id} is free")
+        elif worktree.lease_owner is None:
+            super().__init__(f"worktree {worktree.id} moved to version {worktree.version}")
+        else:
+            super().__init__(
+                f"worktree {worktree.id} is held by {worktree.lease_owner!r} "
+                f"until {worktree.lease_expires_at}"
+            )
+
+
+class LeaseLost(MetastoreError):
+    """The lease or lock ran out or went to another holder; what it guarded was not written.
+
+    Attributes:
+        resource: the table of the leased row, `worktrees`, `project_locks` or `tasks`.
+        resource_id: the id of the leased row.
+        fencing_number: the number the lease was granted under.
+    """
+
+    def __init__(self, resource: str, resource_id: str, fencing_number: int) -> None:
+        self.resource = resource
+        self.resource_id = resource_id
+        self.fencing_number = fencing_number
+        super().__init__(f"lease {fencing_number} on {resource} {resource_id} is no longer held")
+
+
+class LockHeld(MetastoreError):
+    """Another session holds the project's lock.
+
+    Attributes:
+        project_id: the locked project.
+        lock: the lock as it is now; None where it was set free in between.
+    """
+
+    def __init__(self, project_id: str, lock: Any | None) -> None:
+        self.project_id = project_id
+        self.lock = lock
+        held = f" by session {lock.session_id} until {lock.expires_at}" if lock else ""
+        super().__init__(f"project {project_id} is locked{held}")
+
+
+class BudgetExceeded(MetastoreError):
+    """The job's budget does not cover the request.
+
+    Attributes:
+        job_id: the job.
+        limit: what the job may use, in the unit of `resource`.
+        spent: what its entries have used.
+        reserved: what live reservations hold.
+        requested: what was asked for.
+        resource: `budget_usd` (Decimal dollars), `max_requests` or `max_minutes`.
+    """
+
+    def __init__(
+        self, job_id: str, *, resource: str, limit: Any, spent: Any, reserved: Any, requested: Any
+    ) -> None:
+        self.job_id = job_id
+        self.resource = resource
+        self.limit = limit
+        self.spent = spent
+        self.reserved = reserved
+        self.requested = requested
+        super().__init__(
+            f"job {job_id} has {resource} {limit}: {spent} spent and {reserved} reserved "
+            f"leave no room for {requested}"
+        )
+
+
+class TokenRejected(MetastoreError):
+    """The token opens nothing. Unknown, expired, revoked and mistyped look the same from outside.
+
+    Attributes:
+        scope: the scope that was asked for, or None.
+    """
+
+    def __init__(self, scope: str | None = None) -> None:
+        self.scope = scope
+        super().__init__("the token is not valid for this")
+
+
+class MigrationFailed(MetastoreError):
+    """A migration could not be applied, rolled back or trusted; the database is as it was before.
+
+    Attributes:
+        migration_id: the migration.
+        path: its file, where one is to blame.
+        line: the line of the failed statement in that file, 1-based, or None.
+        statement: the failed statement, or None.
+    """
+
+    def __init__(
+        self,
+        migration_id: str,
+        reason: str,
+        *,
+        path: Path | None = None,
+        line: int | None = None,
+        statement: str | None = None,
+    ) -> None:
+        self.migration_id = migration_id
+        self.reason = reason
+        self.path = path
+        self.line = line
+        self.statement = statement
+        where = f"{path}:{line}" if path and line else str(path or migration_id)
+        super().__init__(f"{where}: {reason}")
+
+
+class SchemaOutdated(MetastoreError):
+    """The database is older than the code, or not there yet.
+
+    Attributes:
+        revision: the newest migration the database has, or None.
+        head: the newest migration the code knows.
+    """
+
+    def __init__(self, url: str, revision: str | None, head: str) -> None:
+        self.url = url
+        self.revision = revision
+        self.head = head
+        state = f"is at {revision}" if revision else "holds no metastore yet"
+        super().__init__(
+            f"{url} {state}, the code needs {head}; run: metastore migrate upgrade --db {url}"
+        )
+
+
+class SchemaTooNew(MetastoreError):
+    """The database has migrations that the code does not know.
+
+    Attributes:
+        revision: the newest migration the database has.
+        head: the newest migration the code knows.
+    """
+
+    def __init__(self, url: str, revision: str, head: str) -> None:
+        self.url = url
+        self.revision = revision
+        self.head = head
+        super().__init__(
+            f"{url} is at {revision}, the code ends at {head}; install a newer metastore, or with "
+            f"that one run: metastore migrate downgrade {head} --db {url}"
+        )
+
+
+class TransactionActive(MetastoreError):
+    """The task holds an open transaction and used the store beside it, which would wait for ever.
+
+    Use the transaction's own repositories (`tx.events`, not `store.events`) inside its body.
+    """
+
+
+class StoreBusy(MetastoreError):
+    """Another process kept the database locked for longer than the store waits."""
+
+
+class StoreFull(MetastoreError):
+    """There is no space left for the database to grow into."""
+
+
+class StoreReadOnly(MetastoreError):
+    """The database, its folder or its file system takes no writes."""
+
+
+class StoreCorrupt(MetastoreError):
+    """The file is damaged, or is not a metastore database.
+
+    Attributes:
+        detail: what the database said.
+    """
+
+    def __init__(self, detail: str, *, path: Path | str | None = None) -> None:
+        self.detail = detail
+        self.path = path
+        super().__init__(f"{path}: {detail}" if path else detail)
+
+
+class StoreClosed(MetastoreError):
+    """The store was closed, or was opened in a parent process before a fork."""

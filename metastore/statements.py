@@ -1,0 +1,132 @@
+"""The statements of `sql/`, read with aiosql's loader.
+
+One file per table holds every statement the program runs on it. The operator behind a
+statement's name says how it is used:
+
+| operator | meaning | no row |
+|---|---|---|
+| `^` | reads one row | ends a multi-statement operation |
+| `$` | reads one value | is None |
+| none | reads many rows | is an empty list |
+| `<!` | writes and returns rows | ends and undoes a multi-statement operation |
+| `!` | writes | is no answer |
+| `*!` | writes many rows | is no answer |
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiosql.query_loader import QueryLoader
+from aiosql.types import QueryDatum, SQLOperationType
+
+from metastore import codec, resources
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Call", "Catalogue", "Statement", "read_statements"]
+
+_READS = {
+    SQLOperationType.SELECT,
+    SQLOperationType.SELECT_ONE,
+    SQLOperationType.SELECT_VALUE,
+}
+_EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
+
+
+class Statement:
+    """A named statement. Calling it with its parameters gives a `Call` that a backend runs."""
+
+    __slots__ = ("_encoders", "doc", "expects_row", "name", "parameters", "sql", "table", "writes")
+
+    def __init__(self, table: str, datum: QueryDatum, row_type: type[codec.Row]) -> None:
+        self.table = table
+        self.name = datum.query_name
+        self.sql = datum.sql
+        self.doc = datum.doc_comments
+        self.writes = datum.operation_type not in _READS
+        self.expects_row = datum.operation_type in _EXPECTS_A_ROW
+        self.parameters = tuple(datum.parameters or ())
+        self._encoders = codec.parameter_encoders(table, row_type, self.parameters)
+
+    def __repr__(self) -> str:
+        return f"<Statement {self.table}.{self.name}>"
+
+    def __call__(self, **values: Any) -> Call:
+        """Bind `values`, one for each declared parameter.
+
+        Raises:
+            InvalidValue: a column does not take its value.
+        """
+        encoders = self._encoders
+        return Call(self, {name: encoders[name](value) for name, value in values.items()})
+
+    def many(self, rows: list[dict[str, Any]]) -> Call:
+        """Bind one set of values for each row to write.
+
+        Raises:
+            InvalidValue: a column does not take its value.
+        """
+        encoders = self._encoders
+        return Call(
+            self, [{name: encoders[name](value) for name, value in row.items()} for row in rows]
+        )
+
+
+class Call(NamedTuple):
+    """A statement and its column values; a list of them for a statement that writes many rows."""
+
+    statement: Statement
+    parameters: dict[str, Any] | list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        # Parameters may be secrets, and drivers log what they are handed.
+        return f"<Call of {self.statement.table}.{self.statement.name}>"
+
+
+class Catalogue:
+    """The statements of one table, as attributes."""
+
+    def __init__(self, table: str, row_type: type[codec.Row], dialect: str = "sqlite") -> None:
+        for datum in read_statements(table, dialect).values():
+            setattr(self, datum.query_name, Statement(table, datum, row_type))
+
+    def __getattr__(self, name: str) -> Statement:
+        raise AttributeError(f"no statement is named {name}")
+
+
+@cache
+def read_statements(table: str, dialect: str = "sqlite") -> dict[str, QueryDatum]:
+    """Return the statements of `table` by name: the common ones, then the dialect's own over them.
+
+    Raises:
+        aiosql.utils.SQLParseException: a statement's header and body do not agree.
+        FileNotFoundError: the table has no statement file.
+    """
+    directory = resources.statements_directory()
+    statements = _read(directory / f"{table}.sql")
+    overlay = directory / f"{table}.{dialect}.sql"
+    if overlay.exists():
+        statements |= _read(overlay)
+    return statements
+
+
+def _read(path: Path) -> dict[str, QueryDatum]:
+    # The loader wants a driver only to translate `:name`, which SQLite takes as it is.
+    loader = QueryLoader(
+        _Verbatim(),  # type: ignore[arg-type]
+        record_classes=None,
+        attribute=None,
+    )
+    data = loader.load_query_data_from_file(path, encoding="utf-8")
+    return {datum.query_name: datum for datum in data}
+
+
+class _Verbatim:
+    """The part of aiosql's driver adapter that its loader calls."""
+
+    @staticmethod
+    def process_sql(_name: str, _operation: SQLOperationType, sql: str) -> str:
+        return sql.rstrip(";")

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
+from typing import Annotated, Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metastore import InvalidValue
+from metastore.codec import (
+    MAX_JSON,
+    MAX_TEXT,
+    MAX_TTL,
+    Id,
+    JsonObject,
+    Row,
+    decoder,
+    duration,
+    new_id,
+    parameter_encoders,
+    timestamp,
+)
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Everything(Row, frozen=True):
+    id: Id
+    text: str
+    short: Annotated[str, msgspec.Meta(min_length=1, max_length=3)]
+    number: int
+    flag: bool
+    real: float
+    moment: datetime
+    colour: Colour
+    document: JsonObject
+    items: list[str]
+    anything: Any
+    data: bytes
+    note: str | None
+    later: datetime | None
+    shade: Colour | None
+    extra: JsonObject | None
+
+
+ENCODE = parameter_encoders("things", Everything, [*Everything.__struct_fields__, "other"])
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts,
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(
+            texts,
+            children,
+            max_size=4,
+        )
+    ),
+    max_leaves=10,
+)
+moments = st.datetimes(
+    timezones=st.just(UTC),
+    min_value=datetime(1, 1, 2),  # noqa: DTZ001 - hypothesis takes naive bounds
+).map(lambda moment: moment.replace(microsecond=moment.microsecond // 1000 * 1000))
+
+
+@given(
+    text=texts,
+    number=st.integers(-(2**63), 2**63 - 1),
+    flag=st.booleans(),
+    real=st.floats(allow_nan=False, allow_infinity=False),
+    moment=moments,
+    colour=st.sampled_from(Colour),
+    document=st.dictionaries(texts, json_values, max_size=4),
+    items=st.lists(texts, max_size=4),
+    anything=json_values,
+    data=st.binary(max_size=20),
+    later=st.none() | moments,
+)
+def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
+    row = Everything(
+        id=new_id(), short="abc", note=None, shade=None, extra=None, **values
+    )  # fmt: skip
+    columns = tuple(ENCODE[name](row[name]) for name in Everything.__struct_fields__)
+    [back] = decoder(Everything)([columns])
+    assert back == row
+    assert type(back.colour) is Colour
+
+
+NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - what is refused
+
+REFUSED: list[tuple[str, Any]] = [
+    ("id", "not-an-id"),
+    ("id", "018F5C5E-7B1C-7000-8000-000000000000"),
+    ("id", new_id() + "\n"),
+    ("id", " " + new_id()),
+    ("id", None),
+    ("id", 5),
+    ("text", None),
+    ("text", 5),
+    ("text", b"bytes"),
+    ("text", "nul\0"),
+    ("text", "lone \ud800 surrogate"),
+    ("text", "x" * (MAX_TEXT + 1)),
+    ("short", ""),
+    ("short", "abcd"),
+    ("number", 2**63),
+    ("number", -(2**63) - 1),
+    ("number", True),
+    ("number", 1.0),
+    ("number", "1"),
+    ("number", None),
+    ("flag", 1),
+    ("flag", None),
+    ("real", math.nan),
+    ("real", math.inf),
+    ("real", -math.inf),
+    ("real", True),
+    ("real", "1.0"),
+    ("moment", NAIVE),
+    ("moment", "2026-01-01T00:00:00Z"),
+    ("moment", 0),
+    ("colour", "green"),
+    ("colour", None),
+    ("colour", ["red"]),
+    ("document", []),
+    ("document", "{}"),
+    ("document", {"nan": math.nan}),
+    ("document", {"deep": [{"inf": math.inf}]}),
+    ("document", {1: "a"}),
+    ("document", {"tuple": (1, 2)}),
+    ("document", {"set": {1}}),
+    ("document", {"bytes": b"x"}),
+    ("document", {"moment": datetime(2026, 1, 1, tzinfo=UTC)}),
+    ("document", {"object": object()}),
+    ("document", {"big": 2**64}),
+    ("document", {"big": [2**63]}),
+    ("document", {"big": [-(2**63) - 1]}),
+    ("document", {"surrogate": "\ud800"}),
+    ("document", {"\udfff": 1}),
+    ("document", {"nul": "a\0b"}),
+    ("document", {"a\0b": 1}),
+    ("document", {"long": "x" * MAX_JSON}),
+    ("items", {}),
+    ("items", ["a", 1]),
+    ("items", ("a",)),
+    ("anything", (1,)),
+    ("anything", math.nan),
+    ("data", "text"),
+    ("later", NAIVE),
+    ("other", object()),
+    ("other", math.nan),
+    ("other", "\0"),
+    ("other", 2**63),
+    ("other", NAIVE),
+]
+
+
+@pytest.mark.parametrize(("column", "value"), REFUSED)
+def test_encode__refuses_what_would_not_come_back(column: str, value: Any) -> None:
+    with pytest.raises(InvalidValue) as error:
+        ENCODE[column](value)
+    assert (error.value.table, error.value.column) == ("things", column)
+    assert error.value.value_type == type(value).__name__
+
+
+def test_encode__nested_too_deep_is_refused() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidValue):
+        ENCODE["anything"](deep)
+
+
+def test_encode__a_backslash_before_u0000_is_text() -> None:
+    document = {"path": "C:\\u0000", "two": "\\\\u0000"}
+    assert msgspec.json.decode(ENCODE["document"](document)) == document
+
+
+def test_encode__an_error_does_not_show_the_value() -> None:
+    with pytest.raises(InvalidValue) as error:
+        ENCODE["short"]("secret-value")
+    assert "secret-value" not in str(error.value)
+    assert "secret-value" not in repr(error.value)
+
+
+def test_timestamp__is_utc_of_fixed_width_in_order() -> None:
+    moment = datetime(2026, 1, 31, 23, 59, 59, 123_999, tzinfo=UTC)
+    assert timestamp(moment) == "2026-01-31T23:59:59.123Z"
+    there = moment.astimezone(timezone(timedelta(hours=-7)))
+    assert timestamp(there) == timestamp(moment)
+    assert timestamp(datetime(1, 1, 1, tzinfo=UTC)) == "0001-01-01T00:00:00.000Z"
+    moments = [moment + timedelta(milliseconds=n * 777) for n in range(50)]
+    assert sorted(map(timestamp, moments)) == [timestamp(m) for m in moments]
+
+
+@pytest.mark.parametrize(
+    "span", [timedelta(0), timedelta(seconds=-1), MAX_TTL + timedelta(seconds=1), 5, None]
+)
+def test_duration__is_longer_than_nothing_and_bounded(span: Any) -> None:
+    with pytest.raises(InvalidValue):
+        duration("ttl", span)
+
+
+def test_new_id__sorts_by_time() -> None:
+    ids = [new_id() for _ in range(1000)]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 1000
+
+
+def test_row__is_a_mapping_for_those_who_want_one() -> None:
+    class Small(Row, frozen=True):
+        a: int
+        b: str
+
+    row = Small(1, "x")
+    assert dict(row) == {"a": 1, "b": "x"}
+    with pytest.raises(KeyError):
+        row["c"]
+    with pytest.raises(AttributeError):
+        row.a = 2  # type: ignore[misc]
