@@ -1,0 +1,3 @@
+-- 0005-create-sessions, undone: the history of all sessions is lost.
+
+DROP TABLE IF EXISTS sessions;

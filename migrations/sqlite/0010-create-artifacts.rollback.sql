@@ -1,0 +1,3 @@
+-- 0010-create-artifacts, undone: what is known of the produced files is lost.
+
+DROP TABLE IF EXISTS artifacts;

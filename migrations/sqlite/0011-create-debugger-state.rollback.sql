@@ -1,0 +1,3 @@
+-- 0011-create-debugger-state, undone: the checkpoints of all sessions are lost.
+
+DROP TABLE IF EXISTS debugger_state;

@@ -1,0 +1,4 @@
+-- 0013-create-views, undone: nothing is lost.
+
+DROP VIEW IF EXISTS session_overview;
+DROP VIEW IF EXISTS active_leases;
