@@ -1,0 +1,1 @@
+"""The only code that knows a driver. Backends run statements and know no table."""

@@ -1,0 +1,157 @@
+"""SQLite, through aiosqlite: one writer and one or more readers for each process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+from metastore.backends import sqlite_file
+from metastore.backends.sqlite_connection import connect, open_writer
+from metastore.backends.sqlite_errors import translate
+from metastore.backends.sqlite_lanes import Lane, ReaderLane, WriterLane
+from metastore.backends.sqlite_transaction import (
+    OpenTransaction,
+    current_transaction,
+    refuse_inside_transaction,
+)
+from metastore.backends.sqlite_watcher import Watcher
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from metastore.backends.base import Executor, Guard, Values
+    from metastore.statements import Call
+
+__all__ = ["SqliteBackend"]
+
+
+class SqliteBackend:
+    """An open SQLite database."""
+
+    def __init__(self, path: Path, writer: WriterLane, readers: list[ReaderLane]) -> None:
+        self._path = path
+        self._writer = writer
+        self._readers = readers
+        self._next_reader = 0
+        self._watcher = Watcher(readers[0])
+        self._closing: asyncio.Task[None] | None = None
+        writer.on_commit = self._watcher.bump
+        _open_backends.add(self)
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        durability: Literal["full", "normal"] = "full",
+        readers: int = 1,
+        check: Callable[[sqlite3.Connection], None] = lambda _: None,
+    ) -> SqliteBackend:
+        """Connect to the existing metastore at `path`, which must pass `check`.
+
+        Raises:
+            SchemaOutdated: there is no file at `path`, or an empty one.
+            StoreCorrupt: it is no metastore, or damaged.
+            StoreReadOnly: it cannot be opened for writing.
+        """
+        lanes: list[Lane] = []
+        try:
+            connection = await connect(partial(open_writer, path, durability, check))
+            lanes.append(writer := WriterLane(connection, path))
+            for _ in range(readers):
+                connection = await connect(
+                    partial(sqlite_file.connect, path, durability=durability, read_only=True)
+                )
+                lanes.append(ReaderLane(connection))
+        except BaseException as error:
+            for lane in lanes:
+                lane.connection.abandon()
+            if isinstance(error, sqlite3.Error):
+                raise translate(error) from error
+            raise
+        return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])
+
+    async def run(self, call: Call) -> list[Values]:
+        """Run one statement and return its rows. See `Executor.run`."""
+        if call.statement.writes:
+            [rows] = await self._write((call,))
+            return rows
+        lane = self._readers[self._next_reader]
+        self._next_reader = (self._next_reader + 1) % len(self._readers)
+        [rows] = await lane.submit((call,))
+        return rows
+
+    async def run_all(self, *calls: Call) -> list[list[Values]]:
+        """Run several statements as one. See `Executor.run_all`."""
+        return await self._write(calls)
+
+    async def _write(self, calls: tuple[Call, ...]) -> list[list[Values]]:
+        refuse_inside_transaction(self._writer)
+        return await self._writer.submit(calls)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, guard: Guard | None = None) -> AsyncIterator[Executor]:
+        """Open a transaction, which has the writer to itself until it ends. See `Backend`."""
+        refuse_inside_transaction(self._writer)
+        await self._writer.take_turn()
+        transaction = OpenTransaction(self._writer, guard)
+        token = current_transaction.set(transaction)
+        try:
+            await transaction.check_guard()
+            yield transaction
+            await transaction.commit()
+        finally:
+            # A generator that the loop's end closes is closed in another context.
+            with contextlib.suppress(ValueError):
+                current_transaction.reset(token)
+            # Whatever happened, cancellation included: the writer is handed on only after a
+            # ROLLBACK, which stands in the thread's queue behind any statement in flight.
+            await transaction.end()
+
+    @property
+    def changes(self) -> int:
+        """A number that grows with every commit. See `Backend.changes`."""
+        return self._watcher.changes
+
+    async def wait_for_change(self, seen: int, timeout: float) -> None:
+        """Wait for a commit, also another process's. See `Backend.wait_for_change`."""
+        await self._watcher.wait(seen, timeout)
+
+    async def close(self) -> None:
+        """Close every connection; idempotent, and safe with operations in flight.
+
+        A batch that has begun is finished and answered, what waits behind it gets
+        `StoreClosed`, an open transaction is undone.
+        """
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        _open_backends.discard(self)
+        self._watcher.close()
+        for lane in (*self._readers, self._writer):
+            await lane.close()
+
+    def forbid(self, reason: str) -> None:
+        """Refuse every further operation, without touching the connections."""
+        for lane in (*self._readers, self._writer):
+            lane.closed = reason
+        self._watcher.close()
+
+
+_open_backends: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for backend in list(_open_backends):
+        backend.forbid("the store was opened before a fork; open one in the child")
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,83 @@
+"""aiosqlite's connection, as the SQLite backend uses it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import aiosqlite
+
+from metastore.backends import sqlite_file
+from metastore.errors import SchemaOutdated, StoreCorrupt
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Connection", "connect", "open_writer"]
+
+
+class Connection(aiosqlite.Connection):
+    """An aiosqlite connection that runs functions of ours in its thread."""
+
+    def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
+        super().__init__(connector, iter_chunk_size=64)
+        # A store that nobody closed must not keep the interpreter from ending. SQLite treats
+        # the end of the thread like a crash: what was not committed is undone.
+        self._thread.daemon = True
+
+    def __del__(self) -> None:
+        if self._connection is not None:
+            self.abandon()
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """The driver's connection, for functions that run in its thread."""
+        return self._conn
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Run `function` in the connection's thread, after whatever was posted before."""
+        self._tx.put_nowait((None, function))
+
+    def abandon(self) -> None:
+        """Close the connection in its thread, and end the thread, without waiting for either."""
+        self.stop()
+
+    async def close(self) -> None:
+        """Close the connection and wait until its thread has ended."""
+        await super().close()
+        self._thread.join()
+
+
+async def connect(connector: Callable[[], sqlite3.Connection]) -> Connection:
+    """Start a thread and connect in it."""
+    connection = Connection(connector)
+    await connection
+    return connection
+
+
+def open_writer(
+    path: Path,
+    durability: Literal["full", "normal"],
+    check: Callable[[sqlite3.Connection], None],
+) -> sqlite3.Connection:
+    """Connect to the existing metastore at `path` for writing.
+
+    Raises:
+        SchemaOutdated: there is no file at `path`, or an empty one.
+        StoreCorrupt: it is no metastore.
+    """
+    if not path.exists():
+        raise SchemaOutdated(f"sqlite:///{path}", None, "a migrated database")
+    if not path.is_file():
+        raise StoreCorrupt("is no file", path=path)
+    connection = sqlite_file.connect(path, durability=durability)
+    try:
+        if not sqlite_file.is_metastore(connection):
+            raise SchemaOutdated(f"sqlite:///{path}", None, "a migrated database")
+        check(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

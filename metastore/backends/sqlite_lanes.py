@@ -1,0 +1,425 @@
+"""Lanes: a connection and the operations that wait for it.
+
+Operations that arrive while the connection's thread is busy share the next hop. Writes that
+share one are committed together: each caller gets its own result or error, and nobody is
+answered before COMMIT has returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from metastore.backends import sqlite_file
+from metastore.backends.sqlite_errors import translate
+from metastore.errors import StoreClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from metastore.backends.base import Values
+    from metastore.backends.sqlite_connection import Connection
+    from metastore.statements import Call
+
+__all__ = [
+    "Holder",
+    "Lane",
+    "Operation",
+    "ReaderLane",
+    "WriterLane",
+    "execute",
+    "roll_back",
+    "told",
+]
+
+MAX_BATCH = 256
+"""Operations that share one commit at most."""
+
+MAX_QUEUE = 4096
+"""Operations that wait for a connection at most; beyond it, callers wait before they queue."""
+
+CHECKPOINT_AFTER = 4_000
+"""Row changes after which the WAL is copied back into the database file."""
+
+
+class Holder(Protocol):
+    """Whoever has the writer to itself: an open transaction."""
+
+    def abort(self, reason: str) -> object:
+        """Refuse further statements, undo what was not committed, hand the writer on."""
+
+
+class Operation:
+    """What one caller asked for, and what became of it."""
+
+    __slots__ = ("answers", "calls", "error", "future")
+
+    def __init__(self, calls: tuple[Call, ...], future: asyncio.Future[Any]) -> None:
+        self.calls = calls
+        self.future = future
+        self.answers: list[list[Values]] = []
+        self.error: BaseException | None = None
+
+    def settle(self) -> None:
+        """Tell the caller, unless it has gone away."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.answers)
+
+
+class Lane:
+    """A connection and the operations that wait for it.
+
+    Operations that become ready in the same turn of the event loop, or while the thread is
+    busy, share the next hop.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.closed: str | None = None
+        self.hops = 0
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Operation] = deque()
+        self._busy = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._room: deque[asyncio.Future[None]] = deque()
+
+    async def submit(self, calls: tuple[Call, ...]) -> list[list[Values]]:
+        """Queue `calls` as one operation and return their answers."""
+        while len(self._queue) >= MAX_QUEUE:
+            await self._wait_for_room()
+        operation = Operation(calls, self._loop.create_future())
+        self._enqueue(operation)
+        answers: list[list[Values]] = await operation.future
+        return answers
+
+    async def _wait_for_room(self) -> None:
+        room = self._loop.create_future()
+        self._room.append(room)
+        try:
+            await room
+        finally:
+            if room in self._room:
+                self._room.remove(room)
+
+    def _enqueue(self, operation: Operation) -> None:
+        if self.closed is not None:
+            raise StoreClosed(self.closed)
+        self._queue.append(operation)
+        if not self._busy:
+            self._set_busy()
+            # Deferred, so that every task that is ready in this turn of the loop joins.
+            self._loop.call_soon(self._flush)
+
+    def _set_busy(self) -> None:
+        self._busy = True
+        self._idle.clear()
+
+    def _set_idle(self) -> None:
+        self._busy = False
+        self._idle.set()
+
+    def _flush(self) -> None:
+        """Send the next batch to the thread, or rest."""
+        batch = self._next_batch()
+        if batch:
+            self.post(partial(self._run_batch, batch), partial(self._settle, batch))
+        else:
+            self._set_idle()
+
+    def _next_batch(self) -> list[Operation]:
+        batch: list[Operation] = []
+        while self._queue and len(batch) < MAX_BATCH:
+            operation = self._queue.popleft()
+            if not operation.future.done():
+                batch.append(operation)
+        while self._room and len(self._queue) < MAX_QUEUE:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+                break
+        return batch
+
+    def post(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        """Run `work` in the thread, then `done` on the loop."""
+        self.hops += 1
+        loop = self._loop
+
+        def hop() -> None:
+            work()
+            # A loop that was closed meanwhile has nobody left to be told.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(done)
+
+        self.connection.post(hop)
+
+    def _run_batch(self, batch: list[Operation]) -> None:
+        raise NotImplementedError
+
+    def _settle(self, batch: list[Operation]) -> None:
+        for operation in batch:
+            operation.settle()
+        self._flush()
+
+    async def close(self) -> None:
+        """Refuse what waits, let the hop in flight end, close the connection."""
+        if self.closed is None:
+            self.closed = "the store is closed"
+        for operation in self._queue:
+            operation.error = StoreClosed(self.closed)
+            operation.settle()
+        self._queue.clear()
+        for room in self._room:
+            if not room.done():
+                room.set_result(None)
+        await self._before_close()
+        await self._idle.wait()
+        await self.connection.close()
+
+    async def _before_close(self) -> None:
+        pass
+
+
+def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
+    """Run a statement and fetch what it returns: no cursor outlives the hop."""
+    if isinstance(call.parameters, list):
+        connection.executemany(call.statement.sql, call.parameters)
+        return []
+    return connection.execute(call.statement.sql, call.parameters).fetchall()
+
+
+def told(error: Exception, connection: sqlite3.Connection, call: Call | None) -> BaseException:
+    """Return what the caller of a failed statement is told."""
+    try:
+        return translate(error, connection, call)
+    except Exception as untranslated:  # noqa: BLE001 - whatever it is, it belongs to the caller
+        return untranslated
+
+
+class ReaderLane(Lane):
+    """A connection that only reads. Each operation of a batch has its own snapshot."""
+
+    def _run_batch(self, batch: list[Operation]) -> None:
+        connection = self.connection.raw
+        for operation in batch:
+            [call] = operation.calls
+            try:
+                operation.answers = [execute(connection, call)]
+            except Exception as error:  # noqa: BLE001 - one reader's error is its own
+                operation.error = told(error, connection, call)
+
+    async def data_version(self) -> int:
+        """Return a number that changes when another connection has committed."""
+        version = self._loop.create_future()
+        read: list[int] = []
+
+        def work() -> None:
+            with contextlib.suppress(sqlite3.Error):
+                read.extend(self.connection.raw.execute("PRAGMA data_version").fetchone())
+
+        def done() -> None:
+            if not version.done():
+                version.set_result(read[0] if read else -1)
+
+        if self.closed is not None:
+            raise StoreClosed(self.closed)
+        self.post(work, done)
+        number: int = await version
+        return number
+
+
+class BatchLostError(Exception):
+    """The whole transaction of a batch is gone; the reason is the cause."""
+
+
+class WriterLane(Lane):
+    """The connection that writes. Operations of a batch are committed together."""
+
+    def __init__(self, connection: Connection, path: Path) -> None:
+        super().__init__(connection)
+        self.on_commit: Callable[[], None] = lambda: None
+        self.holder: Holder | None = None
+        self._path = path
+        self._checkpointer: sqlite3.Connection | None = None
+        self._checkpointed_at = 0
+
+    # A transaction waits in the queue like any operation. When it comes to the front, the
+    # writer is its own until it ends.
+
+    async def take_turn(self) -> None:
+        """Wait for the writer and keep it. `release_turn` hands it on."""
+        while len(self._queue) >= MAX_QUEUE:
+            await self._wait_for_room()
+        turn = Operation((), self._loop.create_future())
+        self._enqueue(turn)
+        try:
+            await turn.future
+        except BaseException:
+            # Granted and cancelled in the same turn of the loop.
+            if turn.future.done() and not turn.future.cancelled() and not turn.error:
+                self.release_turn()
+            raise
+
+    def release_turn(self) -> None:
+        """Hand the writer on."""
+        self.holder = None
+        self._flush()
+
+    def _next_batch(self) -> list[Operation]:
+        batch: list[Operation] = []
+        while self._queue and len(batch) < MAX_BATCH:
+            is_turn = not self._queue[0].calls
+            if is_turn and batch:
+                break
+            operation = self._queue.popleft()
+            if operation.future.done():
+                continue
+            batch.append(operation)
+            if is_turn:
+                break
+        if self._room and len(self._queue) < MAX_QUEUE:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+        return batch
+
+    def _flush(self) -> None:
+        batch = self._next_batch()
+        if not batch:
+            self._set_idle()
+        elif not batch[0].calls:
+            batch[0].future.set_result(None)
+        else:
+            self.post(partial(self._run_batch, batch), partial(self._settle, batch))
+
+    def _settle(self, batch: list[Operation]) -> None:
+        super()._settle(batch)
+        self.on_commit()
+
+    def _run_batch(self, batch: list[Operation]) -> None:
+        connection = self.connection.raw
+        if len(batch) == 1:
+            self._run_alone(connection, batch[0])
+        else:
+            try:
+                self._run_together(connection, batch)
+            except BatchLostError:
+                # No caller is told of a neighbour's fault: each tries for itself.
+                for operation in batch:
+                    operation.error = None
+                    self._run_alone(connection, operation)
+        self._checkpoint_if_due(connection)
+
+    def _run_together(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
+        """Run a batch in one transaction. A failed operation fails only its caller.
+
+        Raises:
+            BatchLostError: the transaction did not survive; nothing of the batch is stored.
+        """
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for operation in batch:
+                self.run_in_transaction(connection, operation)
+                # Some errors (disk full, I/O, interrupt) end the whole transaction. The next
+                # statement would then commit by itself, and its neighbours be lost.
+                if not connection.in_transaction:
+                    raise BatchLostError from operation.error
+            connection.execute("COMMIT")
+        except BaseException as error:
+            roll_back(connection)
+            if isinstance(error, sqlite3.Error):
+                raise BatchLostError from error
+            raise
+
+    def run_in_transaction(self, connection: sqlite3.Connection, operation: Operation) -> None:
+        """Run one operation inside a transaction that goes on whatever becomes of it."""
+        if len(operation.calls) == 1:
+            [call] = operation.calls
+            try:
+                operation.answers = [execute(connection, call)]
+            except Exception as error:  # noqa: BLE001 - the caller is told
+                operation.error = told(error, connection, call)
+            return
+        connection.execute("SAVEPOINT operation")
+        if not self._run_calls(connection, operation) and connection.in_transaction:
+            connection.execute("ROLLBACK TO operation")
+        if connection.in_transaction:
+            connection.execute("RELEASE operation")
+
+    def _run_alone(self, connection: sqlite3.Connection, operation: Operation) -> None:
+        """Run one operation in its own transaction; one statement needs no BEGIN."""
+        call: Call | None = operation.calls[0]
+        try:
+            if len(operation.calls) == 1:
+                operation.answers = [execute(connection, operation.calls[0])]
+                return
+            call = None
+            connection.execute("BEGIN IMMEDIATE")
+            if self._run_calls(connection, operation):
+                connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - the caller is told
+            operation.error = told(error, connection, call)
+        finally:
+            roll_back(connection)
+
+    @staticmethod
+    def _run_calls(connection: sqlite3.Connection, operation: Operation) -> bool:
+        """Run the operation's statements in order; tell whether they are to be kept."""
+        operation.answers = []
+        for call in operation.calls:
+            try:
+                rows = execute(connection, call)
+            except Exception as error:  # noqa: BLE001 - the caller is told
+                operation.error = told(error, connection, call)
+                return False
+            operation.answers.append(rows)
+            if not rows and call.statement.expects_row:
+                return False
+        return True
+
+    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
+        changes = connection.total_changes
+        if changes - self._checkpointed_at >= CHECKPOINT_AFTER:
+            self._checkpointed_at = changes
+            with contextlib.suppress(sqlite3.Error):
+                self._checkpoint(connection)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Copy the WAL into the database file while nobody writes.
+
+        SQLite before 3.51.3 may damage the file when one connection checkpoints while another
+        writes, so a second connection checkpoints while this one holds the write lock.
+        """
+        if self._checkpointer is None:
+            self._checkpointer = sqlite_file.connect(self._path, read_only=True)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        finally:
+            roll_back(connection)
+
+    async def _before_close(self) -> None:
+        if self.holder is not None:
+            self.holder.abort("the store is closed")
+
+    async def close(self) -> None:
+        """Close the lane and the connection that checkpoints. See `Lane.close`."""
+        await super().close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """Undo the open transaction, if there is one."""
+    if connection.in_transaction:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
