@@ -1,0 +1,89 @@
+"""metastore: the metadata database of an execution service, in plain SQL."""
+
+from metastore.errors import (
+    AlreadyExists,
+    BudgetExceeded,
+    InvalidReference,
+    InvalidTransition,
+    InvalidValue,
+    LeaseLost,
+    LeaseUnavailable,
+    LockHeld,
+    MetastoreError,
+    MigrationFailed,
+    NotFound,
+    SchemaOutdated,
+    SchemaTooNew,
+    StoreBusy,
+    StoreClosed,
+    StoreCorrupt,
+    StoreFull,
+    StoreReadOnly,
+    TokenRejected,
+    TransactionActive,
+    VersionConflict,
+)
+from metastore.paging import Page
+from metastore.repositories.artifacts import Artifact, ArtifactType
+from metastore.repositories.auth_tokens import AuthToken, IssuedToken
+from metastore.repositories.commands import Command, CommandStatus
+from metastore.repositories.debugger_state import DebuggerState
+from metastore.repositories.events import Event, EventLevel, NewEvent
+from metastore.repositories.lease_waiters import LeaseWaiter
+from metastore.repositories.project_locks import ProjectLock
+from metastore.repositories.projects import Project
+from metastore.repositories.repositories import Repository
+from metastore.repositories.sessions import Session, SessionMode, SessionStatus, SessionType
+from metastore.repositories.steps import Step, StepStatus
+from metastore.repositories.worktrees import Lease, Worktree, WorktreeState
+from metastore.store import MetadataStore, Transaction
+
+__all__ = [
+    "AlreadyExists",
+    "Artifact",
+    "ArtifactType",
+    "AuthToken",
+    "BudgetExceeded",
+    "Command",
+    "CommandStatus",
+    "DebuggerState",
+    "Event",
+    "EventLevel",
+    "InvalidReference",
+    "InvalidTransition",
+    "InvalidValue",
+    "IssuedToken",
+    "Lease",
+    "LeaseLost",
+    "LeaseUnavailable",
+    "LeaseWaiter",
+    "LockHeld",
+    "MetadataStore",
+    "MetastoreError",
+    "MigrationFailed",
+    "NewEvent",
+    "NotFound",
+    "Page",
+    "Project",
+    "ProjectLock",
+    "Repository",
+    "SchemaOutdated",
+    "SchemaTooNew",
+    "Session",
+    "SessionMode",
+    "SessionStatus",
+    "SessionType",
+    "Step",
+    "StepStatus",
+    "StoreBusy",
+    "StoreClosed",
+    "StoreCorrupt",
+    "StoreFull",
+    "StoreReadOnly",
+    "TokenRejected",
+    "Transaction",
+    "TransactionActive",
+    "VersionConflict",
+    "Worktree",
+    "WorktreeState",
+]

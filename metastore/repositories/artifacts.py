@@ -1,0 +1,131 @@
+"""artifacts: the files that a session produced."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["Artifact", "ArtifactType", "Artifacts"]
+
+
+class ArtifactType(StrEnum):
+    """What kind of file it is."""
+
+    LOG = "log"
+    COVERAGE = "coverage"
+    JUNIT_XML = "junit_xml"
+    CRASH_DUMP = "crash_dump"
+    TEST_FILE = "test_file"
+    REPORT = "report"
+    DIFF = "diff"
+    BACKUP = "backup"
+
+
+class Artifact(Row, frozen=True):
+    """A file that a session produced.
+
+    Attributes:
+        content_path: where it is.
+        size_bytes: its size when it was noted, in bytes.
+        sha256: its digest when it was noted, 64 hexadecimal digits.
+    """
+
+    id: Id
+    session_id: Id
+    command_id: Id | None
+    artifact_type: ArtifactType
+    name: Label
+    content_path: Annotated[str, msgspec.Meta(min_length=1)]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)] | None
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")] | None
+    metadata: JsonObject
+    created_at: datetime
+
+
+class Artifacts(TableRepository[Artifact]):
+    """The files that sessions produced."""
+
+    table = "artifacts"
+    row_type = Artifact
+
+    async def create(
+        self,
+        *,
+        session_id: str,
+        artifact_type: str,
+        name: str,
+        content_path: str,
+        command_id: str | None = None,
+        size_bytes: int | None = None,
+        sha256: str | None = None,
+        metadata: JsonObject | None = None,
+        id: str | None = None,
+    ) -> Artifact:
+        """Note a file, and what it was when it was noted.
+
+        Raises:
+            InvalidReference: there is no such session or command.
+            AlreadyExists: an artifact has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_artifact(
+                id=id or new_id(),
+                session_id=session_id,
+                command_id=command_id,
+                artifact_type=artifact_type,
+                name=name,
+                content_path=content_path,
+                size_bytes=size_bytes,
+                sha256=sha256,
+                metadata=metadata or {},
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, artifact_id: str) -> Artifact:
+        """Return an artifact.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_artifact(id=artifact_id), artifact_id)
+
+    async def list_by_session(
+        self, session_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Artifact, str]:
+        """Return a page of a session's artifacts, oldest first."""
+        rows = await self._all(
+            self._sql.list_artifacts_by_session(
+                session_id=session_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_type(
+        self, artifact_type: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Artifact, str]:
+        """Return a page of the artifacts of one type, oldest first."""
+        rows = await self._all(
+            self._sql.list_artifacts_by_type(
+                artifact_type=artifact_type,
+                after_id=after or FIRST_ID,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def delete(self, artifact_id: str) -> None:
+        """Forget a file; the file itself stays.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        await self._one(self._sql.delete_artifact(id=artifact_id), artifact_id)

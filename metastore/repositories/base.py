@@ -1,0 +1,103 @@
+"""What every table's repository has in common."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+
+from metastore import codec
+from metastore.errors import InvalidTransition, NotFound
+from metastore.statements import Catalogue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from metastore.backends.base import Backend, Executor, Values
+    from metastore.statements import Call
+
+__all__ = ["Scope", "TableRepository"]
+
+AnyRow = TypeVar("AnyRow", bound=codec.Row)
+
+
+class Scope(NamedTuple):
+    """Where a repository's statements run, and what time it is there.
+
+    Attributes:
+        executor: the store's backend, where each operation commits by itself, or a transaction.
+        now: the time of an operation; within a transaction it stands still.
+        backend: the store's backend; None within a transaction, where nothing can be waited for.
+    """
+
+    executor: Executor
+    now: Callable[[], datetime]
+    backend: Backend | None
+
+
+class TableRepository(Generic[AnyRow]):
+    """The operations on one table. Subclasses name the table and its row type."""
+
+    table: ClassVar[str]
+    row_type: type[AnyRow]
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._now = scope.now
+        self._run = scope.executor.run
+        self._run_all = scope.executor.run_all
+        self._sql: Catalogue = _catalogue(self.table, self.row_type)
+        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(self.row_type)
+
+    async def _all(self, call: Call) -> list[AnyRow]:
+        """Run a statement that returns rows of the table."""
+        return self._decode(await self._run(call))
+
+    async def _find(self, call: Call) -> AnyRow | None:
+        """Run a statement that returns one row of the table, or none."""
+        rows = self._decode(await self._run(call))
+        return rows[0] if rows else None
+
+    async def _one(self, call: Call, key: object) -> AnyRow:
+        """Run a statement that returns the row that `key` names.
+
+        Raises:
+            NotFound: it returned none.
+        """
+        row = await self._find(call)
+        if row is None:
+            raise NotFound(self.table, key)
+        return row
+
+    async def _created(self, call: Call) -> AnyRow:
+        """Run an INSERT and return its row."""
+        [row] = self._decode(await self._run(call))
+        return row
+
+    async def _advanced(self, call: Call, current: Call, key: str, to_state: str) -> AnyRow:
+        """Run a conditional UPDATE of the row's status and return the row.
+
+        Raises:
+            NotFound: `current` finds no such row.
+            InvalidTransition: the row's status does not allow it.
+        """
+        row = await self._find(call)
+        if row is None:
+            row = await self._one(current, key)
+            raise InvalidTransition(self.table, row["status"], to_state, row)
+        return row
+
+    async def _scalar(self, call: Call) -> Any:
+        """Run a statement that returns one value; None if it returned no row."""
+        rows = await self._run(call)
+        return rows[0][0] if rows else None
+
+
+@cache
+def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
+    return Catalogue(table, row_type)
+
+
+@cache
+def _decoder(row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
+    return codec.decoder(row_type)

@@ -1,0 +1,183 @@
+"""commands: what a session was asked to run, and how it ended."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from metastore.codec import Id, Row, new_id
+from metastore.errors import InvalidValue
+from metastore.paging import Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metastore.statements import Call
+
+__all__ = ["Command", "CommandStatus", "Commands"]
+
+
+class CommandStatus(StrEnum):
+    """How far a command is. The last four are its ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+
+
+class Command(Row, frozen=True):
+    """A command that a session was asked to run.
+
+    Attributes:
+        sequence: its place in the session.
+        argv: the program and its arguments; no shell splits them.
+        exit_code: what the process ended with; None if it did not end by itself.
+        log_path: where its output is, absolute.
+    """
+
+    id: Id
+    session_id: Id
+    sequence: int
+    argv: list[str]
+    working_directory: Annotated[str, msgspec.Meta(min_length=1)]
+    status: CommandStatus
+    exit_code: int | None
+    log_path: Annotated[str, msgspec.Meta(min_length=1)] | None
+    error_message: str | None
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class Commands(TableRepository[Command]):
+    """The commands of sessions."""
+
+    table = "commands"
+    row_type = Command
+
+    async def create(
+        self,
+        *,
+        session_id: str,
+        argv: Sequence[str],
+        working_directory: str,
+        log_path: str | None = None,
+        id: str | None = None,
+    ) -> Command:
+        """Ask for a command, behind the last one of its session.
+
+        Raises:
+            InvalidReference: there is no such session.
+            AlreadyExists: a command has this `id`.
+            InvalidValue: a value is refused: `argv` is empty, `log_path` not absolute.
+        """
+        if isinstance(argv, str) or not argv:
+            raise InvalidValue(
+                self.table, "argv", "must be a list of arguments", value_type=type(argv).__name__
+            )
+        return await self._created(
+            self._sql.create_command(
+                id=id or new_id(),
+                session_id=session_id,
+                argv=list(argv),
+                working_directory=working_directory,
+                log_path=log_path,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, command_id: str) -> Command:
+        """Return a command.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_command(id=command_id), command_id)
+
+    async def start(self, command_id: str, *, log_path: str | None = None) -> Command:
+        """Begin a pending command; `log_path` if it was not known before.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+            InvalidValue: `log_path` is not absolute.
+        """
+        return await self._moved(
+            self._sql.start_command(id=command_id, log_path=log_path, now=self._now()),
+            command_id,
+            CommandStatus.RUNNING,
+        )
+
+    async def finish(self, command_id: str, *, exit_code: int) -> Command:
+        """Note that a running command ended by itself: completed with 0, failed otherwise.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not running.
+        """
+        return await self._moved(
+            self._sql.finish_command(id=command_id, exit_code=exit_code, now=self._now()),
+            command_id,
+            CommandStatus.FAILED if exit_code else CommandStatus.COMPLETED,
+        )
+
+    async def fail(self, command_id: str, *, error_message: str) -> Command:
+        """Note that a command could not run, or that nobody saw how it ended.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.fail_command(id=command_id, error_message=error_message, now=self._now()),
+            command_id,
+            CommandStatus.FAILED,
+        )
+
+    async def time_out(self, command_id: str, *, error_message: str | None = None) -> Command:
+        """Note that a running command was ended for taking too long.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not running.
+        """
+        return await self._moved(
+            self._sql.time_out_command(id=command_id, error_message=error_message, now=self._now()),
+            command_id,
+            CommandStatus.TIMEOUT,
+        )
+
+    async def cancel(self, command_id: str) -> Command:
+        """Call a pending or running command off.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.cancel_command(id=command_id, now=self._now()),
+            command_id,
+            CommandStatus.CANCELLED,
+        )
+
+    async def list_by_session(
+        self, session_id: str, *, after: int = 0, limit: int = 50
+    ) -> Page[Command, int]:
+        """Return a page of a session's commands in their order, from behind sequence `after`."""
+        rows = await self._all(
+            self._sql.list_commands_by_session(
+                session_id=session_id, after=after, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.sequence)
+
+    async def _moved(self, call: Call, command_id: str, to_status: CommandStatus) -> Command:
+        current = self._sql.get_command(id=command_id)
+        return await self._advanced(call, current, command_id, to_status)

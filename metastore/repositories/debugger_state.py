@@ -1,0 +1,89 @@
+"""debugger_state: checkpoints of a debugger, taken while its session is active."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from metastore.codec import Id, Label, Row, new_id
+from metastore.errors import InvalidTransition
+from metastore.paging import Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.sessions import Sessions
+
+__all__ = ["DebuggerState", "DebuggerStates"]
+
+
+class DebuggerState(Row, frozen=True):
+    """A checkpoint.
+
+    Attributes:
+        sequence: its place in the session.
+        state: whatever the debugger needs to go on from here, any JSON.
+    """
+
+    id: Id
+    session_id: Id
+    sequence: int
+    label: Label | None
+    state: Any
+    created_at: datetime
+
+
+class DebuggerStates(TableRepository[DebuggerState]):
+    """The debugger checkpoints of sessions."""
+
+    table = "debugger_state"
+    row_type = DebuggerState
+
+    async def checkpoint(
+        self, session_id: str, state: Any, *, label: str | None = None, id: str | None = None
+    ) -> DebuggerState:
+        """Take a checkpoint of an active session: one that is pending, in progress or paused.
+
+        Raises:
+            NotFound: there is no such session.
+            InvalidTransition: the session has ended; carries the session.
+            AlreadyExists: a checkpoint has this `id`.
+            InvalidValue: `state` is no JSON.
+        """
+        taken = await self._find(
+            self._sql.checkpoint_session(
+                id=id or new_id(),
+                session_id=session_id,
+                label=label,
+                state=state,
+                created_at=self._now(),
+            )
+        )
+        if taken is None:
+            session = await Sessions(self._scope).get(session_id)
+            raise InvalidTransition("sessions", session.status, "checkpoint", session)
+        return taken
+
+    async def get(self, checkpoint_id: str) -> DebuggerState:
+        """Return a checkpoint.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_checkpoint(id=checkpoint_id), checkpoint_id)
+
+    async def latest(self, session_id: str) -> DebuggerState:
+        """Return the last checkpoint of a session.
+
+        Raises:
+            NotFound: the session has none.
+        """
+        return await self._one(self._sql.latest_checkpoint(session_id=session_id), session_id)
+
+    async def list_by_session(
+        self, session_id: str, *, after: int = 0, limit: int = 50
+    ) -> Page[DebuggerState, int]:
+        """Return a page of a session's checkpoints, oldest first, from behind `after`."""
+        rows = await self._all(
+            self._sql.list_checkpoints_by_session(
+                session_id=session_id, after=after, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.sequence)

@@ -1,0 +1,175 @@
+"""events: what happened in a session, in the order in which it became visible."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from metastore.codec import Id, JsonObject, Row, new_id
+from metastore.errors import TransactionActive
+from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+__all__ = ["Event", "EventLevel", "Events", "NewEvent"]
+
+RECHECK_INTERVAL = 1.0
+"""How often a follower looks for itself, in seconds, should a commit not be noticed."""
+
+
+class EventLevel(StrEnum):
+    """How serious an event is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Event(Row, frozen=True):
+    """Something that happened in a session. Events are history: they are never changed.
+
+    Attributes:
+        position: the place in the global order in which events became visible.
+    """
+
+    position: int
+    id: Id
+    session_id: Id
+    event_type: Annotated[str, msgspec.Meta(min_length=1, max_length=50)]
+    level: EventLevel
+    message: str
+    context: JsonObject
+    created_at: datetime
+
+
+class NewEvent(msgspec.Struct, frozen=True):
+    """An event to append.
+
+    Attributes:
+        id: the caller's own id, so that a repeated call is refused and not stored twice.
+    """
+
+    event_type: str
+    message: str
+    level: str = EventLevel.INFO
+    context: JsonObject | None = None
+    id: str | None = None
+
+
+class Events(TableRepository[Event]):
+    """The events of all sessions."""
+
+    table = "events"
+    row_type = Event
+
+    async def append(
+        self,
+        session_id: str,
+        event_type: str,
+        message: str,
+        level: str = EventLevel.INFO,
+        context: JsonObject | None = None,
+        *,
+        id: str | None = None,
+    ) -> Event:
+        """Append an event and return it, with its position.
+
+        Raises:
+            InvalidReference: there is no such session.
+            AlreadyExists: an event has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.append_event(
+                id=id or new_id(),
+                session_id=session_id,
+                event_type=event_type,
+                level=level,
+                message=message,
+                context=context or {},
+                created_at=self._now(),
+            )
+        )
+
+    async def append_many(self, session_id: str, events: Iterable[NewEvent]) -> list[str]:
+        """Append events in their order, all of them or none, and return their ids.
+
+        Raises:
+            InvalidReference: there is no such session.
+            AlreadyExists: an event has one of the ids.
+            InvalidValue: a value is refused.
+        """
+        now = self._now()
+        rows: list[dict[str, Any]] = [
+            {
+                "id": event.id or new_id(),
+                "session_id": session_id,
+                "event_type": event.event_type,
+                "level": event.level,
+                "message": event.message,
+                "context": event.context or {},
+                "created_at": now,
+            }
+            for event in events
+        ]
+        if rows:
+            await self._run_all(self._sql.append_events.many(rows))
+        return [row["id"] for row in rows]
+
+    async def get(self, event_id: str) -> Event:
+        """Return an event.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_event(id=event_id), event_id)
+
+    async def list_by_session(
+        self, session_id: str, *, after: int = 0, limit: int = 50
+    ) -> Page[Event, int]:
+        """Return a page of a session's events, oldest first, from behind position `after`."""
+        rows = await self._all(
+            self._sql.list_events_by_session(
+                session_id=session_id, after=after, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.position)
+
+    async def list(self, *, after: int = 0, limit: int = 50) -> Page[Event, int]:
+        """Return a page of all events, oldest first, from behind position `after`."""
+        rows = await self._all(self._sql.list_events(after=after, limit=checked_limit(limit)))
+        return page_of(rows, limit, lambda row: row.position)
+
+    async def follow(
+        self, session_id: str | None = None, *, after: int = 0
+    ) -> AsyncIterator[Event]:
+        """Yield every event behind position `after`, then each further one as it is committed.
+
+        A follower that resumes from the position of the last event it saw misses none and sees
+        none twice. It ends only with the store or when its caller stops it.
+
+        Raises:
+            TransactionActive: a transaction sees no commits of others to follow.
+            StoreClosed: the store was closed.
+        """
+        backend = self._scope.backend
+        if backend is None:
+            raise TransactionActive("events are followed through the store, not a transaction")
+        while True:
+            seen = backend.changes
+            page = (
+                await self.list(after=after, limit=MAX_PAGE)
+                if session_id is None
+                else await self.list_by_session(session_id, after=after, limit=MAX_PAGE)
+            )
+            for event in page.items:
+                yield event
+                after = event.position
+            if page.next is None:
+                await backend.wait_for_change(seen, RECHECK_INTERVAL)

@@ -1,0 +1,233 @@
+"""project_locks: who has a project to itself, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from metastore.backends.base import Guard
+from metastore.codec import Id, Row, duration, new_id
+from metastore.errors import LeaseLost, LockHeld
+from metastore.leases import finish_in_background, horizon, kept
+from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from metastore.statements import Call
+
+__all__ = ["ProjectLock", "ProjectLocks"]
+
+_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
+
+
+class ProjectLock(Row, frozen=True):
+    """The lock of a project; it is what its holder shows.
+
+    Attributes:
+        id: made anew for each holder.
+        fencing_number: larger than that of every earlier lock of the project.
+    """
+
+    resource: ClassVar[LeasedResource] = LeasedResource.PROJECT_LOCKS
+
+    id: Id
+    project_id: Id
+    session_id: Id
+    acquired_at: datetime
+    expires_at: datetime
+    fencing_number: int
+
+
+class ProjectLocks(TableRepository[ProjectLock]):
+    """The locks of projects: one session at a time has a project to itself."""
+
+    table = "project_locks"
+    row_type = ProjectLock
+
+    async def acquire(
+        self,
+        *,
+        project_id: str,
+        session_id: str,
+        ttl: timedelta,
+        wait: timedelta | None = None,
+    ) -> ProjectLock:
+        """Lock a project for a session until `ttl` from now.
+
+        A lock that ran out is taken over. With `wait`, the session gets in line for that long:
+        first come, first served, across processes. A session that holds the lock does not get
+        it twice.
+
+        Raises:
+            LockHeld: it is held, and did not become free in time; carries the lock.
+            InvalidReference: there is no such project or session.
+        """
+        duration("ttl", ttl)
+        waiters = LeaseWaiters(self._scope)
+        lock_id = new_id()
+
+        def attempt(position: int) -> Call:
+            now = self._now()
+            return self._sql.acquire_project_lock(
+                id=lock_id,
+                project_id=project_id,
+                session_id=session_id,
+                acquired_at=now,
+                expires_at=now + ttl,
+                horizon=horizon(now),
+                position=position,
+            )
+
+        async def is_available(position: int) -> bool:
+            now = self._now()
+            return (
+                await self._scalar(
+                    self._sql.project_lock_is_available(
+                        project_id=project_id, position=position, now=now, horizon=horizon(now)
+                    )
+                )
+                is not None
+            )
+
+        async def take(ticket: LeaseWaiter) -> ProjectLock | None:
+            return await self._take(
+                attempt(ticket.position), waiters.leaving(ticket), lock_id=lock_id
+            )
+
+        lock = await self._take(attempt(FRONT), lock_id=lock_id)
+        if lock is None and wait is not None:
+            lock = await waiters.wait_in_line(
+                LeasedResource.PROJECT_LOCKS,
+                project_id,
+                owner=session_id,
+                wait=wait,
+                is_available=is_available,
+                take=take,
+            )
+        if lock is None:
+            raise LockHeld(project_id, await self.find_by_project(project_id))
+        return lock
+
+    async def get(self, lock_id: str) -> ProjectLock:
+        """Return a lock.
+
+        Raises:
+            NotFound: it was released or taken over.
+        """
+        return await self._one(self._sql.get_project_lock(id=lock_id), lock_id)
+
+    async def find_by_project(self, project_id: str) -> ProjectLock | None:
+        """Return the project's lock, also one that ran out, or None."""
+        return await self._find(self._sql.find_project_lock(project_id=project_id))
+
+    async def list_expired(
+        self, *, after: str | None = None, limit: int = 50
+    ) -> Page[ProjectLock, str]:
+        """Return a page of the locks that ran out and were not taken over, the longest first."""
+        cursor = TimeCursor.parse(after) if after else TimeCursor(_LONG_AGO, FIRST_ID)
+        rows = await self._all(
+            self._sql.list_expired_project_locks(
+                now=self._now(),
+                after=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
+
+    async def renew(self, lock: ProjectLock, *, ttl: timedelta) -> ProjectLock:
+        """Let a lock run until `ttl` from now and return it so.
+
+        Raises:
+            LeaseLost: it ran out or went to another session; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.renew_project_lock(
+                **_held(lock),
+                expires_at=now + duration("ttl", ttl),
+                now=now,
+                horizon=horizon(now),
+            )
+        )
+        if row is None:
+            raise _lost(lock)
+        return row
+
+    async def release(self, lock: ProjectLock) -> None:
+        """Set a locked project free.
+
+        Raises:
+            LeaseLost: the lock ran out or went to another session; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.release_project_lock(**_held(lock), now=now, horizon=horizon(now))
+        )
+        if row is None:
+            raise _lost(lock)
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        *,
+        project_id: str,
+        session_id: str,
+        ttl: timedelta,
+        wait: timedelta | None = None,
+    ) -> AsyncIterator[ProjectLock]:
+        """Hold a project's lock for the time of a body: `acquire`, renew, release.
+
+        When the lock is lost, the body is cancelled and `LeaseLost` raised in its place.
+
+        Raises:
+            LockHeld: it is held, and did not become free in time.
+            LeaseLost: the lock was lost before the body ended.
+        """
+        lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
+        async with kept(
+            lock,
+            ttl=ttl,
+            renew=lambda: self.renew(lock, ttl=ttl),
+            release=lambda: self.release(lock),
+            lost=lambda: _lost(lock),
+        ):
+            yield lock
+
+    def guard(self, lock: ProjectLock) -> Guard:
+        """Return the condition that `lock` is still held, for a transaction."""
+
+        def check() -> Call:
+            now = self._now()
+            return self._sql.project_is_locked(**_held(lock), now=now, horizon=horizon(now))
+
+        return Guard(check, lambda: _lost(lock))
+
+    async def _take(self, *calls: Call, lock_id: str) -> ProjectLock | None:
+        """Run a statement that takes a lock, and what goes with it, and return the lock."""
+        try:
+            rows, *_ = await self._run_all(*calls)
+        except asyncio.CancelledError:
+            # It may have been taken all the same, and nobody would know.
+            if self._scope.backend is not None:
+                finish_in_background(self._run(self._sql.abandon_project_lock(id=lock_id)))
+            raise
+        locks = self._decode(rows)
+        return locks[0] if locks else None
+
+
+def _held(lock: ProjectLock) -> dict[str, Any]:
+    return {
+        "id": lock.id,
+        "session_id": lock.session_id,
+        "fencing_number": lock.fencing_number,
+    }
+
+
+def _lost(lock: ProjectLock) -> LeaseLost:
+    return LeaseLost(LeasedResource.PROJECT_LOCKS, lock.project_id, lock.fencing_number)

@@ -1,0 +1,88 @@
+"""projects: the projects that sessions work on."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["Project", "Projects"]
+
+
+class Project(Row, frozen=True):
+    """A project that sessions work on.
+
+    Attributes:
+        path: the canonical path, by which sessions refer to it.
+        created_at: when it was first seen.
+        updated_at: when something last happened to it.
+    """
+
+    id: Id
+    path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    name: Label | None
+    config: JsonObject
+    created_at: datetime
+    updated_at: datetime
+
+
+class Projects(TableRepository[Project]):
+    """The projects that sessions work on, one for each path."""
+
+    table = "projects"
+    row_type = Project
+
+    async def ensure(
+        self, *, path: str, name: str | None = None, config: JsonObject | None = None
+    ) -> Project:
+        """Register the project at `path`, or touch it if it is known, and return it.
+
+        A `name` or `config` that is given replaces what is stored, one that is not leaves it as
+        it is. Repeating the call is harmless.
+
+        Raises:
+            InvalidValue: a value is refused.
+        """
+        now = self._now()
+        if config is None:
+            return await self._created(
+                self._sql.ensure_project(id=new_id(), path=path, name=name, created_at=now)
+            )
+        return await self._created(
+            self._sql.ensure_configured_project(
+                id=new_id(), path=path, name=name, config=config, created_at=now
+            )
+        )
+
+    async def get(self, project_id: str) -> Project:
+        """Return a project.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_project(id=project_id), project_id)
+
+    async def find_by_path(self, path: str) -> Project | None:
+        """Return the project at this path, or None."""
+        return await self._find(self._sql.find_project_by_path(path=path))
+
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Project, str]:
+        """Return a page of the projects, in the order in which they were first seen."""
+        rows = await self._all(
+            self._sql.list_projects(after_id=after or FIRST_ID, limit=checked_limit(limit))
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def delete(self, project_id: str) -> None:
+        """Forget a project that no session refers to. Its lock goes with it.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidReference: sessions still refer to it; their history keeps it.
+        """
+        await self._one(self._sql.delete_project(id=project_id), project_id)

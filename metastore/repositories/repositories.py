@@ -1,0 +1,111 @@
+"""repositories: the upstream repositories whose worktrees are leased."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["Repositories", "Repository"]
+
+
+class Repository(Row, frozen=True):
+    """An upstream repository."""
+
+    id: Id
+    name: Label
+    remote_url: str
+    default_branch: Label
+    metadata: JsonObject
+    created_at: datetime
+    updated_at: datetime
+
+
+class Repositories(TableRepository[Repository]):
+    """The upstream repositories whose worktrees are leased."""
+
+    table = "repositories"
+    row_type = Repository
+
+    async def create(
+        self,
+        *,
+        name: str,
+        remote_url: str,
+        default_branch: str = "main",
+        metadata: JsonObject | None = None,
+        id: str | None = None,
+    ) -> Repository:
+        """Register a repository under a name that no other has.
+
+        A caller that passes its own `id` may repeat a call whose answer it never saw.
+
+        Raises:
+            AlreadyExists: another repository has this name, or this id.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_repository(
+                id=id or new_id(),
+                name=name,
+                remote_url=remote_url,
+                default_branch=default_branch,
+                metadata=metadata or {},
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, repository_id: str) -> Repository:
+        """Return a repository.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_repository(id=repository_id), repository_id)
+
+    async def find_by_name(self, name: str) -> Repository | None:
+        """Return the repository of this name, or None."""
+        return await self._find(self._sql.find_repository_by_name(name=name))
+
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Repository, str]:
+        """Return a page of the repositories, in the order in which they were registered."""
+        rows = await self._all(
+            self._sql.list_repositories(after_id=after or FIRST_ID, limit=checked_limit(limit))
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def update(
+        self,
+        repository_id: str,
+        *,
+        remote_url: str,
+        default_branch: str,
+        metadata: JsonObject,
+    ) -> Repository:
+        """Change what is known of the upstream and return the repository.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidValue: a value is refused.
+        """
+        return await self._one(
+            self._sql.update_repository(
+                id=repository_id,
+                remote_url=remote_url,
+                default_branch=default_branch,
+                metadata=metadata,
+                updated_at=self._now(),
+            ),
+            repository_id,
+        )
+
+    async def delete(self, repository_id: str) -> None:
+        """Forget a repository that has no worktrees and no sessions.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidReference: worktrees or sessions still refer to it.
+        """
+        await self._one(self._sql.delete_repository(id=repository_id), repository_id)

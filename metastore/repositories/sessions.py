@@ -1,0 +1,277 @@
+"""sessions: what was executed, for whom, and what came of it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from metastore.codec import Id, JsonObject, Row, new_id
+from metastore.errors import InvalidValue
+from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statements import Call
+
+__all__ = ["Session", "SessionMode", "SessionStatus", "SessionType", "Sessions"]
+
+
+class SessionType(StrEnum):
+    """What a session is for: a debug session on a repository, or a workflow on a project."""
+
+    DEBUG = "debug"
+    MAVEN_MAINTENANCE = "maven_maintenance"
+    TEST_GENERATION = "test_generation"
+    DOCKER_DEPLOYMENT = "docker_deployment"
+
+
+class SessionStatus(StrEnum):
+    """How far a session is. The last three are its ends."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class SessionMode(StrEnum):
+    """How much a session does by itself."""
+
+    INTERACTIVE = "interactive"
+    AUTONOMOUS = "autonomous"
+    ANALYSIS_ONLY = "analysis_only"
+    DEBUG = "debug"
+
+
+class Session(Row, frozen=True):
+    """An execution session.
+
+    Attributes:
+        config: what was asked for.
+        result: what came of it, any JSON.
+        metadata: what the client added.
+        completed_at: when it ended, well or badly.
+    """
+
+    id: Id
+    session_type: SessionType
+    status: SessionStatus
+    mode: SessionMode
+    project_path: str | None
+    repository_id: Id | None
+    worktree_id: Id | None
+    auth_token_id: Id | None
+    config: JsonObject
+    result: Any | None
+    metadata: JsonObject
+    error_message: str | None
+    created_at: datetime
+    updated_at: datetime
+    completed_at: datetime | None
+
+
+class Sessions(TableRepository[Session]):
+    """The execution sessions."""
+
+    table = "sessions"
+    row_type = Session
+
+    async def create(
+        self,
+        *,
+        session_type: str,
+        repository_id: str | None = None,
+        project_path: str | None = None,
+        worktree_id: str | None = None,
+        auth_token_id: str | None = None,
+        mode: str = SessionMode.INTERACTIVE,
+        config: JsonObject | None = None,
+        metadata: JsonObject | None = None,
+        id: str | None = None,
+    ) -> Session:
+        """Open a session, pending.
+
+        A debug session has a `repository_id`, every other a `project_path`. The project is
+        registered, or touched, in the same transaction.
+
+        Raises:
+            InvalidReference: there is no such repository, worktree or token.
+            AlreadyExists: a session has this `id`.
+            InvalidValue: a value is missing or refused.
+        """
+        if session_type == SessionType.DEBUG and repository_id is None:
+            raise InvalidValue(self.table, "repository_id", "must be given for a debug session")
+        if session_type != SessionType.DEBUG and project_path is None:
+            raise InvalidValue(self.table, "project_path", "must be given unless it is debug")
+        now = self._now()
+        create = self._sql.create_session(
+            id=id or new_id(),
+            session_type=session_type,
+            mode=mode,
+            project_path=project_path,
+            repository_id=repository_id,
+            worktree_id=worktree_id,
+            auth_token_id=auth_token_id,
+            config=config or {},
+            metadata=metadata or {},
+            created_at=now,
+        )
+        if project_path is None:
+            return await self._created(create)
+        touch = self._sql.touch_project(project_id=new_id(), path=project_path, now=now)
+        _, rows = await self._run_all(touch, create)
+        [session] = self._decode(rows)
+        return session
+
+    async def get(self, session_id: str) -> Session:
+        """Return a session.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_session(id=session_id), session_id)
+
+    async def start(self, session_id: str) -> Session:
+        """Begin a pending session.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+        """
+        return await self._moved(
+            self._sql.start_session(id=session_id, now=self._now()),
+            session_id,
+            SessionStatus.IN_PROGRESS,
+        )
+
+    async def pause(self, session_id: str) -> Session:
+        """Interrupt a session that is in progress.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not in progress.
+        """
+        return await self._moved(
+            self._sql.pause_session(id=session_id, now=self._now()),
+            session_id,
+            SessionStatus.PAUSED,
+        )
+
+    async def resume(self, session_id: str) -> Session:
+        """Go on with a paused session.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not paused.
+        """
+        return await self._moved(
+            self._sql.resume_session(id=session_id, now=self._now()),
+            session_id,
+            SessionStatus.IN_PROGRESS,
+        )
+
+    async def complete(self, session_id: str, *, result: Any | None = None) -> Session:
+        """End a session that is in progress well.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not in progress.
+            InvalidValue: `result` is no JSON.
+        """
+        return await self._moved(
+            self._sql.complete_session(id=session_id, result=result, now=self._now()),
+            session_id,
+            SessionStatus.COMPLETED,
+        )
+
+    async def fail(self, session_id: str, *, error_message: str) -> Session:
+        """End a session badly, whatever it was doing.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.fail_session(id=session_id, error_message=error_message, now=self._now()),
+            session_id,
+            SessionStatus.FAILED,
+        )
+
+    async def cancel(self, session_id: str) -> Session:
+        """Call a session off, whatever it was doing.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.cancel_session(id=session_id, now=self._now()),
+            session_id,
+            SessionStatus.CANCELLED,
+        )
+
+    async def list_by_status(
+        self, status: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Session, str]:
+        """Return a page of the sessions in one status, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_sessions_by_status(
+                status=status,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_project(
+        self, project_path: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Session, str]:
+        """Return a page of one project's sessions, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_sessions_by_project(
+                project_path=project_path,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
+        """Return a page of all sessions, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_recent_sessions(
+                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_active(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
+        """Return a page of the sessions that are pending or in progress, oldest first."""
+        rows = await self._all(
+            self._sql.list_active_sessions(after_id=after or FIRST_ID, limit=checked_limit(limit))
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session with its steps, events, commands, artifacts, checkpoints and locks.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        await self._one(self._sql.delete_session(id=session_id), session_id)
+
+    async def _moved(self, call: Call, session_id: str, to_status: SessionStatus) -> Session:
+        current = self._sql.get_session(id=session_id)
+        return await self._advanced(call, current, session_id, to_status)
+
+
+def _cursor(session: Session) -> str:
+    return str(TimeCursor(session.created_at, session.id))

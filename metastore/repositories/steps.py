@@ -1,0 +1,163 @@
+"""steps: what a session does, one after the other."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from metastore.codec import Id, Row, new_id
+from metastore.paging import Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statements import Call
+
+__all__ = ["Step", "StepStatus", "Steps"]
+
+_BEFORE_ALL = -(1 << 63)
+
+
+class StepStatus(StrEnum):
+    """How far a step is. The last three are its ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class Step(Row, frozen=True):
+    """A step of a session.
+
+    Attributes:
+        sequence: its place in the session.
+        input: what it was given, any JSON.
+        output: what it gave, any JSON.
+    """
+
+    id: Id
+    session_id: Id
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
+    sequence: int
+    status: StepStatus
+    input: Any | None
+    output: Any | None
+    error_message: str | None
+    started_at: datetime | None
+    completed_at: datetime | None
+
+
+class Steps(TableRepository[Step]):
+    """The steps of sessions."""
+
+    table = "steps"
+    row_type = Step
+
+    async def create(
+        self,
+        *,
+        session_id: str,
+        name: str,
+        sequence: int | None = None,
+        input: Any | None = None,
+        id: str | None = None,
+    ) -> Step:
+        """Plan a step, at `sequence` or else behind the last one of its session.
+
+        Raises:
+            InvalidReference: there is no such session.
+            AlreadyExists: the session has a step at this `sequence`, or a step has this `id`.
+            InvalidValue: a value is refused.
+        """
+        if sequence is None:
+            return await self._created(
+                self._sql.create_step(
+                    id=id or new_id(), session_id=session_id, name=name, input=input
+                )
+            )
+        return await self._created(
+            self._sql.create_step_at(
+                id=id or new_id(),
+                session_id=session_id,
+                name=name,
+                sequence=sequence,
+                input=input,
+            )
+        )
+
+    async def get(self, step_id: str) -> Step:
+        """Return a step.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_step(id=step_id), step_id)
+
+    async def start(self, step_id: str) -> Step:
+        """Begin a pending step.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+        """
+        return await self._moved(
+            self._sql.start_step(id=step_id, now=self._now()), step_id, StepStatus.RUNNING
+        )
+
+    async def complete(self, step_id: str, *, output: Any | None = None) -> Step:
+        """End a running step well.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not running.
+            InvalidValue: `output` is no JSON.
+        """
+        return await self._moved(
+            self._sql.complete_step(id=step_id, output=output, now=self._now()),
+            step_id,
+            StepStatus.COMPLETED,
+        )
+
+    async def fail(self, step_id: str, *, error_message: str) -> Step:
+        """End a pending or running step badly.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.fail_step(id=step_id, error_message=error_message, now=self._now()),
+            step_id,
+            StepStatus.FAILED,
+        )
+
+    async def skip(self, step_id: str) -> Step:
+        """Leave a pending step out.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+        """
+        return await self._moved(
+            self._sql.skip_step(id=step_id, now=self._now()), step_id, StepStatus.SKIPPED
+        )
+
+    async def list_by_session(
+        self, session_id: str, *, after: int | None = None, limit: int = 50
+    ) -> Page[Step, int]:
+        """Return a page of a session's steps in their order, from behind sequence `after`."""
+        rows = await self._all(
+            self._sql.list_steps_by_session(
+                session_id=session_id,
+                after=_BEFORE_ALL if after is None else after,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, lambda row: row.sequence)
+
+    async def _moved(self, call: Call, step_id: str, to_status: StepStatus) -> Step:
+        return await self._advanced(call, self._sql.get_step(id=step_id), step_id, to_status)

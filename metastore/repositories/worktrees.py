@@ -1,0 +1,451 @@
+"""worktrees: the checkouts that workers lease, fenced by version."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from metastore.backends.base import Guard
+from metastore.codec import Id, Label, Row, duration, new_id
+from metastore.errors import LeaseLost, LeaseUnavailable
+from metastore.leases import finish_in_background, horizon, kept
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from metastore.statements import Call
+
+__all__ = ["Lease", "Worktree", "WorktreeState", "Worktrees"]
+
+
+class WorktreeState(StrEnum):
+    """Whether a worktree is handed out."""
+
+    READY = "ready"
+    RETIRED = "retired"
+
+
+class Worktree(Row, frozen=True):
+    """A checkout of a repository.
+
+    Attributes:
+        environment_hashes: a digest for each part of the environment that was set up in it.
+        version: the fencing number; it grows whenever the worktree is taken or set free.
+    """
+
+    id: Id
+    repository_id: Id
+    path: str
+    branch: Label | None
+    commit_sha: Label | None
+    environment_hashes: dict[str, str]
+    state: WorktreeState
+    lease_owner: Label | None
+    lease_token: str | None
+    leased_at: datetime | None
+    lease_expires_at: datetime | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The right to use a worktree until it expires. It is what its holder shows.
+
+    Attributes:
+        worktree: the row as it was when the lease was granted or last renewed.
+        owner: whom it was granted to.
+        token: tells this lease from every other of the same owner.
+        fencing_number: larger than that of every earlier holder of the worktree.
+        expires_at: when it ends unless it is renewed.
+    """
+
+    resource: ClassVar[LeasedResource] = LeasedResource.WORKTREES
+
+    worktree: Worktree
+    owner: str
+    token: str
+    fencing_number: int
+    expires_at: datetime
+
+    @property
+    def worktree_id(self) -> str:
+        """The id of the leased worktree."""
+        return self.worktree.id
+
+    @classmethod
+    def of(cls, worktree: Worktree) -> Lease:
+        """Return the lease that a leased row describes."""
+        if (
+            worktree.lease_owner is None
+            or worktree.lease_token is None
+            or worktree.lease_expires_at is None
+        ):
+            raise ValueError("the worktree is not leased")
+        return cls(
+            worktree,
+            worktree.lease_owner,
+            worktree.lease_token,
+            worktree.version,
+            worktree.lease_expires_at,
+        )
+
+
+class Worktrees(TableRepository[Worktree]):
+    """The checkouts that workers lease."""
+
+    table = "worktrees"
+    row_type = Worktree
+
+    async def create(
+        self,
+        *,
+        repository_id: str,
+        path: str,
+        branch: str | None = None,
+        commit_sha: str | None = None,
+        environment_hashes: Mapping[str, str] | None = None,
+        id: str | None = None,
+    ) -> Worktree:
+        """Register a checkout, free to be leased.
+
+        Raises:
+            AlreadyExists: a worktree is registered at this path, or under this id.
+            InvalidReference: there is no such repository.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_worktree(
+                id=id or new_id(),
+                repository_id=repository_id,
+                path=path,
+                branch=branch,
+                commit_sha=commit_sha,
+                environment_hashes=_canonical(environment_hashes),
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, worktree_id: str) -> Worktree:
+        """Return a worktree.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_worktree(id=worktree_id), worktree_id)
+
+    async def find_by_path(self, path: str) -> Worktree | None:
+        """Return the worktree that is registered at `path`, or None."""
+        return await self._find(self._sql.find_worktree_by_path(path=path))
+
+    async def list_by_repository(
+        self, repository_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Worktree, str]:
+        """Return a page of a repository's worktrees, in the order of registration."""
+        rows = await self._all(
+            self._sql.list_worktrees_by_repository(
+                repository_id=repository_id,
+                after_id=after or FIRST_ID,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def reserve(self, worktree: Worktree, *, owner: str, ttl: timedelta) -> Lease:
+        """Take `worktree` for `owner` until `ttl` from now.
+
+        `worktree` is the row as the caller last read it: its version is the fence, and the
+        loser of a race changes nothing. Whoever waits in line for the repository is passed by.
+
+        Raises:
+            LeaseUnavailable: it is held, retired, or moved since it was read; carries the row as
+                it is now.
+            NotFound: there is no such worktree any more.
+        """
+        now = self._now()
+        token = secrets.token_hex(16)
+        taken = await self._take(
+            self._sql.reserve_worktree(
+                id=worktree.id,
+                version=worktree.version,
+                lease_owner=owner,
+                lease_token=token,
+                lease_expires_at=now + duration("ttl", ttl),
+                now=now,
+                horizon=horizon(now),
+            ),
+            repository_id=worktree.repository_id,
+            token=token,
+        )
+        if taken is None:
+            raise LeaseUnavailable(worktree.repository_id, await self.get(worktree.id))
+        return taken
+
+    async def acquire(
+        self,
+        repository_id: str,
+        *,
+        owner: str,
+        ttl: timedelta,
+        prefer_commit: str | None = None,
+        prefer_environment: Mapping[str, str] | None = None,
+        wait: timedelta | None = None,
+    ) -> Lease:
+        """Take the best free worktree of a repository for `owner` until `ttl` from now.
+
+        The best is at `prefer_commit` in `prefer_environment`, then at the commit, then in the
+        environment, then any; among equals the least recently used. Expired leases are taken
+        over. With `wait`, the caller gets in line for that long when none is free: first come,
+        first served, across processes.
+
+        Raises:
+            LeaseUnavailable: none is free, or became free in time.
+        """
+        duration("ttl", ttl)
+        waiters = LeaseWaiters(self._scope)
+        token = secrets.token_hex(16)
+
+        def attempt(position: int) -> Call:
+            now = self._now()
+            return self._sql.acquire_worktree(
+                repository_id=repository_id,
+                commit_sha=prefer_commit,
+                environment_hashes=_canonical(prefer_environment),
+                position=position,
+                lease_owner=owner,
+                lease_token=token,
+                lease_expires_at=now + ttl,
+                now=now,
+                horizon=horizon(now),
+            )
+
+        async def is_available(position: int) -> bool:
+            now = self._now()
+            return (
+                await self._scalar(
+                    self._sql.worktree_is_available(
+                        repository_id=repository_id,
+                        position=position,
+                        now=now,
+                        horizon=horizon(now),
+                    )
+                )
+                is not None
+            )
+
+        async def take(ticket: LeaseWaiter) -> Lease | None:
+            return await self._take(
+                attempt(ticket.position),
+                waiters.leaving(ticket),
+                repository_id=repository_id,
+                token=token,
+            )
+
+        lease = await self._take(attempt(FRONT), repository_id=repository_id, token=token)
+        if lease is None and wait is not None:
+            lease = await waiters.wait_in_line(
+                LeasedResource.WORKTREES,
+                repository_id,
+                owner=owner,
+                wait=wait,
+                is_available=is_available,
+                take=take,
+            )
+        if lease is None:
+            raise LeaseUnavailable(repository_id)
+        return lease
+
+    async def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
+        """Let a lease run until `ttl` from now and return it so.
+
+        Raises:
+            LeaseLost: it ran out or went to another holder; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.renew_worktree(
+                **_held(lease),
+                lease_expires_at=now + duration("ttl", ttl),
+                now=now,
+                horizon=horizon(now),
+            )
+        )
+        if row is None:
+            raise _lost(lease)
+        return Lease.of(row)
+
+    async def record_checkout(
+        self,
+        lease: Lease,
+        *,
+        branch: str | None,
+        commit_sha: str | None,
+        environment_hashes: Mapping[str, str] | None = None,
+    ) -> Lease:
+        """Note what the holder has checked out, so that later holders can prefer it.
+
+        Raises:
+            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.record_worktree_checkout(
+                **_held(lease),
+                branch=branch,
+                commit_sha=commit_sha,
+                environment_hashes=_canonical(environment_hashes),
+                now=now,
+                horizon=horizon(now),
+            )
+        )
+        if row is None:
+            raise _lost(lease)
+        return Lease.of(row)
+
+    async def release(self, lease: Lease) -> Worktree:
+        """Set a leased worktree free and return it.
+
+        Raises:
+            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.release_worktree(**_held(lease), now=now, horizon=horizon(now))
+        )
+        if row is None:
+            raise _lost(lease)
+        return row
+
+    @asynccontextmanager
+    async def lease(
+        self,
+        repository_id: str,
+        *,
+        owner: str,
+        ttl: timedelta,
+        prefer_commit: str | None = None,
+        prefer_environment: Mapping[str, str] | None = None,
+        wait: timedelta | None = None,
+    ) -> AsyncIterator[Lease]:
+        """Hold a worktree for the time of a body: `acquire`, renew in the background, release.
+
+        When the lease is lost, the body is cancelled and `LeaseLost` raised in its place.
+
+        Raises:
+            LeaseUnavailable: none is free, or became free in time.
+            LeaseLost: the lease was lost before the body ended.
+        """
+        lease = await self.acquire(
+            repository_id,
+            owner=owner,
+            ttl=ttl,
+            prefer_commit=prefer_commit,
+            prefer_environment=prefer_environment,
+            wait=wait,
+        )
+        async with kept(
+            lease,
+            ttl=ttl,
+            renew=lambda: self.renew(lease, ttl=ttl),
+            release=lambda: self.release(lease),
+            lost=lambda: _lost(lease),
+        ):
+            yield lease
+
+    def guard(self, lease: Lease) -> Guard:
+        """Return the condition that `lease` is still held, for a transaction."""
+
+        def check() -> Call:
+            now = self._now()
+            return self._sql.worktree_is_leased(**_held(lease), now=now, horizon=horizon(now))
+
+        return Guard(check, lambda: _lost(lease))
+
+    async def retire(self, worktree_id: str) -> Worktree:
+        """Take a worktree that nobody holds out of use and return it.
+
+        Raises:
+            LeaseUnavailable: it is held; carries the row as it is now.
+            NotFound: there is none with this id.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.retire_worktree(id=worktree_id, now=now, horizon=horizon(now))
+        )
+        return row or await self._refuse_held(worktree_id)
+
+    async def put_back(self, worktree_id: str) -> Worktree:
+        """Put a retired worktree back into use and return it.
+
+        Raises:
+            NotFound: there is no retired worktree with this id.
+        """
+        return await self._one(
+            self._sql.return_worktree(id=worktree_id, now=self._now()), worktree_id
+        )
+
+    async def delete(self, worktree_id: str) -> None:
+        """Forget a worktree that nobody holds. Its fencing numbers are never given out again.
+
+        Raises:
+            LeaseUnavailable: it is held; carries the row as it is now.
+            NotFound: there is none with this id.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.delete_worktree(id=worktree_id, now=now, horizon=horizon(now))
+        )
+        if row is None:
+            await self._refuse_held(worktree_id)
+
+    async def _refuse_held(self, worktree_id: str) -> Worktree:
+        worktree = await self.get(worktree_id)
+        raise LeaseUnavailable(worktree.repository_id, worktree)
+
+    async def _take(self, *calls: Call, repository_id: str, token: str) -> Lease | None:
+        """Run a statement that takes a worktree, and what goes with it, and return the lease."""
+        try:
+            rows, *_ = await self._run_all(*calls)
+        except asyncio.CancelledError:
+            # It may have been taken all the same, and nobody would know.
+            if self._scope.backend is not None:
+                finish_in_background(self._abandon(repository_id, token))
+            raise
+        if not rows:
+            return None
+        [worktree] = self._decode(rows)
+        return Lease.of(worktree)
+
+    async def _abandon(self, repository_id: str, token: str) -> None:
+        await self._run(
+            self._sql.abandon_worktree(
+                repository_id=repository_id, lease_token=token, now=self._now()
+            )
+        )
+
+
+def _canonical(environment_hashes: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the hashes in the one order that makes equal environments equal text."""
+    return dict(sorted((environment_hashes or {}).items()))
+
+
+def _held(lease: Lease) -> dict[str, Any]:
+    return {
+        "id": lease.worktree.id,
+        "version": lease.fencing_number,
+        "lease_owner": lease.owner,
+        "lease_token": lease.token,
+    }
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(LeasedResource.WORKTREES, lease.worktree.id, lease.fencing_number)

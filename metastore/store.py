@@ -1,0 +1,226 @@
+"""The store: an open metadata database with one repository for each table."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from metastore import migrations, urls
+from metastore.backends import sqlite_file
+from metastore.backends.sqlite import SqliteBackend
+from metastore.repositories import RepositorySet
+from metastore.repositories.base import Scope
+from metastore.repositories.project_locks import ProjectLock
+from metastore.repositories.worktrees import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator
+    from types import TracebackType
+
+    from metastore.backends.base import Backend, Guard
+
+__all__ = ["MetadataStore", "Transaction"]
+
+Durability = Literal["full", "normal"]
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Transaction(RepositorySet):
+    """The store's repositories inside one transaction: committed together or not at all."""
+
+
+class MetadataStore(RepositorySet):
+    """The metadata of an execution service. Made by `MetadataStore.open`.
+
+    Every operation on its repositories commits by itself; a transaction's commit together.
+    Once an awaited write has returned it is durable. A write that was cancelled may have been
+    committed all the same; pass your own `id` to `create` to make a repetition harmless.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        clock: Callable[[], datetime],
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(Scope(backend, clock, backend))
+        self._backend = backend
+        self._clock = clock
+        self._on_close = on_close
+
+    @classmethod
+    def open(
+        cls,
+        url: str | None = None,
+        *,
+        migrate: bool = False,
+        durability: Durability = "full",
+        clock: Callable[[], datetime] | None = None,
+        readers: int = 1,
+    ) -> _Opening:
+        """Open a database: `async with MetadataStore.open() as store`, or await and `close()`.
+
+        Args:
+            url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for a database
+                in memory that ends with the store; None means `METASTORE_DB_URL`, and that unset
+                `sqlite:///.artifacts/data/metadata.db`.
+            migrate: Bring the schema up to date first, creating the database if there is none.
+            durability: `full` survives a loss of power; `normal` survives a crash of the
+                program, and may lose the last commits when the machine goes down.
+            clock: What time it is, aware of its zone; tests move it.
+            readers: How many connections read. One is the fastest for most loads.
+
+        Raises:
+            SchemaOutdated: the database is older than the code, missing or empty.
+            SchemaTooNew: it is newer than the code.
+            StoreCorrupt: it is damaged, or no metastore.
+            StoreReadOnly: it takes no writes.
+            MigrationFailed: `migrate` failed; the schema is as it was.
+            InvalidValue: the URL is of no known form.
+        """
+        return _Opening(cls, url, migrate, durability, clock or _utc_now, readers)
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, lease: Lease | ProjectLock | None = None
+    ) -> AsyncIterator[Transaction]:
+        """Open a transaction: committed at the end of the body, undone when the body raises.
+
+        With a `lease` (of a worktree, or a project's lock) it commits only while that is still
+        held. It has the writer to itself, so keep the body short; inside, use its repositories,
+        not the store's.
+
+        Raises:
+            LeaseLost: the lease is gone; nothing was stored.
+            TransactionActive: this task has a transaction open already.
+        """
+        async with self._backend.transaction(self._guard(lease)) as executor:
+            now = self._clock()
+            yield Transaction(Scope(executor, lambda: now, None))
+
+    def _guard(self, lease: Lease | ProjectLock | None) -> Guard | None:
+        match lease:
+            case None:
+                return None
+            case Lease():
+                return self.worktrees.guard(lease)
+            case ProjectLock():
+                return self.project_locks.guard(lease)
+
+    async def close(self) -> None:
+        """Close the store; idempotent. Operations in flight are answered, later ones refused."""
+        try:
+            await self._backend.close()
+        finally:
+            self._on_close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class _Opening:
+    """What `MetadataStore.open` returns: awaitable, and an async context manager."""
+
+    def __init__(
+        self,
+        store_type: type[MetadataStore],
+        url: str | None,
+        migrate: bool,
+        durability: Durability,
+        clock: Callable[[], datetime],
+        readers: int,
+    ) -> None:
+        self._store_type = store_type
+        self._url = url
+        self._migrate = migrate
+        self._durability = durability
+        self._clock = clock
+        self._readers = readers
+        self._store: MetadataStore | None = None
+
+    def __await__(self) -> Generator[object, None, MetadataStore]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> MetadataStore:
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._store is not None:
+            await self._store.close()
+
+    async def _open(self) -> MetadataStore:
+        url = urls.resolve(self._url)
+        if url.path is None:
+            return await self._open_in_memory()
+        if self._migrate:
+            await asyncio.to_thread(migrations.upgrade, url)
+        return await self._connect(url, url.path)
+
+    async def _open_in_memory(self) -> MetadataStore:
+        # A file in memory-backed storage behaves in everything like the file of production:
+        # a reader beside the writer, snapshots, WAL. SQLite's own memory databases do not.
+        directory = Path(tempfile.mkdtemp(prefix="metastore-", dir=_memory()))
+        try:
+            path = directory / "metadata.db"
+            await asyncio.to_thread(_write_template, path)
+            return await self._connect(
+                urls.resolve(f"sqlite:///{path}"),
+                path,
+                on_close=lambda: shutil.rmtree(directory, ignore_errors=True),
+            )
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+    async def _connect(
+        self, url: urls.DatabaseUrl, path: Path, on_close: Callable[[], None] = lambda: None
+    ) -> MetadataStore:
+        backend = await SqliteBackend.open(
+            path,
+            durability=self._durability,
+            readers=self._readers,
+            check=lambda connection: migrations.check(url, connection),
+        )
+        return self._store_type(backend, self._clock, on_close)
+
+
+def _memory() -> str | None:
+    shared_memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it
+    return str(shared_memory) if shared_memory.is_dir() else None
+
+
+def _write_template(path: Path) -> None:
+    sqlite_file.create(path)
+    path.write_bytes(_template())
+
+
+@cache
+def _template() -> bytes:
+    """Return a migrated, empty database: made once for each process."""
+    with tempfile.TemporaryDirectory(prefix="metastore-", dir=_memory()) as directory:
+        path = Path(directory) / "template.db"
+        migrations.upgrade(urls.resolve(f"sqlite:///{path}"))
+        return path.read_bytes()

@@ -1,0 +1,175 @@
+-- commands: what a session was asked to run, and how it ended.
+
+-- name: create_command(id, session_id, argv, working_directory, log_path, created_at)<!
+-- Ask for a command behind the last one of its session.
+INSERT INTO commands (id, session_id, sequence, argv, working_directory, log_path, created_at)
+SELECT
+    :id,
+    :session_id,
+    coalesce(max(c.sequence), 0) + 1,
+    :argv,
+    :working_directory,
+    :log_path,
+    :created_at
+FROM commands AS c
+WHERE c.session_id = :session_id
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: get_command(id)^
+-- No row: there is no such command.
+SELECT
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at
+FROM commands
+WHERE id = :id;
+
+-- name: start_command(id, log_path, now)<!
+-- Begin. No row: it is not pending.
+UPDATE commands
+SET
+    status = 'running',
+    log_path = coalesce(:log_path, log_path),
+    started_at = :now
+WHERE id = :id AND status = 'pending'
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: finish_command(id, exit_code, now)<!
+-- It ended by itself; 0 is success. No row: it is not running.
+UPDATE commands
+SET
+    status = CASE WHEN :exit_code = 0 THEN 'completed' ELSE 'failed' END,
+    exit_code = :exit_code,
+    completed_at = :now
+WHERE id = :id AND status = 'running'
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: fail_command(id, error_message, now)<!
+-- It could not run, or its end was not seen. No row: it has ended already.
+UPDATE commands
+SET
+    status = 'failed',
+    error_message = :error_message,
+    completed_at = :now
+WHERE id = :id AND (status = 'pending' OR status = 'running')
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: time_out_command(id, error_message, now)<!
+-- It was ended for taking too long. No row: it is not running.
+UPDATE commands
+SET
+    status = 'timeout',
+    error_message = :error_message,
+    completed_at = :now
+WHERE id = :id AND status = 'running'
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: cancel_command(id, now)<!
+-- It was called off. No row: it has ended already.
+UPDATE commands
+SET
+    status = 'cancelled',
+    completed_at = :now
+WHERE id = :id AND (status = 'pending' OR status = 'running')
+RETURNING
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at;
+
+-- name: list_commands_by_session(session_id, after, limit)
+-- A page of a session's commands, in their order.
+SELECT
+    id,
+    session_id,
+    sequence,
+    argv,
+    working_directory,
+    status,
+    exit_code,
+    log_path,
+    error_message,
+    created_at,
+    started_at,
+    completed_at
+FROM commands
+WHERE session_id = :session_id AND sequence > :after
+ORDER BY sequence
+LIMIT :limit;

@@ -1,0 +1,59 @@
+-- events: what happened in a session, in the order in which it became visible.
+-- position is that order and the cursor of every reader; SQLite gives each row the next one.
+
+-- name: append_event(id, session_id, event_type, level, message, context, created_at)<!
+-- The hottest statement of all.
+INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
+VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at)
+RETURNING position, id, session_id, event_type, level, message, context, created_at;
+
+-- name: append_events(id, session_id, event_type, level, message, context, created_at)*!
+-- Many at once: all of them or none.
+INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
+VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at);
+
+-- name: get_event(id)^
+-- No row: there is no such event.
+SELECT
+    position,
+    id,
+    session_id,
+    event_type,
+    level,
+    message,
+    context,
+    created_at
+FROM events
+WHERE id = :id;
+
+-- name: list_events_by_session(session_id, after, limit)
+-- A page of one session's events, oldest first.
+SELECT
+    position,
+    id,
+    session_id,
+    event_type,
+    level,
+    message,
+    context,
+    created_at
+FROM events
+WHERE session_id = :session_id AND position > :after
+ORDER BY position
+LIMIT :limit;
+
+-- name: list_events(after, limit)
+-- A page of all events, oldest first.
+SELECT
+    position,
+    id,
+    session_id,
+    event_type,
+    level,
+    message,
+    context,
+    created_at
+FROM events
+WHERE position > :after
+ORDER BY position
+LIMIT :limit;

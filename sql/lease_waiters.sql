@@ -1,0 +1,44 @@
+-- lease_waiters: who waits for a worktree or a project, first come first served.
+-- A ticket counts until it expires; whoever waits keeps it alive, so that the dead block nobody.
+
+-- name: create_lease_waiter(id, resource, resource_id, owner, created_at, expires_at)<!
+-- Get in line.
+INSERT INTO lease_waiters (id, resource, resource_id, owner, created_at, expires_at)
+VALUES (:id, :resource, :resource_id, :owner, :created_at, :expires_at)
+RETURNING position, id, resource, resource_id, owner, created_at, expires_at;
+
+-- name: keep_lease_waiter(id, expires_at)<!
+-- Stay in line. No row: the ticket was cleared away after it had expired.
+UPDATE lease_waiters
+SET expires_at = :expires_at
+WHERE id = :id
+RETURNING position, id, resource, resource_id, owner, created_at, expires_at;
+
+-- name: delete_lease_waiter(id)!
+-- Leave the line, served or not.
+DELETE FROM lease_waiters
+WHERE id = :id;
+
+-- name: delete_expired_lease_waiters(resource, resource_id, now)!
+-- Clear away the tickets of those who died waiting.
+DELETE FROM lease_waiters
+WHERE resource = :resource AND resource_id = :resource_id AND expires_at <= :now;
+
+-- name: list_lease_waiters(resource, resource_id, now, after, limit)
+-- The line as it stands: live tickets, first come first.
+SELECT
+    position,
+    id,
+    resource,
+    resource_id,
+    owner,
+    created_at,
+    expires_at
+FROM lease_waiters
+WHERE
+    resource = :resource
+    AND resource_id = :resource_id
+    AND expires_at > :now
+    AND position > :after
+ORDER BY position
+LIMIT :limit;

@@ -1,0 +1,136 @@
+-- project_locks: who has a project to itself, and until when.
+-- A free project has no row. A lock is live while :now < expires_at <= :horizon, as a worktree's lease.
+
+-- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, horizon, position)<!
+-- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
+-- The number continues that of the lock taken over, or starts above that of every lock that is gone.
+-- No row: the project is locked, or promised to somebody who waits.
+INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
+SELECT
+    :id,
+    :project_id,
+    :session_id,
+    :acquired_at,
+    :expires_at,
+    f.number + 1
+FROM fencing_floors AS f
+WHERE
+    f.resource = 'project_locks'
+    AND NOT EXISTS (
+        SELECT 1
+        FROM lease_waiters AS l
+        WHERE
+            l.resource = 'project_locks'
+            AND l.resource_id = :project_id
+            AND l.position < :position
+            AND l.expires_at > :acquired_at
+    )
+ON CONFLICT (project_id) DO UPDATE
+SET
+    id = excluded.id,
+    session_id = excluded.session_id,
+    acquired_at = excluded.acquired_at,
+    expires_at = excluded.expires_at,
+    fencing_number = project_locks.fencing_number + 1
+WHERE
+project_locks.expires_at <= excluded.acquired_at
+OR project_locks.expires_at > :horizon
+RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+
+-- name: project_lock_is_available(project_id, position, now, horizon)$
+-- What acquire_project_lock asks, without a write. No row: whoever waits at this position waits on.
+SELECT 1
+FROM projects AS p
+WHERE
+    p.id = :project_id
+    AND NOT EXISTS (
+        SELECT 1
+        FROM project_locks AS k
+        WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
+    )
+    AND NOT EXISTS (
+        SELECT 1
+        FROM lease_waiters AS l
+        WHERE
+            l.resource = 'project_locks'
+            AND l.resource_id = :project_id
+            AND l.position < :position
+            AND l.expires_at > :now
+    );
+
+-- name: get_project_lock(id)^
+-- No row: the lock was released or taken over.
+SELECT
+    id,
+    project_id,
+    session_id,
+    acquired_at,
+    expires_at,
+    fencing_number
+FROM project_locks
+WHERE id = :id;
+
+-- name: find_project_lock(project_id)^
+-- No row: the project is free.
+SELECT
+    id,
+    project_id,
+    session_id,
+    acquired_at,
+    expires_at,
+    fencing_number
+FROM project_locks
+WHERE project_id = :project_id;
+
+-- name: list_expired_project_locks(now, after, after_id, limit)
+-- Locks that ran out and were not taken over, the longest first.
+SELECT
+    id,
+    project_id,
+    session_id,
+    acquired_at,
+    expires_at,
+    fencing_number
+FROM project_locks
+WHERE expires_at <= :now AND (expires_at, id) > (:after, :after_id)
+ORDER BY expires_at, id
+LIMIT :limit;
+
+-- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, horizon)<!
+-- Move the end of a live lock. No row: it is lost.
+UPDATE project_locks
+SET expires_at = :expires_at
+WHERE
+    id = :id
+    AND session_id = :session_id
+    AND fencing_number = :fencing_number
+    AND expires_at > :now
+    AND expires_at <= :horizon
+RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+
+-- name: release_project_lock(id, session_id, fencing_number, now, horizon)<!
+-- Set the project free; the number stays spent. No row: the lock is lost.
+DELETE FROM project_locks
+WHERE
+    id = :id
+    AND session_id = :session_id
+    AND fencing_number = :fencing_number
+    AND expires_at > :now
+    AND expires_at <= :horizon
+RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+
+-- name: abandon_project_lock(id)!
+-- Give back what a cancelled caller took without ever seeing the answer.
+DELETE FROM project_locks
+WHERE id = :id;
+
+-- name: project_is_locked(id, session_id, fencing_number, now, horizon)^
+-- The guard of a transaction. No row: the lock is lost.
+SELECT id
+FROM project_locks
+WHERE
+    id = :id
+    AND session_id = :session_id
+    AND fencing_number = :fencing_number
+    AND expires_at > :now
+    AND expires_at <= :horizon;

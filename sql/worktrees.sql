@@ -1,0 +1,332 @@
+-- worktrees: who may use a checkout, and until when.
+-- A lease is live while :now < lease_expires_at <= :horizon; an expiry behind the horizon was
+-- written by a clock that has jumped back since, and is not believed. version is the fence: taking and
+-- releasing raise it, so it tells every two holders apart.
+
+-- name: create_worktree(id, repository_id, path, branch, commit_sha, environment_hashes, created_at)<!
+-- Register a checkout. Its version starts above that of every worktree that was ever deleted.
+INSERT INTO worktrees (
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    version,
+    created_at,
+    updated_at
+)
+SELECT
+    :id,
+    :repository_id,
+    :path,
+    :branch,
+    :commit_sha,
+    :environment_hashes,
+    number,
+    :created_at,
+    :created_at
+FROM fencing_floors
+WHERE resource = 'worktrees'
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: get_worktree(id)^
+-- No row: there is no such worktree.
+SELECT
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at
+FROM worktrees
+WHERE id = :id;
+
+-- name: find_worktree_by_path(path)^
+-- No row: no worktree is registered at this path.
+SELECT
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at
+FROM worktrees
+WHERE path = :path;
+
+-- name: list_worktrees_by_repository(repository_id, after_id, limit)
+-- A page of a repository's worktrees, in the order of registration.
+SELECT
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at
+FROM worktrees
+WHERE repository_id = :repository_id AND id > :after_id
+ORDER BY id
+LIMIT :limit;
+
+-- name: reserve_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- Take a free or expired worktree, unless it moved since the caller read it.
+-- No row: the race was lost, or it is held, retired or gone.
+UPDATE worktrees
+SET
+    lease_owner = :lease_owner,
+    lease_token = :lease_token,
+    leased_at = :now,
+    lease_expires_at = :lease_expires_at,
+    version = version + 1,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND state = 'ready'
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- Move the end of a live lease. No row: it is lost.
+UPDATE worktrees
+SET
+    lease_expires_at = :lease_expires_at,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: record_worktree_checkout(id, version, lease_owner, lease_token, branch, commit_sha, environment_hashes, now, horizon)<!
+-- Note what the holder has checked out. No row: the lease is lost.
+UPDATE worktrees
+SET
+    branch = :branch,
+    commit_sha = :commit_sha,
+    environment_hashes = :environment_hashes,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: release_worktree(id, version, lease_owner, lease_token, now, horizon)<!
+-- Set a leased worktree free. No row: the lease is lost.
+UPDATE worktrees
+SET
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: abandon_worktree(repository_id, lease_token, now)!
+-- Give back what a cancelled caller took without ever seeing the answer.
+UPDATE worktrees
+SET
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1,
+    updated_at = :now
+WHERE repository_id = :repository_id AND lease_token = :lease_token;
+
+-- name: worktree_is_leased(id, version, lease_owner, lease_token, now, horizon)^
+-- The guard of a transaction. No row: the lease is lost.
+SELECT id
+FROM worktrees
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon;
+
+-- name: retire_worktree(id, now, horizon)<!
+-- Take a worktree that nobody holds out of use. No row: it is held, or gone.
+UPDATE worktrees
+SET
+    state = 'retired',
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1,
+    updated_at = :now
+WHERE
+    id = :id
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: return_worktree(id, now)<!
+-- Put a retired worktree back into use. No row: there is no retired one.
+UPDATE worktrees
+SET
+    state = 'ready',
+    version = version + 1,
+    updated_at = :now
+WHERE id = :id AND state = 'retired'
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: delete_worktree(id, now, horizon)<!
+-- Forget a worktree that nobody holds; its version stays spent. No row: it is held, or gone.
+DELETE FROM worktrees
+WHERE
+    id = :id
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;

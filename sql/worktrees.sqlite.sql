@@ -1,0 +1,132 @@
+-- worktrees: the statements that look for a free one.
+-- The text '' stands for "free" in the indexes ix_worktrees_free*, so that free worktrees sort before
+-- expired ones, each kind by how long it has waited, and one range finds both.
+
+-- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- Differs: '' as the smallest time has no counterpart in PostgreSQL's timestamptz.
+-- Take the best free worktree: at the same commit and environment, at the same commit, in the same
+-- environment, or any; within each the least recently used. Those who wait in line with a smaller
+-- position come first: there must be one free worktree more than there are of them.
+-- No row: none is free for this caller.
+UPDATE worktrees
+SET
+    lease_owner = :lease_owner,
+    lease_token = :lease_token,
+    leased_at = :now,
+    lease_expires_at = :lease_expires_at,
+    version = version + 1,
+    updated_at = :now
+WHERE
+    id = coalesce(
+        (
+            SELECT w.id
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND w.commit_sha = :commit_sha
+                AND w.environment_hashes = :environment_hashes
+                AND w.environment_hashes <> '{}'
+                AND coalesce(w.lease_expires_at, '') <= :now
+            ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
+            LIMIT 1
+        ),
+        (
+            SELECT w.id
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND w.commit_sha = :commit_sha
+                AND coalesce(w.lease_expires_at, '') <= :now
+            ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
+            LIMIT 1
+        ),
+        (
+            SELECT w.id
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND w.environment_hashes = :environment_hashes
+                AND w.environment_hashes <> '{}'
+                AND coalesce(w.lease_expires_at, '') <= :now
+            ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
+            LIMIT 1
+        ),
+        (
+            SELECT w.id
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND coalesce(w.lease_expires_at, '') <= :now
+            ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
+            LIMIT 1
+        ),
+        (
+            SELECT w.id
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND coalesce(w.lease_expires_at, '') > :horizon
+            ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
+            LIMIT 1
+        )
+    )
+    AND EXISTS (
+        SELECT 1
+        FROM worktrees AS w
+        WHERE
+            w.state = 'ready'
+            AND w.repository_id = :repository_id
+            AND (coalesce(w.lease_expires_at, '') <= :now OR coalesce(w.lease_expires_at, '') > :horizon)
+        LIMIT -- noqa: AM09
+            1
+            OFFSET (
+                SELECT count(*)
+                FROM lease_waiters AS l
+                WHERE
+                    l.resource = 'worktrees'
+                    AND l.resource_id = :repository_id
+                    AND l.position < :position
+                    AND l.expires_at > :now
+            )
+    )
+RETURNING
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at;
+
+-- name: worktree_is_available(repository_id, position, now, horizon)$
+-- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.
+-- No row: none is free for whoever waits at this position.
+SELECT 1
+FROM worktrees AS w
+WHERE
+    w.state = 'ready'
+    AND w.repository_id = :repository_id
+    AND (coalesce(w.lease_expires_at, '') <= :now OR coalesce(w.lease_expires_at, '') > :horizon)
+LIMIT -- noqa: AM09
+    1
+    OFFSET (
+        SELECT count(*)
+        FROM lease_waiters AS l
+        WHERE
+            l.resource = 'worktrees'
+            AND l.resource_id = :repository_id
+            AND l.position < :position
+            AND l.expires_at > :now
+    );

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from metastore import MetadataStore, TransactionActive
+from metastore.repositories import lease_waiters
+from metastore.repositories.lease_waiters import LeasedResource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from metastore import Repository
+    from tests.conftest import Clock
+
+MINUTE = timedelta(minutes=1)
+
+
+async def test_line__is_read_page_by_page_in_order(
+    store: MetadataStore, repository: Repository, clock: Clock
+) -> None:
+    tickets = [
+        await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, f"w-{n}")
+        for n in range(5)
+    ]
+    assert [ticket.position for ticket in tickets] == sorted(t.position for t in tickets)
+    page = await store.lease_waiters.list_by_resource("worktrees", repository.id, limit=3)
+    assert page.items == tickets[:3]
+    assert page.next is not None
+    rest = await store.lease_waiters.list_by_resource(
+        "worktrees", repository.id, after=page.next, limit=3
+    )
+    assert (rest.items, rest.next) == (tickets[3:], None)
+    clock.now += timedelta(seconds=6)
+    line = await store.lease_waiters.list_by_resource("worktrees", repository.id)
+    assert line.items == []
+
+
+async def test_ticket__cleared_away_while_its_process_stood_still_is_drawn_again(
+    store: MetadataStore, repository: Repository, clock: Clock
+) -> None:
+    ticket = await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, "slow")
+    clock.now += timedelta(seconds=6)
+    other = await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, "other")
+    kept = await store.lease_waiters._keep(ticket)
+    assert kept.position > other.position
+
+
+async def test_wait__not_inside_a_transaction(store: MetadataStore, repository: Repository) -> None:
+    async with store.transaction() as tx:
+        with pytest.raises(TransactionActive):
+            await tx.worktrees.acquire(repository.id, owner="a", ttl=MINUTE, wait=MINUTE)
+
+
+async def test_wait__keeps_its_ticket_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_waiters, "TICKET_TTL", timedelta(milliseconds=300))
+    monkeypatch.setattr(lease_waiters, "KEEP_INTERVAL", 0.1)
+    async with MetadataStore.open(f"sqlite:///{tmp_path}/x.db", migrate=True) as store:
+        repository = await store.repositories.create(name="r", remote_url="")
+        worktree = await store.worktrees.create(repository_id=repository.id, path="/w")
+        await store.worktrees.reserve(worktree, owner="holder", ttl=MINUTE)
+        waiting = asyncio.ensure_future(
+            store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE, wait=timedelta(seconds=1))
+        )
+        await asyncio.sleep(0.8)
+        line = await store.lease_waiters.list_by_resource("worktrees", repository.id)
+        assert [ticket.owner for ticket in line.items] == ["a"]
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+
+WAITER = """
+import asyncio, sys, time
+from datetime import timedelta
+from metastore import MetadataStore
+
+async def main(url, repository, rounds):
+    async with MetadataStore.open(url) as store:
+        for _ in range(rounds):
+            print("waiting", flush=True)
+            lease = await store.worktrees.acquire(
+                repository, owner="waiter", ttl=timedelta(minutes=1), wait=timedelta(seconds=30)
+            )
+            print(time.time(), flush=True)
+            await store.worktrees.release(lease)
+            sys.stdin.readline()
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("rounds", [20])
+async def test_wait__wakes_within_50_ms_of_a_release_in_another_process(
+    tmp_path: Path, record_property: Callable[[str, object], None], rounds: int
+) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    async with MetadataStore.open(url, migrate=True) as store:
+        repository = await store.repositories.create(name="r", remote_url="")
+        await store.worktrees.create(repository_id=repository.id, path="/w")
+        lease = await store.worktrees.acquire(repository.id, owner="holder", ttl=MINUTE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WAITER, url, repository.id, str(rounds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        delays = []
+        for _ in range(rounds):
+            assert process.stdout.readline() == "waiting\n"
+            async with asyncio.timeout(10):
+                while not (
+                    await store.lease_waiters.list_by_resource("worktrees", repository.id)
+                ).items:
+                    await asyncio.sleep(0.01)
+            await store.worktrees.release(lease)
+            released = time.time()
+            taken = float(await asyncio.to_thread(process.stdout.readline))
+            delays.append(taken - released)
+            lease = await store.worktrees.acquire(
+                repository.id, owner="holder", ttl=MINUTE, wait=timedelta(seconds=10)
+            )
+            process.stdin.write("\n")
+            process.stdin.flush()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
+    delays.sort()
+    record_property("figures", f"woken after {delays[len(delays) // 2]:.4f} s (median)")
+    assert delays[int(len(delays) * 0.95) - 1] < 0.05
