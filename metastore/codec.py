@@ -37,9 +37,11 @@ __all__ = [
     "MAX_JSON",
     "MAX_TEXT",
     "MAX_TTL",
+    "Encoder",
     "Id",
     "JsonObject",
     "Label",
+    "RefusedError",
     "Row",
     "Seconds",
     "decoder",
@@ -139,8 +141,8 @@ def duration(column: str, span: timedelta, *, longest: timedelta = MAX_TTL) -> t
     return span
 
 
-class _RefusedError(Exception):
-    """Why an encoder takes no such value; `_named` adds which column that was."""
+class RefusedError(Exception):
+    """Why an encoder takes no such value. Whoever binds it adds which column that was."""
 
 
 def _text(
@@ -150,18 +152,18 @@ def _text(
 
     def encode(value: Any) -> str:
         if not isinstance(value, str):
-            raise _RefusedError("must be text")
+            raise RefusedError("must be text")
         if not min_length <= len(value) <= max_length:
-            raise _RefusedError(f"must have {min_length} to {max_length} characters")
+            raise RefusedError(f"must have {min_length} to {max_length} characters")
         if not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
-                raise _RefusedError("must not hold lone surrogates") from None
+                raise RefusedError("must not hold lone surrogates") from None
         if "\0" in value:
-            raise _RefusedError("must not hold NUL characters")
+            raise RefusedError("must not hold NUL characters")
         if matches is not None and (matches(value) is None or value.endswith("\n")):
-            raise _RefusedError(f"must be {what or 'of the form ' + str(pattern)}")
+            raise RefusedError(f"must be {what or 'of the form ' + str(pattern)}")
         return value if type(value) is str else str.__str__(value)
 
     return encode
@@ -173,9 +175,9 @@ def _integer(*, at_least: int | None = None, at_most: int | None = None) -> Enco
 
     def encode(value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
-            raise _RefusedError("must be an integer")
+            raise RefusedError("must be an integer")
         if not low <= value <= high:
-            raise _RefusedError(f"must be from {low} to {high}")
+            raise RefusedError(f"must be from {low} to {high}")
         return int(value)
 
     return encode
@@ -183,29 +185,29 @@ def _integer(*, at_least: int | None = None, at_most: int | None = None) -> Enco
 
 def _boolean(value: Any) -> int:
     if not isinstance(value, bool):
-        raise _RefusedError("must be a boolean")
+        raise RefusedError("must be a boolean")
     return int(value)
 
 
 def _real(value: Any) -> float:
     if not isinstance(value, float | int) or isinstance(value, bool) or not math.isfinite(value):
-        raise _RefusedError("must be a finite number")
+        raise RefusedError("must be a finite number")
     return float(value)
 
 
 def _timestamp(value: Any) -> str:
     if not isinstance(value, datetime):
-        raise _RefusedError("must be a datetime")
+        raise RefusedError("must be a datetime")
     if value.utcoffset() is None:
-        raise _RefusedError("must be a datetime with a time zone")
+        raise RefusedError("must be a datetime with a time zone")
     return timestamp(value)
 
 
 def _blob(value: Any) -> bytes:
     if not isinstance(value, bytes):
-        raise _RefusedError("must be bytes")
+        raise RefusedError("must be bytes")
     if len(value) > MAX_BLOB:
-        raise _RefusedError(f"must have at most {MAX_BLOB} bytes")
+        raise RefusedError(f"must have at most {MAX_BLOB} bytes")
     return value
 
 
@@ -216,7 +218,7 @@ def _enumeration(members: type[StrEnum]) -> Encoder:
         try:
             return values[value]
         except (KeyError, TypeError):
-            raise _RefusedError(f"must be one of {', '.join(values)}") from None
+            raise RefusedError(f"must be one of {', '.join(values)}") from None
 
     return encode
 
@@ -228,12 +230,12 @@ def _json(shape: type | None, items: Any = None) -> Encoder:
 
     def encode(value: Any) -> str:
         if shape is not None and not isinstance(value, shape):
-            raise _RefusedError(f"must be {expected}")
+            raise RefusedError(f"must be {expected}")
         if items is not None:
             try:
                 msgspec.convert(value, items)
             except msgspec.ValidationError as error:
-                raise _RefusedError(f"must be {expected}: {error}") from None
+                raise RefusedError(f"must be {expected}: {error}") from None
         if not value and type(value) is shape:
             return "{}" if shape is dict else "[]"
         try:
@@ -244,15 +246,15 @@ def _json(shape: type | None, items: Any = None) -> Encoder:
         except (
             TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError
         ) as error:  # fmt: skip
-            raise _RefusedError(f"must be JSON: {error}") from None
+            raise RefusedError(f"must be JSON: {error}") from None
         if not same:
-            raise _RefusedError("must be JSON values only: text, finite numbers, lists, objects")
+            raise RefusedError("must be JSON values only: text, finite numbers, lists, objects")
         if len(document) > MAX_JSON:
-            raise _RefusedError(f"must have at most {MAX_JSON} bytes as JSON")
+            raise RefusedError(f"must have at most {MAX_JSON} bytes as JSON")
         if _LONG_NUMBER.search(document) and _has_big_integer(value):
-            raise _RefusedError("must not hold integers beyond 64 bits")
+            raise RefusedError("must not hold integers beyond 64 bits")
         if _ESCAPED_NUL.search(document):
-            raise _RefusedError("must not hold NUL characters")
+            raise RefusedError("must not hold NUL characters")
         return document.decode()
 
     return encode
@@ -277,7 +279,7 @@ def untyped(value: Any) -> Any:
     for kind, encode in _BY_TYPE:
         if isinstance(value, kind):
             return encode(value)
-    raise _RefusedError("must be text, a number, a datetime, an array or an object")
+    raise RefusedError("must be text, a number, a datetime, an array or an object")
 
 
 _BY_TYPE: tuple[tuple[type, Encoder], ...] = (
@@ -351,31 +353,14 @@ def _encoder(column: _Column) -> Encoder:
     return dict(_BY_TYPE)[kind]
 
 
-def parameter_encoders(
-    table: str, row_type: type[Row], parameters: Iterable[str]
-) -> dict[str, Encoder]:
-    """Return the encoder of each parameter of a statement of `table`.
+def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[str, Encoder]:
+    """Return the encoder of each parameter of a statement that deals with `row_type`.
 
     A parameter that is named as a column takes that column's type, any other is encoded by the
-    type of its value.
+    type of its value. An encoder raises `RefusedError`.
     """
     hints = typing.get_type_hints(row_type, include_extras=True)
-    return {
-        name: _named(table, name, encoder(hints[name]) if name in hints else untyped)
-        for name in parameters
-    }
-
-
-def _named(table: str, column: str, encode: Encoder) -> Encoder:
-    def named(value: Any) -> Any:
-        try:
-            return encode(value)
-        except _RefusedError as refused:
-            raise InvalidValue(
-                table, column, str(refused), value_type=type(value).__name__
-            ) from None
-
-    return named
+    return {name: encoder(hints[name]) if name in hints else untyped for name in parameters}
 
 
 def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:

@@ -22,6 +22,7 @@ from aiosql.query_loader import QueryLoader
 from aiosql.types import QueryDatum, SQLOperationType
 
 from metastore import codec, resources
+from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,7 +50,7 @@ class Statement:
         self.writes = datum.operation_type not in _READS
         self.expects_row = datum.operation_type in _EXPECTS_A_ROW
         self.parameters = tuple(datum.parameters or ())
-        self._encoders = codec.parameter_encoders(table, row_type, self.parameters)
+        self._encoders = codec.parameter_encoders(row_type, self.parameters)
 
     def __repr__(self) -> str:
         return f"<Statement {self.table}.{self.name}>"
@@ -61,7 +62,11 @@ class Statement:
             InvalidValue: a column does not take its value.
         """
         encoders = self._encoders
-        return Call(self, {name: encoders[name](value) for name, value in values.items()})
+        try:
+            return Call(self, {name: encoders[name](value) for name, value in values.items()})
+        except codec.RefusedError:
+            self._refuse(values)
+            raise
 
     def many(self, rows: list[dict[str, Any]]) -> Call:
         """Bind one set of values for each row to write.
@@ -70,9 +75,24 @@ class Statement:
             InvalidValue: a column does not take its value.
         """
         encoders = self._encoders
-        return Call(
-            self, [{name: encoders[name](value) for name, value in row.items()} for row in rows]
-        )
+        try:
+            return Call(
+                self, [{name: encoders[name](value) for name, value in row.items()} for row in rows]
+            )
+        except codec.RefusedError:
+            for row in rows:
+                self._refuse(row)
+            raise
+
+    def _refuse(self, values: dict[str, Any]) -> None:
+        """Raise the error that names the first of `values` that is refused, if one is."""
+        for name, value in values.items():
+            try:
+                self._encoders[name](value)
+            except codec.RefusedError as refused:
+                raise InvalidValue(
+                    self.table, name, str(refused), value_type=type(value).__name__
+                ) from None
 
 
 class Call(NamedTuple):

@@ -293,7 +293,7 @@ ORDER BY created_at DESC, id DESC
 LIMIT :limit;
 
 -- name: list_active_sessions(after_id, limit)
--- A page of the sessions that wait or run, oldest first; IN, as ix_sessions_active has it.
+-- A page of the sessions that wait or run, oldest first.
 SELECT
     id,
     session_type,
@@ -314,6 +314,33 @@ FROM sessions
 WHERE status IN ('pending', 'in_progress') AND id > :after_id
 ORDER BY id
 LIMIT :limit;
+
+-- name: list_open_sessions_by_worktree(worktree_id)
+-- The sessions in a worktree that have not ended: one, or a handful, and so in no order.
+SELECT
+    id,
+    session_type,
+    status,
+    mode,
+    project_path,
+    repository_id,
+    worktree_id,
+    auth_token_id,
+    config,
+    result,
+    metadata,
+    error_message,
+    created_at,
+    updated_at,
+    completed_at
+FROM sessions
+WHERE worktree_id = :worktree_id AND status IN ('pending', 'in_progress', 'paused');
+
+-- name: count_open_sessions_by_auth_token(auth_token_id)$
+-- How many sessions that a token opened have not ended.
+SELECT count(*)
+FROM sessions
+WHERE auth_token_id = :auth_token_id AND status IN ('pending', 'in_progress', 'paused');
 
 -- name: delete_session(id)<!
 -- Delete a session with all that belongs to it. No row: there is none.

@@ -17,6 +17,7 @@ from metastore.codec import (
     MAX_TTL,
     Id,
     JsonObject,
+    RefusedError,
     Row,
     decoder,
     duration,
@@ -50,7 +51,7 @@ class Everything(Row, frozen=True):
     extra: JsonObject | None
 
 
-ENCODE = parameter_encoders("things", Everything, [*Everything.__struct_fields__, "other"])
+ENCODE = parameter_encoders(Everything, [*Everything.__struct_fields__, "other"])
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 json_values = st.recursive(
@@ -169,17 +170,15 @@ REFUSED: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("column", "value"), REFUSED)
 def test_encode__refuses_what_would_not_come_back(column: str, value: Any) -> None:
-    with pytest.raises(InvalidValue) as error:
+    with pytest.raises(RefusedError):
         ENCODE[column](value)
-    assert (error.value.table, error.value.column) == ("things", column)
-    assert error.value.value_type == type(value).__name__
 
 
 def test_encode__nested_too_deep_is_refused() -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(InvalidValue):
+    with pytest.raises(RefusedError):
         ENCODE["anything"](deep)
 
 
@@ -189,7 +188,7 @@ def test_encode__a_backslash_before_u0000_is_text() -> None:
 
 
 def test_encode__an_error_does_not_show_the_value() -> None:
-    with pytest.raises(InvalidValue) as error:
+    with pytest.raises(RefusedError) as error:
         ENCODE["short"]("secret-value")
     assert "secret-value" not in str(error.value)
     assert "secret-value" not in repr(error.value)

@@ -44,7 +44,7 @@ CREATE INDEX IF NOT EXISTS ix_artifacts_session_id
 ON artifacts (session_id, id);
 
 CREATE INDEX IF NOT EXISTS ix_artifacts_type
-ON artifacts (artifact_type);
+ON artifacts (artifact_type, id);
 
 CREATE INDEX IF NOT EXISTS ix_artifacts_command_id
 ON artifacts (command_id)

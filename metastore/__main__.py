@@ -1,0 +1,5 @@
+"""`python -m metastore` is the `metastore` command."""
+
+from metastore.cli import main
+
+main(prog_name="metastore")

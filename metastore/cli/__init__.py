@@ -1,0 +1,150 @@
+"""The `metastore` command.
+
+Every module here whose name has no leading underscore is a command: `metastore/cli/purge.py`
+holds a click command named `purge`. Such a module imports at its top only what is quick, because
+`metastore --help` imports all of them, and what its work needs inside its functions.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import pkgutil
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from metastore.urls import DatabaseUrl
+
+__all__ = [
+    "Refused",
+    "confirm",
+    "database_option",
+    "json_option",
+    "main",
+    "print_json",
+    "print_table",
+]
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+class Refused(click.ClickException):
+    """The command does not go on: code 1, and the reason in one line on stderr."""
+
+    def show(self, file: Any = None) -> None:
+        """Print the reason."""
+        del file
+        click.echo(f"metastore: error: {' '.join(self.message.split())}", err=True)
+
+
+class _CommandLine(click.Group):
+    """Finds the commands, and turns what they raise into one line and a code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the modules in this package."""
+        del ctx
+        return sorted(it.name for it in pkgutil.iter_modules(__path__) if it.name[0] != "_")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command `cmd_name`."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it raises becomes `Refused`, so that nobody sees a traceback."""
+        from metastore.errors import MetastoreError
+
+        try:
+            return super().invoke(ctx)
+        except MetastoreError as error:
+            raise Refused(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # the reader of a pipe went away: click ends quietly
+            what = error.strerror or str(error)
+            raise Refused(f"{error.filename}: {what}" if error.filename else what) from error
+
+
+@click.group(cls=_CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="metastore", prog_name="metastore")
+@click.option("--db", metavar="URL", help="The database; also taken behind the command.")
+def main(db: str | None) -> None:
+    """Look after the metadata database of an execution service."""
+    del db  # read by the commands, see `database_option`
+
+
+def database_option(command: _F) -> _F:
+    """Give a command the option `--db` and the parameter `url`, resolved."""
+    return click.option(
+        "--db",
+        "url",
+        metavar="URL",
+        callback=_resolve,
+        help="The database, sqlite:///relative.db or sqlite:////absolute.db. "
+        "Default: METASTORE_DB_URL, or sqlite:///.artifacts/data/metadata.db.",
+    )(command)
+
+
+def _resolve(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> DatabaseUrl:
+    from metastore import urls
+
+    return urls.resolve(value if value is not None else ctx.find_root().params.get("db"))
+
+
+def json_option(command: _F) -> _F:
+    """Give a command the flag `--json` and the parameter `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program.")(
+        command
+    )
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something is destroyed; `yes` has answered already.
+
+    Raises:
+        Refused: nobody is there to ask.
+        click.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not _is_interactive():
+        raise Refused(f"{question} Nobody is there to ask: pass --yes.")
+    click.confirm(question, abort=True)
+
+
+def _is_interactive() -> bool:
+    return sys.stdin.isatty()
+
+
+def print_json(value: Any) -> None:
+    """Print `value`, built of anything msgspec encodes, as indented JSON."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as a table when a person watches, and as aligned lines otherwise."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        Console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    for row in (headers, *rows):
+        click.echo(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )

@@ -1,0 +1,143 @@
+"""Two schemas of SQLite, compared object by object."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Iterator
+
+__all__ = ["Difference", "SchemaObject", "compare", "objects"]
+
+# Strings and quoted names first: what looks like a comment inside them is none.
+_TOKEN = re.compile(
+    r"""
+      (?P<string>'(?:[^']|'')*')
+    | (?P<quoted>"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^]]*])
+    | (?P<comment>--[^\n]*|/\*.*?(?:\*/|$))
+    | (?P<space>\s+)
+    | (?P<word>\w+)
+    | (?P<operator>\|\||<<|>>|<=|>=|<>|==|!=|->>|->|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One thing in which a live database is not what its migrations make.
+
+    Attributes:
+        kind: `missing`, `extra` or `different` for an object of the schema; for a migration the
+            state that `status` reports.
+        type: `table`, `index`, `trigger`, `view` or `migration`.
+        name: the object's name, or the migration's id.
+        detail: what exactly, where there is more to say.
+    """
+
+    kind: Literal["missing", "extra", "different", "edited", "unknown", "unverified"]
+    type: str
+    name: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.name} is {self.kind}" + (
+            f": {self.detail}" if self.detail else ""
+        )
+
+
+class SchemaObject(NamedTuple):
+    """A table, index, trigger or view as its database holds it."""
+
+    type: str
+    name: str
+    table: str
+    sql: str
+
+
+def objects(
+    connection: sqlite3.Connection, ignore_tables: Collection[str]
+) -> dict[tuple[str, str], SchemaObject]:
+    """Return everything that a schema holds, by type and name.
+
+    SQLite's own tables, and the indexes that a table's constraints imply, are left out, and so
+    is all that belongs to `ignore_tables`.
+    """
+    rows = connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema "
+        "WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*' ORDER BY type, name"
+    )
+    found = (SchemaObject(*row) for row in rows.fetchall())
+    return {(it.type, it.name): it for it in found if it.table not in ignore_tables}
+
+
+def compare(
+    live: dict[tuple[str, str], SchemaObject], expected: dict[tuple[str, str], SchemaObject]
+) -> list[Difference]:
+    """Return the differences between a live schema and the expected one.
+
+    Comments, white space, the case of names and whether names are quoted make none. A table is
+    compared definition by definition, so that a changed CHECK is named as such.
+    """
+    differences = []
+    for key in sorted(live.keys() | expected.keys()):
+        type_, name = key
+        if key not in live:
+            differences.append(Difference("missing", type_, name, _of_table(expected[key])))
+        elif key not in expected:
+            differences.append(Difference("extra", type_, name, _of_table(live[key])))
+        elif type_ == "table":
+            differences += _compare_tables(live[key], expected[key])
+        elif _normal(live[key].sql) != _normal(expected[key].sql):
+            detail = f"is {_normal(live[key].sql)}, must be {_normal(expected[key].sql)}"
+            differences.append(Difference("different", type_, name, detail))
+    return differences
+
+
+def _of_table(it: SchemaObject) -> str:
+    return f"on {it.table}" if it.type in ("index", "trigger") else ""
+
+
+def _compare_tables(live: SchemaObject, expected: SchemaObject) -> Iterator[Difference]:
+    has, must = _definitions(live.sql), _definitions(expected.sql)
+    if has == must:
+        return
+    parts = [f"lacks {definition}" for definition in must if definition not in has]
+    parts += [f"has {definition}" for definition in has if definition not in must]
+    detail = "; ".join(parts) or "its columns are in another order"
+    yield Difference("different", "table", live.name, detail)
+
+
+def _definitions(sql: str) -> list[str]:
+    """Return the columns and constraints of a CREATE TABLE, and what stands behind them."""
+    definitions: list[list[str]] = [[]]
+    depth = 0
+    for token in _tokens(sql):
+        depth += (token == "(") - (token == ")")  # noqa: S105 - a bracket, no secret
+        opens = token == "(" and depth == 1  # noqa: S105
+        closes = token == ")" and depth == 0  # noqa: S105
+        if opens or closes or (token == "," and depth == 1):  # noqa: S105
+            definitions.append([])
+        else:
+            definitions[-1].append(token)
+    # What stands first is CREATE TABLE and the name, which the caller has compared.
+    return [" ".join(definition) for definition in definitions[1:] if definition]
+
+
+def _normal(sql: str) -> str:
+    return " ".join(_tokens(sql))
+
+
+def _tokens(sql: str) -> Iterator[str]:
+    for match in _TOKEN.finditer(sql):
+        kind, text = match.lastgroup, match[0]
+        if kind == "word":
+            yield text.lower()
+        elif kind == "quoted":
+            name = text[1:-1]
+            yield name.lower() if re.fullmatch(r"\w+", name) else text
+        elif kind not in ("space", "comment"):
+            yield text
