@@ -114,10 +114,11 @@ def is_metastore(connection: sqlite3.Connection) -> bool:
     Raises:
         StoreCorrupt: the file belongs to another program.
     """
+    # In this order: whoever creates a metastore marks it before the first table is there.
+    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     if application_id == APPLICATION_ID:
         return True
-    [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application_id or objects:
         [(_, _, file)] = connection.execute("PRAGMA database_list").fetchall()
         raise StoreCorrupt("is a database of another program", path=file)
