@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from metastore.codec import CLOCK_SKEW, MAX_TTL
@@ -11,10 +12,13 @@ from metastore.errors import LeaseLost, MetastoreError, StoreClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from typing import Any
 
-__all__ = ["finish_in_background", "horizon", "kept"]
+__all__ = ["LONG_AGO", "background_work", "finish_in_background", "horizon", "kept"]
+
+LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
+"""Before every expiry."""
 
 RETRY_INTERVAL = 0.1
 """How soon a renewal that failed for a passing reason is tried again, in seconds."""
@@ -42,6 +46,13 @@ def finish_in_background(work: Coroutine[Any, Any, object]) -> None:
     task = asyncio.get_running_loop().create_task(finish())
     _background.add(task)
     task.add_done_callback(_background.discard)
+
+
+async def background_work() -> None:
+    """Wait until what this loop finishes in the background has ended."""
+    loop = asyncio.get_running_loop()
+    while tasks := [task for task in _background if task.get_loop() is loop]:
+        await asyncio.wait(tasks)
 
 
 @contextlib.asynccontextmanager

@@ -1,10 +1,16 @@
-"""Where the SQL files are: inside an installed wheel, or at the top of a checkout."""
+"""Where the files beside the package are: in an installed wheel, or at the top of a checkout."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["migrations_directory", "statements_directory"]
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["example", "migrations_directory", "statements_directory"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _PACKAGED = _PACKAGE / "_resources"
@@ -20,3 +26,17 @@ def statements_directory() -> Path:
 def migrations_directory(dialect: str) -> Path:
     """Return the folder of one dialect's migrations, `migrations/<dialect>/`."""
     return _ROOT / "migrations" / dialect
+
+
+def example(name: str) -> ModuleType:
+    """Return the module that `docs/examples/<name>.py` is."""
+    module_name = f"metastore_example_{name}"
+    if module_name not in sys.modules:
+        path = _ROOT / "docs" / "examples" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"cannot import {path}", name=name, path=str(path))
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[module_name] = module
+    return sys.modules[module_name]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from metastore import migrations, urls
+from metastore import health, migrations, urls
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
 from metastore.repositories import RepositorySet
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from metastore.backends.base import Backend, Guard
+    from metastore.health import Health
 
-__all__ = ["MetadataStore", "Transaction"]
+__all__ = ["MetadataStore", "Transaction", "write_template"]
 
 Durability = Literal["full", "normal"]
 
@@ -49,11 +52,13 @@ class MetadataStore(RepositorySet):
     def __init__(
         self,
         backend: Backend,
+        url: urls.DatabaseUrl,
         clock: Callable[[], datetime],
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(Scope(backend, clock, backend))
         self._backend = backend
+        self._url = url
         self._clock = clock
         self._on_close = on_close
 
@@ -115,6 +120,18 @@ class MetadataStore(RepositorySet):
                 return self.worktrees.guard(lease)
             case ProjectLock():
                 return self.project_locks.guard(lease)
+
+    async def health(self, *, integrity: bool = False) -> Health:
+        """Report how the database is: whether it answers and takes writes, how full, how old.
+
+        What is wrong is in the report, and nothing is raised for it. It takes milliseconds, and
+        a few seconds at most where the database does not answer. `integrity` also reads the whole
+        database, beside the store's own reads, to look for damage.
+
+        Raises:
+            TransactionActive: this task has a transaction open.
+        """
+        return await health.examine(self._backend, self._url, self, integrity=integrity)
 
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
@@ -185,7 +202,7 @@ class _Opening:
         directory = Path(tempfile.mkdtemp(prefix="metastore-", dir=_memory()))
         try:
             path = directory / "metadata.db"
-            await asyncio.to_thread(_write_template, path)
+            await asyncio.to_thread(write_template, path)
             return await self._connect(
                 urls.resolve(f"sqlite:///{path}"),
                 path,
@@ -198,13 +215,15 @@ class _Opening:
     async def _connect(
         self, url: urls.DatabaseUrl, path: Path, on_close: Callable[[], None] = lambda: None
     ) -> MetadataStore:
+        if not path.exists():
+            migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
         backend = await SqliteBackend.open(
             path,
             durability=self._durability,
             readers=self._readers,
             check=lambda connection: migrations.check(url, connection),
         )
-        return self._store_type(backend, self._clock, on_close)
+        return self._store_type(backend, url, self._clock, on_close)
 
 
 def _memory() -> str | None:
@@ -212,8 +231,17 @@ def _memory() -> str | None:
     return str(shared_memory) if shared_memory.is_dir() else None
 
 
-def _write_template(path: Path) -> None:
-    sqlite_file.create(path)
+def write_template(path: Path) -> None:
+    """Make a migrated, empty database at `path`, where there is no file yet.
+
+    Copied, which takes a fraction of the time that migrating does.
+
+    Raises:
+        FileExistsError: there is a file.
+        StoreReadOnly: the folder takes no new file.
+    """
+    if not sqlite_file.create(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.write_bytes(_template())
 
 

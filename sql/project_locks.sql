@@ -82,6 +82,30 @@ SELECT
 FROM project_locks
 WHERE project_id = :project_id;
 
+-- name: list_project_locks_by_session(session_id)
+-- The locks that a session holds or has left behind: one, or a handful, and so in no order.
+SELECT
+    id,
+    project_id,
+    session_id,
+    acquired_at,
+    expires_at,
+    fencing_number
+FROM project_locks
+WHERE session_id = :session_id;
+
+-- name: count_live_project_locks(now, horizon)$
+-- How many projects are locked.
+SELECT count(*)
+FROM project_locks
+WHERE expires_at > :now AND expires_at <= :horizon;
+
+-- name: count_expired_project_locks(now, horizon)$
+-- How many locks ran out, and nobody has come since.
+SELECT count(*)
+FROM project_locks
+WHERE expires_at <= :now OR expires_at > :horizon;
+
 -- name: list_expired_project_locks(now, after, after_id, limit)
 -- Locks that ran out and were not taken over, the longest first.
 SELECT
@@ -98,8 +122,9 @@ LIMIT :limit;
 
 -- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, horizon)<!
 -- Move the end of a live lock. No row: it is lost.
+-- A clock that jumped back behind the take leaves the end where it is.
 UPDATE project_locks
-SET expires_at = :expires_at
+SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END
 WHERE
     id = :id
     AND session_id = :session_id

@@ -84,6 +84,39 @@ SELECT
 FROM worktrees
 WHERE path = :path;
 
+-- name: find_worktree_by_lease_token(lease_token, after)^
+-- Whose lease is this? People ask it, so tokens have no index: it walks the leased worktrees, which
+-- have one. No row: the lease is over, and the worktree free or another's.
+SELECT
+    id,
+    repository_id,
+    path,
+    branch,
+    commit_sha,
+    environment_hashes,
+    state,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version,
+    created_at,
+    updated_at
+FROM worktrees
+WHERE lease_expires_at > :after AND lease_token = :lease_token;
+
+-- name: count_live_worktree_leases(now, horizon)$
+-- How many worktrees are held.
+SELECT count(*)
+FROM worktrees
+WHERE lease_expires_at > :now AND lease_expires_at <= :horizon;
+
+-- name: count_expired_worktree_leases(now, horizon)$
+-- How many holders went without a release, and nobody has come since.
+SELECT count(*)
+FROM worktrees
+WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
+
 -- name: list_worktrees_by_repository(repository_id, after_id, limit)
 -- A page of a repository's worktrees, in the order of registration.
 SELECT
@@ -140,9 +173,13 @@ RETURNING
 
 -- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
 -- Move the end of a live lease. No row: it is lost.
+-- A clock that jumped back behind the take leaves the end where it is.
 UPDATE worktrees
 SET
-    lease_expires_at = :lease_expires_at,
+    lease_expires_at = CASE
+        WHEN :lease_expires_at > leased_at THEN :lease_expires_at
+        ELSE lease_expires_at
+    END,
     updated_at = :now
 WHERE
     id = :id

@@ -8,6 +8,16 @@
 -- environment, or any; within each the least recently used. Those who wait in line with a smaller
 -- position come first: there must be one free worktree more than there are of them.
 -- No row: none is free for this caller.
+WITH line AS (
+    SELECT count(*) AS ahead
+    FROM lease_waiters
+    WHERE
+        resource = 'worktrees'
+        AND resource_id = :repository_id
+        AND position < :position
+        AND expires_at > :now
+)
+
 UPDATE worktrees
 SET
     lease_owner = :lease_owner,
@@ -75,24 +85,29 @@ WHERE
             LIMIT 1
         )
     )
-    AND EXISTS (
-        SELECT 1
-        FROM worktrees AS w
-        WHERE
-            w.state = 'ready'
-            AND w.repository_id = :repository_id
-            AND (coalesce(w.lease_expires_at, '') <= :now OR coalesce(w.lease_expires_at, '') > :horizon)
-        LIMIT -- noqa: AM09
-            1
-            OFFSET (
-                SELECT count(*)
-                FROM lease_waiters AS l
-                WHERE
-                    l.resource = 'worktrees'
-                    AND l.resource_id = :repository_id
-                    AND l.position < :position
-                    AND l.expires_at > :now
-            )
+    AND (
+        EXISTS (
+            SELECT 1
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND coalesce(w.lease_expires_at, '') <= :now
+            LIMIT -- noqa: AM09
+                1
+                OFFSET (SELECT l.ahead FROM line AS l)
+        )
+        OR EXISTS (
+            SELECT 1
+            FROM worktrees AS w
+            WHERE
+                w.state = 'ready'
+                AND w.repository_id = :repository_id
+                AND coalesce(w.lease_expires_at, '') > :horizon
+            LIMIT -- noqa: AM09
+                1
+                OFFSET (SELECT l.ahead FROM line AS l)
+        )
     )
 RETURNING
     id,
@@ -113,20 +128,37 @@ RETURNING
 -- name: worktree_is_available(repository_id, position, now, horizon)$
 -- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.
 -- No row: none is free for whoever waits at this position.
+WITH line AS (
+    SELECT count(*) AS ahead
+    FROM lease_waiters
+    WHERE
+        resource = 'worktrees'
+        AND resource_id = :repository_id
+        AND position < :position
+        AND expires_at > :now
+)
+
 SELECT 1
-FROM worktrees AS w
 WHERE
-    w.state = 'ready'
-    AND w.repository_id = :repository_id
-    AND (coalesce(w.lease_expires_at, '') <= :now OR coalesce(w.lease_expires_at, '') > :horizon)
-LIMIT -- noqa: AM09
-    1
-    OFFSET (
-        SELECT count(*)
-        FROM lease_waiters AS l
+    EXISTS (
+        SELECT 1
+        FROM worktrees AS w
         WHERE
-            l.resource = 'worktrees'
-            AND l.resource_id = :repository_id
-            AND l.position < :position
-            AND l.expires_at > :now
+            w.state = 'ready'
+            AND w.repository_id = :repository_id
+            AND coalesce(w.lease_expires_at, '') <= :now
+        LIMIT -- noqa: AM09
+            1
+            OFFSET (SELECT l.ahead FROM line AS l)
+    )
+    OR EXISTS (
+        SELECT 1
+        FROM worktrees AS w
+        WHERE
+            w.state = 'ready'
+            AND w.repository_id = :repository_id
+            AND coalesce(w.lease_expires_at, '') > :horizon
+        LIMIT -- noqa: AM09
+            1
+            OFFSET (SELECT l.ahead FROM line AS l)
     );

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from metastore import MetadataStore
+from metastore.testing import Clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from metastore import MetadataStore, Repository, Session
 
-    from metastore import Repository, Session
+__all__ = ["Clock"]
 
-
-class Clock:
-    """A clock to move. It ticks with each reading, so that no two operations share a time."""
-
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(milliseconds=1)
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def store(clock: Clock) -> AsyncIterator[MetadataStore]:
-    async with MetadataStore.open("sqlite://", clock=clock) as store:
-        yield store
+pytest_plugins = ["metastore.testing", "pytester"]
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from metastore.errors import MetastoreError
     from metastore.statements import Call
 
-__all__ = ["Backend", "Executor", "Guard", "Values"]
+__all__ = ["Backend", "Executor", "Facts", "Guard", "KnownFault", "Values"]
 
 Values = tuple[Any, ...]
 """A row as the database returns it: one value for each column."""
@@ -28,6 +30,55 @@ class Guard(NamedTuple):
 
     check: Callable[[], Call]
     error: Callable[[], MetastoreError]
+
+
+class KnownFault(msgspec.Struct, frozen=True):
+    """A fault of the database's own software in the release that runs.
+
+    Attributes:
+        name: what it is called.
+        versions: which releases have it.
+        effect: what it does.
+        handling: what metastore does about it, and what is left to do.
+        source: where it is described.
+    """
+
+    name: str
+    versions: str
+    effect: str
+    handling: str
+    source: str
+
+
+class Facts(NamedTuple):
+    """What a backend knows of its database. What could not be found out is None.
+
+    Attributes:
+        read_error: why it cannot be read; None if it can.
+        write_error: why it takes no writes; None if it does.
+        schema_error: why its schema is not the code's; None if it is.
+        software: the database's software and its release, `SQLite 3.40.1`.
+        known_faults: what is wrong with that release.
+        folder: where the database is.
+        file_modes: the permission bits of its files, by path.
+        database_bytes: how big it is; None also if its file is gone.
+        wal_bytes: how big the WAL is; None also if there is none.
+        damage: what is broken in it, one line each; None if it was not searched.
+    """
+
+    read_error: MetastoreError | None
+    write_error: MetastoreError | None
+    schema_error: MetastoreError | None
+    software: str
+    known_faults: list[KnownFault]
+    folder: str
+    file_modes: dict[str, int]
+    database_bytes: int | None
+    wal_bytes: int | None
+    free_disk_bytes: int | None
+    journal_mode: str | None
+    synchronous: str | None
+    damage: list[str] | None
 
 
 class Executor(Protocol):
@@ -67,6 +118,17 @@ class Backend(Executor, Protocol):
 
     async def wait_for_change(self, seen: int, timeout: float) -> None:
         """Return when `changes` is not `seen` any more, at the latest after `timeout` seconds."""
+
+    async def inspect(self, *, check: Callable[[Any], None], integrity: bool = False) -> Facts:
+        """Return how the database is, within a few seconds unless `integrity` is asked for.
+
+        Args:
+            check: raises what is wrong with the schema on a driver's connection.
+            integrity: Whether to read everything in search of damage.
+
+        Raises:
+            TransactionActive: this task has a transaction open.
+        """
 
     async def close(self) -> None:
         """Close the database. Operations in flight are answered; later ones are refused."""

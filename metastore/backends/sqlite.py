@@ -8,11 +8,13 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from metastore.backends import sqlite_file
+from metastore.backends import sqlite_file, sqlite_inspection
+from metastore.backends.base import Facts
 from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
+from metastore.backends.sqlite_faults import known_faults
 from metastore.backends.sqlite_lanes import Lane, ReaderLane, WriterLane
 from metastore.backends.sqlite_transaction import (
     OpenTransaction,
@@ -20,15 +22,21 @@ from metastore.backends.sqlite_transaction import (
     refuse_inside_transaction,
 )
 from metastore.backends.sqlite_watcher import Watcher
+from metastore.errors import MetastoreError, StoreBusy, StoreClosed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
     from metastore.backends.base import Executor, Guard, Values
     from metastore.statements import Call
 
 __all__ = ["SqliteBackend"]
+
+Result = TypeVar("Result")
+
+PROBE_TIMEOUT = 3.0
+"""How long an inspection waits for a connection of this process to be free, in seconds."""
 
 
 class SqliteBackend:
@@ -56,8 +64,7 @@ class SqliteBackend:
         """Connect to the existing metastore at `path`, which must pass `check`.
 
         Raises:
-            SchemaOutdated: there is no file at `path`, or an empty one.
-            StoreCorrupt: it is no metastore, or damaged.
+            StoreCorrupt: it is missing, empty, no metastore, or damaged.
             StoreReadOnly: it cannot be opened for writing.
         """
         lanes: list[Lane] = []
@@ -71,7 +78,7 @@ class SqliteBackend:
                 lanes.append(ReaderLane(connection))
         except BaseException as error:
             for lane in lanes:
-                lane.connection.abandon()
+                lane.connection.stop()
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
             raise
@@ -123,6 +130,53 @@ class SqliteBackend:
         """Wait for a commit, also another process's. See `Backend.wait_for_change`."""
         await self._watcher.wait(seen, timeout)
 
+    async def inspect(
+        self, *, check: Callable[[sqlite3.Connection], None], integrity: bool = False
+    ) -> Facts:
+        """Return how the database is. See `Backend.inspect`."""
+        refuse_inside_transaction(self._writer)
+        look = partial(sqlite_inspection.look, check)
+        settings, read_error = await _attempt(self._readers[0].call(look), PROBE_TIMEOUT)
+        _, write_error = await _attempt(self._write_nothing(), PROBE_TIMEOUT)
+        damage, unread = None, None
+        if integrity and not isinstance(read_error, StoreClosed):
+            damage, unread = await _attempt(self._damage())
+        files = sqlite_inspection.files(self._path)
+        return Facts(
+            read_error=read_error,
+            write_error=write_error,
+            schema_error=settings and settings.schema_error,
+            software=f"SQLite {sqlite3.sqlite_version}",
+            known_faults=known_faults(
+                trusts_schema=settings is not None and settings.trusts_schema
+            ),
+            folder=str(self._path.absolute().parent),
+            file_modes=files.modes,
+            database_bytes=files.database_bytes,
+            wal_bytes=files.wal_bytes,
+            free_disk_bytes=files.free_disk_bytes,
+            journal_mode=settings and settings.journal_mode,
+            synchronous=settings and settings.synchronous,
+            damage=damage if unread is None else [str(unread)],
+        )
+
+    async def _write_nothing(self) -> None:
+        await self._writer.take_turn()
+        try:
+            await self._writer.call(sqlite_inspection.write_nothing)
+        finally:
+            self._writer.release_turn()
+
+    async def _damage(self) -> list[str]:
+        # On a connection of its own: it may take long, and the others have work to do.
+        connect_to_read = partial(sqlite_file.connect, self._path, read_only=True)
+        lane = ReaderLane(await connect(connect_to_read))
+        try:
+            return await lane.call(sqlite_inspection.damage)
+        finally:
+            await lane.connection.interrupt()
+            await lane.close()
+
     async def close(self) -> None:
         """Close every connection; idempotent, and safe with operations in flight.
 
@@ -144,6 +198,19 @@ class SqliteBackend:
         for lane in (*self._readers, self._writer):
             lane.closed = reason
         self._watcher.close()
+
+
+async def _attempt(
+    work: Coroutine[Any, Any, Result], timeout: float | None = None
+) -> tuple[Result | None, MetastoreError | None]:
+    """Return what `work` returns, or why it failed."""
+    try:
+        async with asyncio.timeout(timeout):
+            return await work, None
+    except TimeoutError:
+        return None, StoreBusy(f"this process had no connection free for {timeout} s")
+    except MetastoreError as error:
+        return None, error
 
 
 _open_backends: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()

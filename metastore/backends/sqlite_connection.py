@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 import aiosqlite
+from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from metastore.backends import sqlite_file
-from metastore.errors import SchemaOutdated, StoreCorrupt
+from metastore.errors import StoreCorrupt
 
 if TYPE_CHECKING:
     import sqlite3
@@ -28,7 +29,7 @@ class Connection(aiosqlite.Connection):
 
     def __del__(self) -> None:
         if self._connection is not None:
-            self.abandon()
+            self.stop()
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -39,9 +40,20 @@ class Connection(aiosqlite.Connection):
         """Run `function` in the connection's thread, after whatever was posted before."""
         self._tx.put_nowait((None, function))
 
-    def abandon(self) -> None:
-        """Close the connection in its thread, and end the thread, without waiting for either."""
-        self.stop()
+    def stop(self) -> None:
+        """Close the connection in its thread, and end the thread, without waiting for either.
+
+        aiosqlite calls this when connecting failed, and would tell a loop that may be gone.
+        """
+        self._running = False
+
+        def close_and_stop() -> object:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            return _STOP_RUNNING_SENTINEL
+
+        self._tx.put_nowait((None, close_and_stop))
 
     async def close(self) -> None:
         """Close the connection and wait until its thread has ended."""
@@ -64,18 +76,18 @@ def open_writer(
     """Connect to the existing metastore at `path` for writing.
 
     Raises:
-        SchemaOutdated: there is no file at `path`, or an empty one.
-        StoreCorrupt: it is no metastore.
+        StoreCorrupt: it is missing, empty, or no metastore.
     """
     if not path.exists():
-        raise SchemaOutdated(f"sqlite:///{path}", None, "a migrated database")
+        raise StoreCorrupt("does not exist", path=path)
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
     connection = sqlite_file.connect(path, durability=durability)
     try:
-        if not sqlite_file.is_metastore(connection):
-            raise SchemaOutdated(f"sqlite:///{path}", None, "a migrated database")
+        is_metastore = sqlite_file.is_metastore(connection)
         check(connection)
+        if not is_metastore:
+            raise StoreCorrupt("is empty", path=path)
         connection.execute("PRAGMA journal_mode = WAL")
     except BaseException:
         connection.close()

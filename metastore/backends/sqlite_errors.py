@@ -113,6 +113,8 @@ def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
     """Return which foreign key still names the row that the statement was to delete."""
     table = call.statement.table
     row = call.parameters[0] if isinstance(call.parameters, list) else call.parameters
+    if "id" not in row:
+        return InvalidReference(table)
     keys = connection.execute(
         'SELECT s.name, k."from", k."to" '
         "FROM sqlite_schema AS s, pragma_foreign_key_list(s.name) AS k "
@@ -120,7 +122,10 @@ def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
         (table,),
     ).fetchall()
     for child, column, parent_column in keys:
-        value = row.get(parent_column)
+        # The statement names its row by the primary key; the child may refer to another column.
+        [value] = connection.execute(
+            f'SELECT "{parent_column}" FROM "{table}" WHERE id = ?', (row["id"],)
+        ).fetchone() or (None,)
         if value is not None and _exists(connection, child, column, value):
             return InvalidReference(child, column, table)
     return InvalidReference(table)

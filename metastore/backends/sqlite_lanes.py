@@ -12,7 +12,7 @@ import contextlib
 import sqlite3
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_errors import translate
@@ -47,6 +47,9 @@ CHECKPOINT_AFTER = 4_000
 """Row changes after which the WAL is copied back into the database file."""
 
 
+Result = TypeVar("Result")
+
+
 class Holder(Protocol):
     """Whoever has the writer to itself: an open transaction."""
 
@@ -64,6 +67,11 @@ class Operation:
         self.future = future
         self.answers: list[list[Values]] = []
         self.error: BaseException | None = None
+
+    @property
+    def is_atomic(self) -> bool:
+        """Whether SQLite itself undoes all of it on an error: one statement, run once."""
+        return len(self.calls) == 1 and not isinstance(self.calls[0].parameters, list)
 
     def settle(self) -> None:
         """Tell the caller, unless it has gone away."""
@@ -161,6 +169,31 @@ class Lane:
                 loop.call_soon_threadsafe(done)
 
         self.connection.post(hop)
+
+    async def call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
+        """Run `work` on the connection, in its thread, and return what it returns.
+
+        It does not wait in the queue: it comes between two batches, or two statements of an
+        open transaction.
+
+        Raises:
+            StoreClosed: the lane is closed.
+            MetastoreError: the database refused.
+        """
+        if self.closed is not None:
+            raise StoreClosed(self.closed)
+        operation = Operation((), self._loop.create_future())
+        results: list[Result] = []
+
+        def run() -> None:
+            try:
+                results.append(work(self.connection.raw))
+            except Exception as error:  # noqa: BLE001 - the caller is told
+                operation.error = told(error, self.connection.raw, None)
+
+        self.post(run, operation.settle)
+        await operation.future
+        return results[0]
 
     def _run_batch(self, batch: list[Operation]) -> None:
         raise NotImplementedError
@@ -342,7 +375,7 @@ class WriterLane(Lane):
 
     def run_in_transaction(self, connection: sqlite3.Connection, operation: Operation) -> None:
         """Run one operation inside a transaction that goes on whatever becomes of it."""
-        if len(operation.calls) == 1:
+        if operation.is_atomic:
             [call] = operation.calls
             try:
                 operation.answers = [execute(connection, call)]
@@ -359,7 +392,7 @@ class WriterLane(Lane):
         """Run one operation in its own transaction; one statement needs no BEGIN."""
         call: Call | None = operation.calls[0]
         try:
-            if len(operation.calls) == 1:
+            if operation.is_atomic:
                 operation.answers = [execute(connection, operation.calls[0])]
                 return
             call = None

@@ -85,7 +85,7 @@ class Artifacts(TableRepository[Artifact]):
                 content_path=content_path,
                 size_bytes=size_bytes,
                 sha256=sha256,
-                metadata=metadata or {},
+                metadata={} if metadata is None else metadata,
                 created_at=self._now(),
             )
         )

@@ -14,7 +14,7 @@ from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
 __all__ = ["Event", "EventLevel", "Events", "NewEvent"]
 
@@ -92,7 +92,7 @@ class Events(TableRepository[Event]):
                 event_type=event_type,
                 level=level,
                 message=message,
-                context=context or {},
+                context={} if context is None else context,
                 created_at=self._now(),
             )
         )
@@ -113,7 +113,7 @@ class Events(TableRepository[Event]):
                 "event_type": event.event_type,
                 "level": event.level,
                 "message": event.message,
-                "context": event.context or {},
+                "context": {} if event.context is None else event.context,
                 "created_at": now,
             }
             for event in events
@@ -148,7 +148,7 @@ class Events(TableRepository[Event]):
 
     async def follow(
         self, session_id: str | None = None, *, after: int = 0
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Yield every event behind position `after`, then each further one as it is committed.
 
         A follower that resumes from the position of the last event it saw misses none and sees

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from metastore.backends.base import Guard
 from metastore.codec import Id, Row, duration, new_id
 from metastore.errors import LeaseLost, LockHeld
-from metastore.leases import finish_in_background, horizon, kept
+from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from metastore.statements import Call
 
 __all__ = ["ProjectLock", "ProjectLocks"]
-
-_LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class ProjectLock(Row, frozen=True):
@@ -125,11 +123,24 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """Return the project's lock, also one that ran out, or None."""
         return await self._find(self._sql.find_project_lock(project_id=project_id))
 
+    async def list_by_session(self, session_id: str) -> list[ProjectLock]:
+        """Return the locks that a session has, also those that ran out."""
+        return await self._all(self._sql.list_project_locks_by_session(session_id=session_id))
+
+    async def count(self) -> tuple[int, int]:
+        """Return how many locks are live, and how many ran out without a release."""
+        now = self._now()
+        live = await self._scalar(self._sql.count_live_project_locks(now=now, horizon=horizon(now)))
+        expired = await self._scalar(
+            self._sql.count_expired_project_locks(now=now, horizon=horizon(now))
+        )
+        return live, expired
+
     async def list_expired(
         self, *, after: str | None = None, limit: int = 50
     ) -> Page[ProjectLock, str]:
         """Return a page of the locks that ran out and were not taken over, the longest first."""
-        cursor = TimeCursor.parse(after) if after else TimeCursor(_LONG_AGO, FIRST_ID)
+        cursor = TimeCursor.parse(after) if after else TimeCursor(LONG_AGO, FIRST_ID)
         rows = await self._all(
             self._sql.list_expired_project_locks(
                 now=self._now(),

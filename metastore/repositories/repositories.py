@@ -52,7 +52,7 @@ class Repositories(TableRepository[Repository]):
                 name=name,
                 remote_url=remote_url,
                 default_branch=default_branch,
-                metadata=metadata or {},
+                metadata={} if metadata is None else metadata,
                 created_at=self._now(),
             )
         )

@@ -115,8 +115,8 @@ class Sessions(TableRepository[Session]):
             repository_id=repository_id,
             worktree_id=worktree_id,
             auth_token_id=auth_token_id,
-            config=config or {},
-            metadata=metadata or {},
+            config={} if config is None else config,
+            metadata={} if metadata is None else metadata,
             created_at=now,
         )
         if project_path is None:
@@ -259,6 +259,17 @@ class Sessions(TableRepository[Session]):
             self._sql.list_active_sessions(after_id=after or FIRST_ID, limit=checked_limit(limit))
         )
         return page_of(rows, limit, lambda row: row.id)
+
+    async def list_open_by_worktree(self, worktree_id: str) -> list[Session]:
+        """Return the sessions in a worktree that have not ended."""
+        return await self._all(self._sql.list_open_sessions_by_worktree(worktree_id=worktree_id))
+
+    async def count_open_by_auth_token(self, auth_token_id: str) -> int:
+        """Return how many sessions that a token opened have not ended."""
+        count: int = await self._scalar(
+            self._sql.count_open_sessions_by_auth_token(auth_token_id=auth_token_id)
+        )
+        return count
 
     async def delete(self, session_id: str) -> None:
         """Delete a session with its steps, events, commands, artifacts, checkpoints and locks.

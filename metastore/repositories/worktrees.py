@@ -14,7 +14,7 @@ import msgspec
 from metastore.backends.base import Guard
 from metastore.codec import Id, Label, Row, duration, new_id
 from metastore.errors import LeaseLost, LeaseUnavailable
-from metastore.leases import finish_in_background, horizon, kept
+from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
@@ -146,6 +146,23 @@ class Worktrees(TableRepository[Worktree]):
     async def find_by_path(self, path: str) -> Worktree | None:
         """Return the worktree that is registered at `path`, or None."""
         return await self._find(self._sql.find_worktree_by_path(path=path))
+
+    async def find_by_lease_token(self, lease_token: str) -> Worktree | None:
+        """Return the worktree that is leased under this token, also if it ran out, or None."""
+        return await self._find(
+            self._sql.find_worktree_by_lease_token(lease_token=lease_token, after=LONG_AGO)
+        )
+
+    async def count_leases(self) -> tuple[int, int]:
+        """Return how many leases are live, and how many ran out without a release."""
+        now = self._now()
+        live = await self._scalar(
+            self._sql.count_live_worktree_leases(now=now, horizon=horizon(now))
+        )
+        expired = await self._scalar(
+            self._sql.count_expired_worktree_leases(now=now, horizon=horizon(now))
+        )
+        return live, expired
 
     async def list_by_repository(
         self, repository_id: str, *, after: str | None = None, limit: int = 50

@@ -26,9 +26,9 @@ CREATE TABLE IF NOT EXISTS repositories (
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS repositories_updated_at
 AFTER UPDATE ON repositories FOR EACH ROW
-WHEN NEW.updated_at = OLD.updated_at
+WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE repositories
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id;
+    WHERE id = new.id;
 END;

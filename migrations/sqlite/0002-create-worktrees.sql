@@ -21,16 +21,16 @@ VALUES ('worktrees', 0), ('project_locks', 0), ('tasks', 0);
 
 CREATE TRIGGER IF NOT EXISTS fencing_floors_only_grow
 BEFORE UPDATE ON fencing_floors FOR EACH ROW
-WHEN NEW.number < OLD.number OR NEW.resource <> OLD.resource
+WHEN new.number < old.number OR new.resource <> old.resource
 BEGIN
-    SELECT RAISE(ABORT, 'fencing_floors.number only grows');
+    SELECT raise(ABORT, 'fencing_floors.number only grows');
 END;
 
 -- Without its floor, a table could register no row any more.
 CREATE TRIGGER IF NOT EXISTS fencing_floors_no_delete
 BEFORE DELETE ON fencing_floors FOR EACH ROW
 BEGIN
-    SELECT RAISE(ABORT, 'fencing_floors: the floors stay');
+    SELECT raise(ABORT, 'fencing_floors: the floors stay');
 END;
 
 CREATE TABLE IF NOT EXISTS worktrees (
@@ -108,25 +108,25 @@ WHERE lease_expires_at IS NOT NULL;
 
 CREATE TRIGGER IF NOT EXISTS worktrees_version_grows
 BEFORE UPDATE OF version ON worktrees FOR EACH ROW
-WHEN NEW.version < OLD.version
+WHEN new.version < old.version
 BEGIN
-    SELECT RAISE(ABORT, 'worktrees.version only grows');
+    SELECT raise(ABORT, 'worktrees.version only grows');
 END;
 
 CREATE TRIGGER IF NOT EXISTS worktrees_keep_fence
 AFTER DELETE ON worktrees FOR EACH ROW
 BEGIN
     UPDATE fencing_floors
-    SET number = OLD.version
-    WHERE resource = 'worktrees' AND number < OLD.version;
+    SET number = old.version
+    WHERE resource = 'worktrees' AND number < old.version;
 END;
 
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS worktrees_updated_at
 AFTER UPDATE ON worktrees FOR EACH ROW
-WHEN NEW.updated_at = OLD.updated_at
+WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE worktrees
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id;
+    WHERE id = new.id;
 END;

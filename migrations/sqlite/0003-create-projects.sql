@@ -33,9 +33,9 @@ ON projects (path);
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS projects_updated_at
 AFTER UPDATE ON projects FOR EACH ROW
-WHEN NEW.updated_at = OLD.updated_at
+WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE projects
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id;
+    WHERE id = new.id;
 END;

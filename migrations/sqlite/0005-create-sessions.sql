@@ -99,9 +99,9 @@ WHERE auth_token_id IS NOT NULL;
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS sessions_updated_at
 AFTER UPDATE ON sessions FOR EACH ROW
-WHEN NEW.updated_at = OLD.updated_at
+WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE sessions
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = NEW.id;
+    WHERE id = new.id;
 END;

@@ -35,15 +35,15 @@ ON project_locks (expires_at, id);
 
 CREATE TRIGGER IF NOT EXISTS project_locks_fencing_number_grows
 BEFORE UPDATE OF fencing_number ON project_locks FOR EACH ROW
-WHEN NEW.fencing_number < OLD.fencing_number
+WHEN new.fencing_number < old.fencing_number
 BEGIN
-    SELECT RAISE(ABORT, 'project_locks.fencing_number only grows');
+    SELECT raise(ABORT, 'project_locks.fencing_number only grows');
 END;
 
 CREATE TRIGGER IF NOT EXISTS project_locks_keep_fence
 AFTER DELETE ON project_locks FOR EACH ROW
 BEGIN
     UPDATE fencing_floors
-    SET number = OLD.fencing_number
-    WHERE resource = 'project_locks' AND number < OLD.fencing_number;
+    SET number = old.fencing_number
+    WHERE resource = 'project_locks' AND number < old.fencing_number;
 END;

@@ -9,6 +9,7 @@
 
 CREATE TABLE IF NOT EXISTS events (
     -- Events of sessions: history, which is read and never edited.
+
     -- The order in which events became visible, over all sessions: the cursor of every reader.
     -- AUTOINCREMENT, for a position must not come back after a purge.
     position INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -42,13 +43,17 @@ ON events (created_at);
 CREATE TRIGGER IF NOT EXISTS events_no_update
 BEFORE UPDATE ON events FOR EACH ROW
 BEGIN
-    SELECT RAISE(ABORT, 'events are history: they are not updated');
+    SELECT raise(ABORT, 'events are history: they are not updated');
 END;
 
 -- In a cascade the session is gone before its events, so that it passes.
 CREATE TRIGGER IF NOT EXISTS events_no_delete
 BEFORE DELETE ON events FOR EACH ROW
-WHEN EXISTS (SELECT 1 FROM sessions WHERE id = OLD.session_id)
+WHEN
+    EXISTS (
+        SELECT 1 FROM sessions
+        WHERE id = old.session_id
+    )
 BEGIN
-    SELECT RAISE(ABORT, 'events are history: they go with their session only');
+    SELECT raise(ABORT, 'events are history: they go with their session only');
 END;

@@ -27,11 +27,12 @@ CREATE TABLE IF NOT EXISTS debugger_state (
 -- A session that does not exist is left to the foreign key, which names the fault.
 CREATE TRIGGER IF NOT EXISTS debugger_state_active_session
 BEFORE INSERT ON debugger_state FOR EACH ROW
-WHEN EXISTS (
-    SELECT 1
-    FROM sessions
-    WHERE id = NEW.session_id AND status NOT IN ('pending', 'in_progress', 'paused')
-)
+WHEN
+    EXISTS (
+        SELECT 1
+        FROM sessions
+        WHERE id = new.session_id AND status NOT IN ('pending', 'in_progress', 'paused')
+    )
 BEGIN
-    SELECT RAISE(ABORT, 'debugger_state: the session is not active');
+    SELECT raise(ABORT, 'debugger_state: the session is not active');
 END;

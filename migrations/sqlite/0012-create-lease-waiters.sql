@@ -9,6 +9,7 @@
 CREATE TABLE IF NOT EXISTS lease_waiters (
     -- Tickets of those who wait, across processes. A ticket counts until it expires, and whoever waits
     -- keeps it alive, so that the dead block nobody.
+
     -- The place in line: the smallest is served first. AUTOINCREMENT, for nobody may come in between.
     position INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,

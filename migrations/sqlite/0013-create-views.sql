@@ -46,23 +46,38 @@ SELECT
     s.updated_at,
     s.completed_at,
     s.error_message,
-    (SELECT count(*) FROM steps AS st WHERE st.session_id = s.id) AS steps,
+    (
+        SELECT count(*) FROM steps AS st
+        WHERE st.session_id = s.id
+    ) AS steps,
     (
         SELECT count(*)
         FROM steps AS st
         WHERE st.session_id = s.id AND st.status = 'completed'
     ) AS steps_completed,
-    (SELECT count(*) FROM commands AS c WHERE c.session_id = s.id) AS commands,
+    (
+        SELECT count(*) FROM commands AS c
+        WHERE c.session_id = s.id
+    ) AS commands,
     (
         SELECT count(*)
         FROM commands AS c
         WHERE c.session_id = s.id AND c.status IN ('failed', 'timeout')
     ) AS commands_failed,
-    (SELECT count(*) FROM artifacts AS a WHERE a.session_id = s.id) AS artifacts,
-    (SELECT count(*) FROM events AS e WHERE e.session_id = s.id) AS events,
+    (
+        SELECT count(*) FROM artifacts AS a
+        WHERE a.session_id = s.id
+    ) AS artifacts,
+    (
+        SELECT count(*) FROM events AS e
+        WHERE e.session_id = s.id
+    ) AS events,
     le.created_at AS last_event_at,
     le.message AS last_event
 FROM sessions AS s
 LEFT JOIN repositories AS r ON s.repository_id = r.id
 LEFT JOIN events AS le
-    ON le.position = (SELECT max(e.position) FROM events AS e WHERE e.session_id = s.id);
+    ON le.position = (
+        SELECT max(e.position) FROM events AS e
+        WHERE e.session_id = s.id
+    );

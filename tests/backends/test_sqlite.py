@@ -17,7 +17,6 @@ from metastore import (
     InvalidReference,
     InvalidValue,
     LeaseLost,
-    SchemaOutdated,
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
@@ -85,11 +84,11 @@ async def test_open__a_path_is_taken_literally(tmp_path: Path, path: Path, name:
 
 
 async def test_open__a_missing_or_empty_file_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(SchemaOutdated):
+    with pytest.raises(StoreCorrupt):
         await SqliteBackend.open(tmp_path / "missing.db")
     assert not (tmp_path / "missing.db").exists()
     (tmp_path / "empty.db").touch()
-    with pytest.raises(SchemaOutdated):
+    with pytest.raises(StoreCorrupt):
         await SqliteBackend.open(tmp_path / "empty.db")
     assert (tmp_path / "empty.db").stat().st_size == 0
 

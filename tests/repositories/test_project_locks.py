@@ -205,6 +205,15 @@ async def test_renew__keeps_the_number_and_moves_the_end(
         await store.project_locks.get(lock.id)
 
 
+async def test_renew__after_the_clock_jumped_back_behind_the_take(
+    store: MetadataStore, project: Project, first: Session, clock: Clock
+) -> None:
+    lock = await store.project_locks.acquire(project_id=project.id, session_id=first.id, ttl=MINUTE)
+    clock.now -= timedelta(hours=1)
+    assert await store.project_locks.renew(lock, ttl=MINUTE) == lock
+    await store.project_locks.release(lock)
+
+
 async def test_wait__first_come_first_served(
     store: MetadataStore, project: Project, first: Session
 ) -> None:

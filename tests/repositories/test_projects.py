@@ -147,7 +147,7 @@ async def test_delete__is_refused_while_sessions_refer_to_it(store: MetadataStor
     assert project is not None
     with pytest.raises(InvalidReference) as caught:
         await store.projects.delete(project.id)
-    assert caught.value.table == "projects"
+    assert caught.value.table == "sessions"
     assert await store.projects.get(project.id) == project
     assert (await store.sessions.get(session.id)).project_path == "/srv/shop"
 

@@ -281,6 +281,16 @@ async def test_clock__an_expiry_that_no_honest_clock_wrote_is_not_believed(
         await store.worktrees.acquire(worktree.repository_id, owner="d", ttl=MINUTE)
 
 
+async def test_renew__after_the_clock_jumped_back_behind_the_take(
+    store: MetadataStore, worktree: Worktree, clock: Clock
+) -> None:
+    lease = await store.worktrees.reserve(worktree, owner="a", ttl=MINUTE)
+    clock.now -= timedelta(hours=1)
+    renewed = await store.worktrees.renew(lease, ttl=MINUTE)
+    assert renewed.expires_at == lease.expires_at
+    await store.worktrees.release(renewed)
+
+
 async def test_fencing__numbers_are_not_given_out_again_after_a_delete(
     store: MetadataStore, worktree: Worktree
 ) -> None:

@@ -1,0 +1,56 @@
+# Everything runs in .venv, which is made from pyproject.toml; nothing else is needed but
+# Python >= 3.11 and git.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test suite lint types sql verify format torture wheel clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Make the environment, .venv
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Run real workers on this checkout, on embedded SQLite
+	$(BIN)/metastore demo
+
+test: lint types sql verify suite ## Lint, types, SQL, generated files, and the whole suite
+
+suite: $(READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## Check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## Check types with mypy --strict
+	$(BIN)/mypy
+
+sql: $(READY) ## Check every SQL file with sqlfluff, the shared statements in both dialects
+	$(BIN)/sqlfluff lint --disable-progress-bar --dialect sqlite migrations/sqlite sql
+	$(BIN)/sqlfluff lint --disable-progress-bar --dialect postgres --exclude-rules AL03,LT02,RF01,RF03,RF04,ST06 $(filter-out %.sqlite.sql,$(wildcard sql/*.sql))
+
+verify: $(READY) ## Fail when a generated file is stale
+	$(BIN)/python -m docs.generate --check
+
+format: $(READY) ## Format the code and generate what is generated
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python -m docs.generate
+
+torture: $(READY) ## Run the long batteries: racing, killed and stopped processes
+	$(BIN)/python -m pytest -m torture --torture
+
+wheel: $(READY) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## Remove the environment and whatever was built
+	rm -rf $(VENV) .artifacts dist build .mypy_cache .pytest_cache .ruff_cache

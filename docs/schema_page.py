@@ -1,0 +1,358 @@
+"""The page `docs/schema.md`: what a migrated database says of itself.
+
+Columns, keys and indexes are asked of SQLite. Comments and constraints are read from the text of
+each CREATE, which SQLite keeps as it was written, and the comments above an index or a trigger
+from its migration.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from typing import TYPE_CHECKING, NamedTuple
+
+from metastore import migrations
+from metastore.schema_comparison import SchemaObject, objects
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+__all__ = ["Definition", "Table", "migrated", "parse_table", "render"]
+
+_HEADER = """\
+# The schema
+
+Find a table, what its columns hold, and what the database refuses.
+
+This page is written by `python -m docs.generate` from a migrated SQLite database. Change a
+migration, not the page.
+
+What holds for every table:
+
+- Ids are UUIDs of version 7 in lower-case text, so that they sort by time.
+- Times are UTC text of fixed width, `2026-01-31T23:59:59.123Z`: text order is time order.
+- JSON is text that the database has checked to be JSON; booleans are 0 and 1.
+- Tables are `STRICT`, and every foreign key is enforced.
+"""
+
+_COMMENT = re.compile(r"^\s*--[ ]?", re.MULTILINE)
+_PIECE = re.compile(
+    r"""
+      (?P<literal>'(?:[^']|'')*'|"(?:[^"]|"")*")
+    | (?P<comment>--[^\n]*)
+    | (?P<blank>\n[ \t]*(?=\n))
+    | (?P<mark>[(),])
+    | (?P<text>[^'"(),\n-]+|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_VIEW_COMMENT = re.compile(r"(?<=\bAS\n)(?:\s*--[^\n]*\n)+")
+_CONSTRAINT = re.compile(
+    r"(?:CONSTRAINT (?P<name>\w+) )?(?P<text>(?:CHECK|UNIQUE|PRIMARY|FOREIGN).*)"
+)
+
+
+class Definition(NamedTuple):
+    """A column or a constraint in the text of a CREATE TABLE.
+
+    Attributes:
+        name: the column's or the constraint's name; empty for a constraint without one.
+        text: what follows the name, on one line.
+        comment: the comment above it.
+    """
+
+    name: str
+    text: str
+    comment: str
+
+
+class Table(NamedTuple):
+    """The text of a CREATE TABLE, taken apart.
+
+    Attributes:
+        comment: what the table is for: the comment that opens it, up to an empty line.
+        columns: its columns.
+        constraints: its constraints, without those that stand in a column's definition.
+    """
+
+    comment: str
+    columns: list[Definition]
+    constraints: list[Definition]
+
+
+class Column(NamedTuple):
+    """A column as SQLite describes it."""
+
+    name: str
+    type: str
+    nullable: bool
+    default: str | None
+    in_primary_key: bool
+
+
+class ForeignKey(NamedTuple):
+    """A foreign key of one column."""
+
+    column: str
+    parent: str
+    parent_column: str
+    on_update: str
+    on_delete: str
+
+
+def migrated() -> sqlite3.Connection:
+    """Return a database in memory that all migrations were run on."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    for migration in migrations.known("sqlite"):
+        for statement in migration.statements:
+            connection.execute(statement.sql)
+    return connection
+
+
+def parse_table(sql: str) -> Table:
+    """Take the text of a CREATE TABLE apart."""
+    definitions = list(_definitions(sql))
+    opening, separator, first_comment = definitions[0].comment.partition("\n\n")
+    definitions[0] = definitions[0]._replace(comment=first_comment if separator else "")
+    columns, constraints = [], []
+    for definition in definitions:
+        match = _CONSTRAINT.fullmatch(definition.text)
+        if match:
+            constraints.append(Definition(match["name"] or "", match["text"], definition.comment))
+        else:
+            name, _, text = definition.text.partition(" ")
+            columns.append(Definition(name, text, definition.comment))
+    return Table(_one_line(opening), columns, constraints)
+
+
+def _definitions(sql: str) -> Iterator[Definition]:
+    """Yield what stands between the commas of a CREATE TABLE, each with the comment above it."""
+    depth = 0
+    text = comment = ""
+    for match in _PIECE.finditer(sql):
+        piece = match[0]
+        depth += (piece == "(") - (piece == ")")
+        if piece == "(" and depth == 1:
+            text = comment = ""
+        elif depth == 0 and piece == ")":
+            yield _definition(text, comment)
+            return
+        elif depth == 1 and piece == ",":
+            yield _definition(text, comment)
+            text = comment = ""
+        elif match["comment"]:
+            comment += piece.removeprefix("--").removeprefix(" ") + "\n"
+        elif match["blank"] and comment:
+            comment += "\n"
+        else:
+            text += piece
+
+
+def _definition(text: str, comment: str) -> Definition:
+    return Definition("", _tidy(text), comment.strip("\n"))
+
+
+def _tidy(sql: str) -> str:
+    """Return SQL on one line, without its comments and without spaces inside its brackets."""
+    line = _one_line("".join(it[0] for it in _PIECE.finditer(sql) if not it["comment"]))
+    return line.replace("( ", "(").replace(" )", ")")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def render(connection: sqlite3.Connection) -> str:
+    """Return the page for the schema of a database."""
+    everything = _objects(connection)
+    tables = [it for it in everything if it.type == "table"]
+    views = [it for it in everything if it.type == "view"]
+    reasons = _reasons()
+    parts = [_HEADER, _contents(tables, views), _diagram(connection, tables), "## Tables\n"]
+    for table in tables:
+        belonging = [it for it in everything if it.table == table.name]
+        parts.append(_table(connection, table, belonging, reasons))
+    parts += ["## Views\n", *(_view(connection, view) for view in views)]
+    return "\n".join(parts)
+
+
+def _objects(connection: sqlite3.Connection) -> list[SchemaObject]:
+    """Return what the schema holds, in the order in which the migrations made it."""
+    found = objects(connection, ())
+    rows = connection.execute("SELECT type, name FROM sqlite_schema ORDER BY rowid").fetchall()
+    return [found[row] for row in rows if row in found]
+
+
+def _reasons() -> dict[str, str]:
+    """Return the comments that stand above the CREATEs of the migrations, by object."""
+    reasons = {}
+    for migration in migrations.known("sqlite"):
+        lines = migration.sql.splitlines()
+        for statement in migration.statements:
+            created = re.match(r"CREATE [A-Z ]+ EXISTS (\w+)", statement.sql)
+            if created:
+                reasons[created[1]] = _comment_above(lines, statement.line)
+    return reasons
+
+
+def _comment_above(lines: list[str], line: int) -> str:
+    """Return the comment that ends just above a line, counted from 1."""
+    begin = line - 1
+    while begin > 0 and lines[begin - 1].startswith("--"):
+        begin -= 1
+    return _one_line(_COMMENT.sub("", "\n".join(lines[begin : line - 1])))
+
+
+def _contents(tables: Iterable[SchemaObject], views: Iterable[SchemaObject]) -> str:
+    lines = ["| table | what it holds |", "|---|---|"]
+    lines += [f"| [{it.name}](#{it.name}) | {parse_table(it.sql).comment} |" for it in tables]
+    lines += ["", "| view | what it shows |", "|---|---|"]
+    lines += [f"| [{it.name}](#{it.name}) | {_view_comment(it.sql)} |" for it in views]
+    return "\n".join(lines) + "\n"
+
+
+def _diagram(connection: sqlite3.Connection, tables: Iterable[SchemaObject]) -> str:
+    lines = ["## Diagram", "", "```mermaid", "erDiagram"]
+    for table in tables:
+        lines += _relations(connection, table.name)
+    for table in tables:
+        lines.append(f"    {table.name} {{")
+        lines += [
+            f"        {column.type} {column.name}{_markers(connection, table.name, column)}"
+            for column in _columns(connection, table.name)
+        ]
+        lines.append("    }")
+    return "\n".join([*lines, "```", ""])
+
+
+def _relations(connection: sqlite3.Connection, table: str) -> Iterator[str]:
+    nullable = {column.name for column in _columns(connection, table) if column.nullable}
+    unique = _unique_columns(connection, table)
+    for key in _foreign_keys(connection, table):
+        parent = "|o" if key.column in nullable else "||"
+        child = "o|" if key.column in unique else "o{"
+        yield f'    {key.parent} {parent}--{child} {table} : "{key.column}"'
+
+
+def _markers(connection: sqlite3.Connection, table: str, column: Column) -> str:
+    markers = []
+    if column.in_primary_key:
+        markers.append("PK")
+    if column.name in {key.column for key in _foreign_keys(connection, table)}:
+        markers.append("FK")
+    if column.name in _unique_columns(connection, table) and not column.in_primary_key:
+        markers.append("UK")
+    return " " + ", ".join(markers) if markers else ""
+
+
+def _table(
+    connection: sqlite3.Connection,
+    table: SchemaObject,
+    belonging: Iterable[SchemaObject],
+    reasons: Mapping[str, str],
+) -> str:
+    text = parse_table(table.sql)
+    sections = {
+        "": _column_rows(connection, table.name, text),
+        "Keys": _keys(connection, table.name),
+        "Foreign keys": [_foreign_key(key) for key in _foreign_keys(connection, table.name)],
+        "Checks": [_check(it) for it in text.constraints if it.text.startswith("CHECK")],
+        "Indexes": [_created(it, reasons) for it in belonging if it.type == "index"],
+        "Triggers": [_created(it, reasons) for it in belonging if it.type == "trigger"],
+    }
+    parts = [f"### {table.name}\n", f"{text.comment}\n"]
+    for title, lines in sections.items():
+        if lines:
+            parts += [f"{title}:\n"] if title else []
+            parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _column_rows(connection: sqlite3.Connection, table: str, text: Table) -> list[str]:
+    comments = {column.name: _one_line(column.comment) for column in text.columns}
+    rows = ["| column | type | null | default | what it holds |", "|---|---|---|---|---|"]
+    for column in _columns(connection, table):
+        cells = (
+            f"`{column.name}`",
+            column.type,
+            "yes" if column.nullable else "",
+            f"`{column.default}`" if column.default is not None else "",
+            comments[column.name],
+        )
+        rows.append("".join(f"| {cell} ".replace("  ", " ") for cell in cells) + "|")
+    return rows
+
+
+def _keys(connection: sqlite3.Connection, table: str) -> list[str]:
+    primary = [column.name for column in _columns(connection, table) if column.in_primary_key]
+    unique = sorted(_unique_keys(connection, table) - {tuple(primary)})
+    return [
+        f"- primary key: `{', '.join(primary)}`",
+        *(f"- unique: `{', '.join(columns)}`" for columns in unique),
+    ]
+
+
+def _foreign_key(key: ForeignKey) -> str:
+    on_update = f", on update {key.on_update}" if key.on_update != "NO ACTION" else ""
+    return (
+        f"- `{key.column}` → [`{key.parent}.{key.parent_column}`](#{key.parent}), "
+        f"on delete {key.on_delete}{on_update}"
+    )
+
+
+def _check(constraint: Definition) -> str:
+    return _item(constraint.name, constraint.text, _one_line(constraint.comment))
+
+
+def _created(it: SchemaObject, reasons: Mapping[str, str]) -> str:
+    """Return what follows the name of an index or trigger, and the reason above it."""
+    unique = "UNIQUE " if re.match(r"CREATE\s+UNIQUE", it.sql) else ""
+    _, _, text = _tidy(it.sql).partition(f" {it.name} ")
+    return _item(it.name, unique + text, reasons.get(it.name, ""))
+
+
+def _item(name: str, text: str, reason: str) -> str:
+    return f"- `{name}`: `{text}`" + (f"\n  {reason}" if reason else "")
+
+
+def _view(connection: sqlite3.Connection, view: SchemaObject) -> str:
+    columns = ", ".join(f"`{column.name}`" for column in _columns(connection, view.name))
+    sql = _VIEW_COMMENT.sub("", view.sql, count=1)
+    return (
+        f"### {view.name}\n\n{_view_comment(view.sql)}\n\nColumns: {columns}.\n\n"
+        f"```sql\n{sql};\n```\n"
+    )
+
+
+def _view_comment(sql: str) -> str:
+    return _one_line(_COMMENT.sub("", "".join(_VIEW_COMMENT.findall(sql)[:1])))
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[Column]:
+    rows = connection.execute(f"PRAGMA table_info({table})").fetchall()
+    return [
+        Column(name, type_, not (not_null or key), default, bool(key))
+        for _, name, type_, not_null, default, key in rows
+    ]
+
+
+def _foreign_keys(connection: sqlite3.Connection, table: str) -> list[ForeignKey]:
+    rows = connection.execute(f"PRAGMA foreign_key_list({table})").fetchall()
+    return sorted(
+        ForeignKey(column, parent, parent_column, on_update, on_delete)
+        for _, _, parent, column, parent_column, on_update, on_delete, _ in rows
+    )
+
+
+def _unique_columns(connection: sqlite3.Connection, table: str) -> set[str]:
+    return {columns[0] for columns in _unique_keys(connection, table) if len(columns) == 1}
+
+
+def _unique_keys(connection: sqlite3.Connection, table: str) -> set[tuple[str, ...]]:
+    """Return the columns that are unique together, where every row counts."""
+    rows = connection.execute(f"PRAGMA index_list({table})").fetchall()
+    return {
+        tuple(name for _, _, name in connection.execute(f"PRAGMA index_info({index})"))
+        for _, index, unique, _, partial in rows
+        if unique and not partial
+    }

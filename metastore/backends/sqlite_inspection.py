@@ -1,0 +1,128 @@
+"""What is asked of an SQLite database to tell how it is."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sqlite3
+from collections import Counter
+from pathlib import Path
+from stat import S_IMODE
+from typing import TYPE_CHECKING, NamedTuple
+
+from metastore.backends.sqlite_lanes import roll_back
+from metastore.errors import MetastoreError, StoreFull
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Files", "Settings", "damage", "files", "look", "write_nothing"]
+
+PROBE_BUSY_TIMEOUT_MS = 1_000
+"""How long the attempt to write waits for another process's lock, in milliseconds."""
+
+MOST_DAMAGE = 100
+"""Lines that a search for damage returns at most."""
+
+_SYNCHRONOUS = ("off", "normal", "full", "extra")
+
+
+class Settings(NamedTuple):
+    """What a connection says of its database and of itself.
+
+    Attributes:
+        schema_error: why the schema is not the code's; None if it is.
+        trusts_schema: whether functions that SQLite takes for unsafe may be called by the schema.
+    """
+
+    journal_mode: str
+    synchronous: str
+    trusts_schema: bool
+    schema_error: MetastoreError | None
+
+
+def look(check: Callable[[sqlite3.Connection], None], connection: sqlite3.Connection) -> Settings:
+    """Read from the database, and `check` its schema.
+
+    Raises:
+        sqlite3.Error: it cannot be read.
+    """
+    schema_error = None
+    try:
+        check(connection)
+    except MetastoreError as error:
+        schema_error = error
+    journal_mode, synchronous, trusts_schema = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("journal_mode", "synchronous", "trusted_schema")
+    )
+    return Settings(journal_mode, _SYNCHRONOUS[synchronous], bool(trusts_schema), schema_error)
+
+
+def write_nothing(connection: sqlite3.Connection) -> None:
+    """Begin to write, and undo it.
+
+    Raises:
+        sqlite3.Error: the database takes no writes.
+        StoreFull: it may not grow any more.
+    """
+    [busy_timeout] = connection.execute("PRAGMA busy_timeout").fetchone()
+    shorter = min(busy_timeout, PROBE_BUSY_TIMEOUT_MS)
+    connection.execute(f"PRAGMA busy_timeout = {shorter}")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        [version] = connection.execute("PRAGMA user_version").fetchone()
+        connection.execute(f"PRAGMA user_version = {version}")
+        pages, most_pages, free_pages = (
+            connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "max_page_count", "freelist_count")
+        )
+        if pages >= most_pages and not free_pages:
+            raise StoreFull(f"the database may not grow beyond its {most_pages} pages")
+    finally:
+        roll_back(connection)
+        connection.execute(f"PRAGMA busy_timeout = {busy_timeout}")
+
+
+def damage(connection: sqlite3.Connection) -> list[str]:
+    """Read the whole database and return what is broken, one line each."""
+    try:
+        rows = connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})").fetchall()
+        lines = [line for (text,) in rows for line in text.splitlines() if text != "ok"]
+        orphans = Counter(
+            (child, parent)
+            for child, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
+        )
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    lines += [
+        f"{count} of {child} without the row of {parent} that they refer to"
+        for (child, parent), count in orphans.items()
+    ]
+    return lines[:MOST_DAMAGE]
+
+
+class Files(NamedTuple):
+    """What the file system says of a database's files. What could not be found out is None."""
+
+    modes: dict[str, int]
+    database_bytes: int | None
+    wal_bytes: int | None
+    free_disk_bytes: int | None
+
+
+def files(path: Path) -> Files:
+    """Look at the database's files by name: nothing may open them beside the driver."""
+    found = {}
+    for suffix in ("", "-wal", "-shm"):
+        with contextlib.suppress(OSError):
+            found[suffix] = Path(f"{path}{suffix}").stat()
+    free_disk_bytes = None
+    with contextlib.suppress(OSError):
+        free_disk_bytes = shutil.disk_usage(path.absolute().parent).free
+    return Files(
+        modes={f"{path}{suffix}": S_IMODE(it.st_mode) for suffix, it in found.items()},
+        database_bytes=found[""].st_size if "" in found else None,
+        wal_bytes=found["-wal"].st_size if "-wal" in found else None,
+        free_disk_bytes=free_disk_bytes,
+    )

@@ -1,0 +1,176 @@
+"""`metastore doctor`: how a database is, and what an id in it stands for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from metastore.cli import database_option, json_option, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from metastore.explain import Explanation
+    from metastore.health import Health, LeaseCount
+    from metastore.urls import DatabaseUrl
+
+__all__ = ["doctor"]
+
+
+@click.command()
+@click.option("--integrity", is_flag=True, help="Read the whole database in search of damage.")
+@click.option(
+    "--explain",
+    "key",
+    metavar="ID",
+    help="Explain a worktree, lease, lock, session, command, token, project or repository.",
+)
+@database_option
+@json_option
+@click.pass_context
+def doctor(
+    ctx: click.Context, integrity: bool, key: str | None, url: DatabaseUrl, as_json: bool
+) -> None:
+    """Report how the database is, and what to do about what is wrong.
+
+    Ends with code 0 if nothing is wrong, and 1 otherwise. Changes nothing.
+
+    With --explain: what an id, or the token of a worktree's lease, stands for, who holds it, since
+    when and until when, under which fencing number, what hangs on it, and what would free it.
+    """
+    import asyncio
+
+    if key is not None:
+        if integrity:
+            raise click.UsageError("--explain looks at one id, --integrity at everything.")
+        explanation = asyncio.run(_explain(url, key))
+        if as_json:
+            print_json(explanation)
+        else:
+            _print_explanation(explanation)
+        return
+    from metastore import health
+
+    report = asyncio.run(health.diagnose(url, integrity=integrity))
+    if as_json:
+        import msgspec
+
+        print_json({"healthy": report.healthy, **msgspec.structs.asdict(report)})
+    else:
+        _print_health(report)
+    ctx.exit(0 if report.healthy else 1)
+
+
+async def _explain(url: DatabaseUrl, key: str) -> Explanation:
+    from metastore.explain import explain
+    from metastore.store import MetadataStore
+
+    async with MetadataStore.open(url.text) as store:
+        return await explain(store, key.strip().lower(), now=datetime.now(UTC))
+
+
+def _print_health(report: Health) -> None:
+    revision = report.schema_revision or "unknown"
+    is_head = report.schema_revision == report.schema_head
+    _print_facts(
+        ("database", report.url),
+        ("reachable", _yes(report.reachable)),
+        ("writable", _yes(report.writable)),
+        ("schema", revision if is_head else f"{revision}; the code needs {report.schema_head}"),
+        ("size", _size(report.database_bytes)),
+        ("WAL", _size(report.wal_bytes)),
+        ("free disk", _size(report.free_disk_bytes)),
+        ("worktrees", _leases(report.worktree_leases, "leased")),
+        ("projects", _leases(report.project_locks, "locked")),
+        ("software", report.software or "unknown"),
+        ("journal", report.journal_mode or "unknown"),
+        ("synchronous", report.synchronous or "unknown"),
+        ("integrity", _damage(report.damage)),
+        *(("mode", f"{mode} {path}") for path, mode in report.file_modes.items()),
+    )
+    _print_list("Damage", report.damage)
+    _print_list("Problems", report.problems)
+    _print_list("Notes", report.notes)
+    click.echo()
+    click.echo("Nothing is wrong." if report.healthy else "Something is wrong.")
+
+
+def _print_explanation(explanation: Explanation) -> None:
+    click.echo(f"{explanation.kind} {explanation.id} is {explanation.state}")
+    fence = explanation.fencing_number
+    _print_facts(
+        ("what", explanation.what),
+        ("held by", explanation.held_by or "nobody"),
+        ("since", _moment(explanation.since)),
+        ("until", _moment(explanation.until)),
+        ("fence", "-" if fence is None else str(fence)),
+    )
+    _print_list("What hangs on it", explanation.hangs_on_it or ["nothing"])
+    _print_list("What would free it", explanation.freed_by)
+
+
+def _print_facts(*facts: tuple[str, str]) -> None:
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{name:<{width}}  {_printable(value)}")
+
+
+def _print_list(title: str, lines: Iterable[str] | None) -> None:
+    if not lines:
+        return
+    click.echo(f"\n{title}:")
+    for line in lines:
+        click.echo(f"- {_printable(line)}")
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "unknown"
+    amount: Any = size
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024 or unit == "GiB":
+            break
+        amount /= 1024
+    return f"{amount:,.1f} {unit}" if unit != "B" else f"{size} B"
+
+
+def _leases(count: LeaseCount | None, what: str) -> str:
+    return "unknown" if count is None else f"{count.live} {what}, {count.expired} expired"
+
+
+def _damage(damage: list[str] | None) -> str:
+    if damage is None:
+        return "not checked, see --integrity"
+    return f"{len(damage)} findings" if damage else "ok"
+
+
+def _moment(moment: datetime | None) -> str:
+    from metastore.codec import timestamp
+
+    if moment is None:
+        return "-"
+    distance = moment - datetime.now(UTC)
+    relative = f"in {_span(distance)}" if distance > timedelta(0) else f"{_span(-distance)} ago"
+    return f"{timestamp(moment)} ({relative})"
+
+
+def _span(span: timedelta) -> str:
+    seconds = int(span.total_seconds())
+    for length, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def _printable(text: str) -> str:
+    """Return `text` without what a terminal would obey: names and paths are chosen by users."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

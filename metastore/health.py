@@ -1,0 +1,282 @@
+"""Health: how a database is, what is wrong with it, and what to do about that."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from metastore import migrations
+from metastore.backends.base import KnownFault  # noqa: TC001 - msgspec reads the annotation
+from metastore.backends.sqlite import SqliteBackend
+from metastore.errors import (
+    InvalidValue,
+    MetastoreError,
+    SchemaOutdated,
+    SchemaTooNew,
+    StoreBusy,
+    StoreFull,
+    StoreReadOnly,
+)
+from metastore.repositories import RepositorySet
+from metastore.repositories.base import Scope
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from metastore.backends.base import Backend, Facts
+    from metastore.urls import DatabaseUrl
+
+__all__ = ["Health", "LeaseCount", "diagnose", "examine"]
+
+LARGE_WAL = 64 << 20
+"""The size of a WAL, in bytes, that checkpoints do not let it reach in ordinary operation."""
+
+LOW_DISK = 128 << 20
+"""The free space on the disk, in bytes, below which there is little time left."""
+
+
+class LeaseCount(msgspec.Struct, frozen=True):
+    """How many leases, or locks, are held.
+
+    Attributes:
+        live: those that run.
+        expired: those that ran out, and were neither released nor taken over.
+    """
+
+    live: int
+    expired: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How a database is. What could not be found out is None.
+
+    Attributes:
+        url: the database.
+        checked_at: when it was examined, by the machine's clock.
+        reachable: whether it can be read.
+        writable: whether it takes writes; tried, and undone.
+        schema_revision: the newest migration it has.
+        schema_head: the newest migration the code knows.
+        wal_bytes: how big its WAL is.
+        free_disk_bytes: what is free on its disk.
+        worktree_leases: how many worktrees are leased.
+        project_locks: how many projects are locked.
+        software: the database's software and its release.
+        known_faults: what is wrong with that release.
+        synchronous: when the operating system is asked to write to the disk.
+        file_modes: the permission bits of the database's files, by path, as in `0600`.
+        damage: what is broken in the database; None if it was not searched.
+        problems: what is wrong, and what to do about it; a sentence or two each.
+        notes: what is worth to know, and nothing to worry about.
+    """
+
+    url: str
+    checked_at: datetime
+    reachable: bool
+    writable: bool
+    schema_revision: str | None
+    schema_head: str
+    database_bytes: int | None
+    wal_bytes: int | None
+    free_disk_bytes: int | None
+    worktree_leases: LeaseCount | None
+    project_locks: LeaseCount | None
+    software: str | None
+    known_faults: list[KnownFault]
+    journal_mode: str | None
+    synchronous: str | None
+    file_modes: dict[str, str]
+    damage: list[str] | None
+    problems: list[str]
+    notes: list[str]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+async def examine(
+    backend: Backend, url: DatabaseUrl, repositories: RepositorySet, *, integrity: bool = False
+) -> Health:
+    """Return how an open database is.
+
+    Args:
+        backend: The database.
+        url: Its URL.
+        repositories: What counts its leases.
+        integrity: Whether to read all of it in search of damage.
+
+    Raises:
+        TransactionActive: this task has a transaction open.
+    """
+
+    def check(connection: sqlite3.Connection) -> None:
+        migrations.check(url, connection)
+
+    facts = await backend.inspect(check=check, integrity=integrity)
+    head = migrations.head(url.dialect)
+    leases = locks = count_error = None
+    if facts.read_error is None and facts.schema_error is None:
+        try:
+            leases = LeaseCount(*await repositories.worktrees.count_leases())
+            locks = LeaseCount(*await repositories.project_locks.count())
+        except MetastoreError as error:
+            count_error = error
+    return Health(
+        url=str(url),
+        checked_at=datetime.now(UTC),
+        reachable=facts.read_error is None,
+        writable=facts.write_error is None,
+        schema_revision=_revision(facts, head),
+        schema_head=head,
+        database_bytes=facts.database_bytes,
+        wal_bytes=facts.wal_bytes,
+        free_disk_bytes=facts.free_disk_bytes,
+        worktree_leases=leases,
+        project_locks=locks,
+        software=facts.software,
+        known_faults=facts.known_faults,
+        journal_mode=facts.journal_mode,
+        synchronous=facts.synchronous,
+        file_modes={path: f"{mode:04o}" for path, mode in facts.file_modes.items()},
+        damage=facts.damage,
+        problems=list(_problems(facts, count_error)),
+        notes=list(_notes(facts, leases, locks)),
+    )
+
+
+async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
+    """Return how the database at `url` is, also where a store cannot be opened on it.
+
+    Raises:
+        InvalidValue: the URL names no file.
+    """
+    if url.path is None:
+        raise InvalidValue(None, "url", "names a database in memory, which is nobody else's")
+    try:
+        # Without a look at its schema: one that is not the code's is to be reported.
+        backend = await SqliteBackend.open(url.path)
+    except MetastoreError as error:
+        return _unreachable(url, error)
+    try:
+        repositories = RepositorySet(Scope(backend, lambda: datetime.now(UTC), backend))
+        return await examine(backend, url, repositories, integrity=integrity)
+    finally:
+        await backend.close()
+
+
+def _unreachable(url: DatabaseUrl, error: MetastoreError) -> Health:
+    head = migrations.head(url.dialect)
+    if isinstance(error, SchemaOutdated):
+        error = SchemaOutdated(str(url), None, head)
+    return Health(
+        url=str(url),
+        checked_at=datetime.now(UTC),
+        reachable=False,
+        writable=False,
+        schema_revision=None,
+        schema_head=head,
+        database_bytes=None,
+        wal_bytes=None,
+        free_disk_bytes=None,
+        worktree_leases=None,
+        project_locks=None,
+        software=None,
+        known_faults=[],
+        journal_mode=None,
+        synchronous=None,
+        file_modes={},
+        damage=None,
+        problems=[f"The database cannot be opened: {error}. {_advice(error)}".rstrip()],
+        notes=[],
+    )
+
+
+def _revision(facts: Facts, head: str) -> str | None:
+    if facts.read_error is not None:
+        return None
+    match facts.schema_error:
+        case None:
+            return head
+        case SchemaOutdated(revision=revision) | SchemaTooNew(revision=revision):
+            return revision
+    return None
+
+
+def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]:
+    if facts.read_error is not None:
+        yield f"The database cannot be read: {facts.read_error}. {_advice(facts.read_error)}"
+    if facts.schema_error is not None:
+        yield f"The schema is not the one of this metastore: {facts.schema_error}."
+    if count_error is not None:
+        yield f"The leases cannot be counted: {count_error}. {_advice(count_error)}"
+    if facts.write_error is not None:
+        yield f"The database takes no writes: {facts.write_error}. {_advice(facts.write_error)}"
+    if facts.read_error is None and facts.database_bytes is None:
+        yield (
+            "The database's file is gone, and only the processes that have it open still see it. "
+            "Stop them one after the other only when its contents are copied: metastore backup."
+        )
+    if facts.damage:
+        lines = len(facts.damage)
+        yield (
+            f"The database is damaged ({lines} finding{'s' * (lines > 1)}, the first: "
+            f"{facts.damage[0]}). Stop what writes to it, keep its files, and restore a backup."
+        )
+    for path, mode in facts.file_modes.items():
+        if mode & 0o077:
+            yield f"Others may read {path} (its mode is {mode:04o}). Run: chmod 600 '{path}'."
+    if facts.journal_mode not in ("wal", None):
+        yield (
+            f"The journal mode is {facts.journal_mode} and not wal, so that readers and writers "
+            "block each other. Move the database to a local file system that can share memory."
+        )
+    if facts.wal_bytes is not None and facts.wal_bytes >= LARGE_WAL:
+        yield (
+            f"The WAL has {_megabytes(facts.wal_bytes)}: it cannot be copied back while somebody "
+            "reads an old state. Close what reads for long, such as a sqlite3 shell inside a "
+            "transaction; the file is removed when the last process closes the database."
+        )
+    if facts.free_disk_bytes is not None and facts.free_disk_bytes < LOW_DISK:
+        yield (
+            f"Only {_megabytes(facts.free_disk_bytes)} are free in {facts.folder}, and on a full "
+            "disk every write is refused. Make room."
+        )
+
+
+def _advice(error: MetastoreError) -> str:
+    match error:
+        case StoreBusy():
+            return (
+                "Find and end what keeps a transaction open: a sqlite3 shell, or a stuck process."
+            )
+        case StoreFull():
+            return "Make room on its disk."
+        case StoreReadOnly():
+            return "Look at the owner and mode of the file and its folder, and how it is mounted."
+    return ""
+
+
+def _notes(facts: Facts, leases: LeaseCount | None, locks: LeaseCount | None) -> Iterator[str]:
+    for count, what in ((leases, "worktree"), (locks, "project")):
+        if count is not None and count.expired:
+            yield (
+                f"{count.expired} of the leased {what}s: the lease ran out and was not released, "
+                "so its holder died or was away for too long. Whoever comes next takes it over; "
+                "there is nothing to clean up."
+            )
+    if facts.synchronous not in ("full", "extra", None):
+        yield (
+            f"synchronous is {facts.synchronous}: when the machine goes down, the last commits "
+            "may be lost. Open the store with durability='full' if they must not be."
+        )
+    for fault in facts.known_faults:
+        yield f"{facts.software} has a known fault, {fault.name}: {fault.effect}. {fault.handling}."
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"

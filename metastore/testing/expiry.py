@@ -1,0 +1,45 @@
+"""Leases that end now."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from metastore.repositories.worktrees import Lease
+from metastore.testing.clock import TICK, Clock
+
+if TYPE_CHECKING:
+    from metastore.repositories.project_locks import ProjectLock
+    from metastore.store import MetadataStore
+
+__all__ = ["expire"]
+
+LONGEST_WAIT = timedelta(seconds=1)
+"""How long a clock may take for a millisecond before it is taken to stand still."""
+
+
+async def expire(store: MetadataStore, held: Lease | ProjectLock) -> None:
+    """Let a lease or a project's lock run out, as if its holder had died a while ago.
+
+    It is renewed for a millisecond, and then that millisecond passes: a `Clock` is moved, any
+    other clock waited for. No other lease is touched.
+
+    Raises:
+        LeaseLost: it was over already, or is another's.
+        RuntimeError: the store's clock stands still, and is none of the kit's.
+    """
+    if isinstance(held, Lease):
+        ends_at = (await store.worktrees.renew(held, ttl=TICK)).expires_at
+    else:
+        ends_at = (await store.project_locks.renew(held, ttl=TICK)).expires_at
+    clock = store._clock  # noqa: SLF001 - the store's users have no need to see it
+    if isinstance(clock, Clock):
+        clock.now = max(clock.now, ends_at)
+        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LONGEST_WAIT.total_seconds()
+    while clock() < ends_at:
+        if loop.time() > deadline:
+            raise RuntimeError(f"the lease ends at {ends_at}, and the store's clock stands still")
+        await asyncio.sleep(TICK.total_seconds())

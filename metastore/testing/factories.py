@@ -1,0 +1,148 @@
+"""Rows for tests: what a test does not care about is filled in."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from metastore.repositories.artifacts import ArtifactType
+from metastore.repositories.sessions import SessionType
+
+if TYPE_CHECKING:
+    from metastore.repositories import RepositorySet
+    from metastore.repositories.artifacts import Artifact
+    from metastore.repositories.auth_tokens import IssuedToken
+    from metastore.repositories.commands import Command
+    from metastore.repositories.debugger_state import DebuggerState
+    from metastore.repositories.events import Event
+    from metastore.repositories.project_locks import ProjectLock
+    from metastore.repositories.projects import Project
+    from metastore.repositories.repositories import Repository
+    from metastore.repositories.sessions import Session
+    from metastore.repositories.steps import Step
+    from metastore.repositories.worktrees import Lease, Worktree
+
+__all__ = ["Factories"]
+
+TTL = timedelta(minutes=1)
+"""How long leases and locks last, unless the test says otherwise."""
+
+
+class Factories:
+    """Makes rows in a store, or in an open transaction.
+
+    Each method takes the keywords of the repository's own method, and fills in those that are
+    missing. Names and paths are unique in a `Factories`. A row that another one needs is made
+    first, unless its id is given.
+    """
+
+    def __init__(self, store: RepositorySet) -> None:
+        self._store = store
+        self._numbers = itertools.count(1)
+
+    def _name(self, what: str) -> str:
+        return f"{what}-{next(self._numbers)}"
+
+    async def repository(self, **values: Any) -> Repository:
+        """Register a repository, see `repositories.create`."""
+        name = self._name("repository")
+        remote_url = f"https://git.example.com/{name}.git"
+        return await self._store.repositories.create(
+            **_filled(values, name=name, remote_url=remote_url)
+        )
+
+    async def worktree(self, **values: Any) -> Worktree:
+        """Register a worktree, see `worktrees.create`."""
+        if "repository_id" not in values:
+            values["repository_id"] = (await self.repository()).id
+        path = f"/worktrees/{self._name('worktree')}"
+        return await self._store.worktrees.create(**_filled(values, path=path))
+
+    async def lease(self, worktree: Worktree | None = None, **values: Any) -> Lease:
+        """Lease a worktree, see `worktrees.reserve`."""
+        values = _filled(values, owner=self._name("runner"), ttl=TTL)
+        return await self._store.worktrees.reserve(worktree or await self.worktree(), **values)
+
+    async def project(self, **values: Any) -> Project:
+        """Register a project, see `projects.ensure`."""
+        path = f"/projects/{self._name('project')}"
+        return await self._store.projects.ensure(**_filled(values, path=path))
+
+    async def lock(self, **values: Any) -> ProjectLock:
+        """Lock a project for a session that works on it, see `project_locks.acquire`."""
+        if "project_id" not in values:
+            values["project_id"] = (await self.project()).id
+        if "session_id" not in values:
+            project = await self._store.projects.get(values["project_id"])
+            values["session_id"] = (await self.session(project_path=project.path)).id
+        return await self._store.project_locks.acquire(**_filled(values, ttl=TTL))
+
+    async def session(self, **values: Any) -> Session:
+        """Open a session, see `sessions.create`: debug, or of a project if its path is given."""
+        of_project = values.get("project_path") is not None
+        session_type = SessionType.TEST_GENERATION if of_project else SessionType.DEBUG
+        values = _filled(values, session_type=session_type)
+        if values["session_type"] == SessionType.DEBUG:
+            if "repository_id" not in values:
+                values["repository_id"] = (await self.repository()).id
+        elif "project_path" not in values:
+            values["project_path"] = (await self.project()).path
+        return await self._store.sessions.create(**values)
+
+    async def step(self, **values: Any) -> Step:
+        """Plan a step, see `steps.create`."""
+        values = await self._in_session(values)
+        return await self._store.steps.create(**_filled(values, name=self._name("step")))
+
+    async def event(self, **values: Any) -> Event:
+        """Append an event, see `events.append`."""
+        values = await self._in_session(values)
+        return await self._store.events.append(
+            **_filled(values, event_type="test", message=self._name("event"))
+        )
+
+    async def command(self, **values: Any) -> Command:
+        """Ask for a command, see `commands.create`."""
+        values = await self._in_session(values)
+        return await self._store.commands.create(
+            **_filled(values, argv=["make", self._name("target")], working_directory="/worktrees")
+        )
+
+    async def artifact(self, **values: Any) -> Artifact:
+        """Note an artifact, see `artifacts.create`; of its command's session, if one is given."""
+        if values.get("command_id") is not None and "session_id" not in values:
+            command = await self._store.commands.get(values["command_id"])
+            values["session_id"] = command.session_id
+        values = await self._in_session(values)
+        name = f"{self._name('artifact')}.log"
+        return await self._store.artifacts.create(
+            **_filled(
+                values,
+                artifact_type=ArtifactType.LOG,
+                name=name,
+                content_path=f"/artifacts/{name}",
+            )
+        )
+
+    async def checkpoint(self, **values: Any) -> DebuggerState:
+        """Take a checkpoint of a debugger, see `debugger_state.checkpoint`."""
+        values = await self._in_session(values)
+        return await self._store.debugger_state.checkpoint(
+            **_filled(values, state={"breakpoint": self._name("line")})
+        )
+
+    async def token(self, *scopes: str, **values: Any) -> IssuedToken:
+        """Issue a token for these scopes, see `auth_tokens.issue`."""
+        return await self._store.auth_tokens.issue(
+            **_filled(values, user_name=self._name("user"), name="test", scopes=scopes)
+        )
+
+    async def _in_session(self, values: dict[str, Any]) -> dict[str, Any]:
+        if "session_id" in values:
+            return values
+        return {"session_id": (await self.session()).id, **values}
+
+
+def _filled(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    return defaults | values

@@ -1,0 +1,141 @@
+"""The fixtures and the option of the testing kit, see `metastore.testing`."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from metastore.store import MetadataStore, write_template
+from metastore.testing.clock import Clock
+from metastore.testing.factories import Factories
+from metastore.testing.faults import Faults
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator
+    from datetime import datetime
+
+__all__ = [
+    "clock",
+    "factories",
+    "faults",
+    "file_store",
+    "store",
+    "store_url",
+]
+
+_KEPT = pytest.StashKey[list[Path]]()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """A clock that the test moves: what the stores take the time from."""
+    return Clock()
+
+
+@pytest_asyncio.fixture
+async def store(
+    request: pytest.FixtureRequest, clock: Callable[[], datetime]
+) -> AsyncIterator[MetadataStore]:
+    """An empty store in memory."""
+    kept = _kept_database(request)
+    url = "sqlite://" if kept is None else f"sqlite:///{kept}"
+    async with MetadataStore.open(url, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store in a file, which nobody has opened."""
+    path = _kept_database(request)
+    if path is None:
+        path = tmp_path / "metadata.db"
+        write_template(path)
+    return f"sqlite:///{path}"
+
+
+@pytest_asyncio.fixture
+async def file_store(store_url: str, clock: Callable[[], datetime]) -> AsyncIterator[MetadataStore]:
+    """An empty store in a file, the one that `store_url` names."""
+    async with MetadataStore.open(store_url, clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+def factories(store: MetadataStore) -> Factories:
+    """Makes rows in `store`."""
+    return Factories(store)
+
+
+@pytest.fixture
+def faults(store: MetadataStore) -> Faults:
+    """Plants faults in `store`."""
+    return Faults(store)
+
+
+# --keep-db
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.getgroup("metastore").addoption(
+        "--keep-db",
+        action="store_true",
+        help="keep the database of every test for the sqlite3 shell",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder for the databases, which pytest-xdist's workers learn with the options."""
+    if config.getoption("keep_db", False) and not hasattr(config.option, "kept_databases"):
+        config.option.kept_databases = tempfile.mkdtemp(prefix="metastore-kept-")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say where the databases are."""
+    folder = getattr(config.option, "kept_databases", None)
+    if folder is None:
+        return
+    if any(Path(folder).iterdir()):
+        terminalreporter.write_line(f"metastore keeps the databases in {folder}")
+    else:
+        Path(folder).rmdir()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say with a failure where the test's databases are."""
+    report = yield
+    if report.failed:
+        commands = [f"sqlite3 {shlex.quote(str(path))}" for path in item.stash.get(_KEPT, [])]
+        if commands:
+            report.sections.append(("metastore --keep-db", "\n".join(commands)))
+    return report
+
+
+def _kept_database(request: pytest.FixtureRequest) -> Path | None:
+    """Return a database for the test that outlives it; None without `--keep-db`."""
+    folder = getattr(request.config.option, "kept_databases", None)
+    if folder is None:
+        return None
+    name = re.sub(r"\W+", "-", request.node.nodeid).strip("-")[-150:]
+    kept = request.node.stash.setdefault(_KEPT, [])
+    number = 0
+    while True:
+        path = Path(folder) / (f"{name}.db" if number == 0 else f"{name}.{number}.db")
+        try:
+            write_template(path)
+        except FileExistsError:
+            number += 1
+        else:
+            kept.append(path)
+            return path
