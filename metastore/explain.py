@@ -256,7 +256,7 @@ class _Explainer:
             ),
             *(_command(command) for command in commands if command.status in _OPEN_COMMAND),
             *(
-                f"{_number(len(rows))} {name}"
+                f"{name}: {_number(len(rows))}"
                 for rows, name in (
                     (commands, "commands"),
                     (steps, "steps"),
@@ -295,7 +295,9 @@ class _Explainer:
     async def token(self, token: AuthToken) -> Explanation:
         status = token.status(self._now)
         sessions = await self._store.sessions.count_open_by_auth_token(token.id)
-        hangs_on_it = [f"{_number(sessions)} sessions that it opened and that have not ended"]
+        hangs_on_it = []
+        if sessions:
+            hangs_on_it.append(f"sessions that it opened and that have not ended: {sessions}")
         if token.replaced_by is not None:
             hangs_on_it.append(f"token {token.replaced_by}, which replaces it")
         if status in (TokenStatus.ACTIVE, TokenStatus.REPLACED):
@@ -314,7 +316,7 @@ class _Explainer:
             since=token.created_at,
             until=token.revoked_at or token.expires_at,
             fencing_number=None,
-            hangs_on_it=hangs_on_it if sessions else hangs_on_it[1:],
+            hangs_on_it=hangs_on_it,
             freed_by=freed_by,
         )
 
@@ -323,7 +325,7 @@ class _Explainer:
         what = f"the project {project.path}"
         belongings = [
             *(f"{_session(session)} works on it" for session in sessions if _is_open(session)),
-            *([f"{_number(len(sessions))} sessions, ended or not"] if sessions else []),
+            *([f"sessions, ended or not: {_number(len(sessions))}"] if sessions else []),
         ]
         lock = await self._store.project_locks.find_by_project(project.id)
         if lock is not None:
@@ -362,7 +364,7 @@ class _Explainer:
             fencing_number=None,
             hangs_on_it=[
                 *(
-                    f"{_number(states.count(state))} worktrees that are {state}"
+                    f"{state} worktrees: {_number(states.count(state))}"
                     for state in ("free", "held", "expired", "retired")
                     if state in states
                 ),
@@ -381,7 +383,7 @@ class _Explainer:
             return []
         first = line[0]
         return [
-            f"{_number(len(line))} in line for {what}, the first is {first.owner} "
+            f"in line for {what}: {_number(len(line))}, the first is {first.owner} "
             f"since {timestamp(first.created_at)}"
         ]
 

@@ -25,6 +25,7 @@ from metastore.repositories.base import Scope
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
+    from pathlib import Path
 
     from metastore.backends.base import Backend, Facts
     from metastore.urls import DatabaseUrl
@@ -161,7 +162,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
         # Without a look at its schema: one that is not the code's is to be reported.
         backend = await SqliteBackend.open(url.path)
     except MetastoreError as error:
-        return _unreachable(url, error)
+        return _unreachable(url, url.path, error)
     try:
         repositories = RepositorySet(Scope(backend, lambda: datetime.now(UTC), backend))
         return await examine(backend, url, repositories, integrity=integrity)
@@ -169,9 +170,9 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
         await backend.close()
 
 
-def _unreachable(url: DatabaseUrl, error: MetastoreError) -> Health:
+def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
     head = migrations.head(url.dialect)
-    if isinstance(error, SchemaOutdated):
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         error = SchemaOutdated(str(url), None, head)
     return Health(
         url=str(url),

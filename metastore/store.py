@@ -215,8 +215,7 @@ class _Opening:
     async def _connect(
         self, url: urls.DatabaseUrl, path: Path, on_close: Callable[[], None] = lambda: None
     ) -> MetadataStore:
-        if not path.exists():
-            migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
+        await asyncio.to_thread(_refuse_missing, url, path)
         backend = await SqliteBackend.open(
             path,
             durability=self._durability,
@@ -224,6 +223,11 @@ class _Opening:
             check=lambda connection: migrations.check(url, connection),
         )
         return self._store_type(backend, url, self._clock, on_close)
+
+
+def _refuse_missing(url: urls.DatabaseUrl, path: Path) -> None:
+    if not path.exists():
+        migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 
 
 def _memory() -> str | None:

@@ -5,8 +5,8 @@
 -- A session registers the project it works on, or touches it: goes with create_session.
 INSERT INTO projects (id, path, created_at, updated_at)
 VALUES (:project_id, :path, :now, :now)
-ON CONFLICT (path) DO UPDATE
-SET updated_at = excluded.updated_at;
+ON CONFLICT (path)
+DO UPDATE SET updated_at = excluded.updated_at;
 
 -- name: create_session(id, session_type, mode, project_path, repository_id, worktree_id, auth_token_id, config, metadata, created_at)<!
 -- Open a session, pending.

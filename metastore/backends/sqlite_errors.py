@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["translate"]
 
+_CONSTRAINT = 19
 _COLUMN = re.compile(r"(\w+)\.(\w+)")
 
 
@@ -48,7 +49,9 @@ def _translate(
 ) -> MetastoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     message = str(error)
-    if name.startswith("SQLITE_CONSTRAINT") and connection is not None and call is not None:
+    # By the code: Python 3.11 has no name for the newest kind, the type error of STRICT tables.
+    is_constraint = getattr(error, "sqlite_errorcode", 0) & 0xFF == _CONSTRAINT
+    if is_constraint and connection is not None and call is not None:
         return _constraint(name, message, connection, call)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreBusy(f"another process holds the database: {message}")
@@ -81,6 +84,9 @@ def _constraint(
     if name == "SQLITE_CONSTRAINT_NOTNULL":
         [(at, column)] = _COLUMN.findall(detail)
         return InvalidValue(at, column, "must not be NULL", value_type="NoneType")
+    if message.startswith("cannot store"):
+        [(at, column)] = _COLUMN.findall(message)
+        return InvalidValue(at, column, message.partition(" in ")[0])
     if name == "SQLITE_CONSTRAINT_CHECK":
         return InvalidValue(table, detail, "is violated", value_type=_value_type(detail, call))
     return InvalidValue(table, "trigger", message)

@@ -86,20 +86,31 @@ def write_nothing(connection: sqlite3.Connection) -> None:
 
 def damage(connection: sqlite3.Connection) -> list[str]:
     """Read the whole database and return what is broken, one line each."""
+    lines = [*_broken(connection), *_orphans(connection)]
+    return lines[:MOST_DAMAGE]
+
+
+def _broken(connection: sqlite3.Connection) -> list[str]:
+    lines: list[str] = []
     try:
-        rows = connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})").fetchall()
-        lines = [line for (text,) in rows for line in text.splitlines() if text != "ok"]
-        orphans = Counter(
-            (child, parent)
-            for child, _, parent, _ in connection.execute("PRAGMA foreign_key_check")
-        )
+        # Row by row: SQLite may find what is broken, and then stumble over it.
+        for (text,) in connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})"):
+            lines += text.splitlines()
+    except sqlite3.DatabaseError as error:
+        lines.append(str(error))
+    return [line for line in lines if line != "ok" and not line.startswith("*** in database")]
+
+
+def _orphans(connection: sqlite3.Connection) -> list[str]:
+    try:
+        rows = connection.execute("PRAGMA foreign_key_check").fetchall()
     except sqlite3.DatabaseError as error:
         return [str(error)]
-    lines += [
+    counts = Counter((child, parent) for child, _, parent, _ in rows)
+    return [
         f"{count} of {child} without the row of {parent} that they refer to"
-        for (child, parent), count in orphans.items()
+        for (child, parent), count in counts.items()
     ]
-    return lines[:MOST_DAMAGE]
 
 
 class Files(NamedTuple):

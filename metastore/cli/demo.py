@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from metastore.demo.display import Lines, LiveTable
-    from metastore.demo.orchestration import Demo, Outcome, Plan
+    from metastore.demo.orchestration import Demo, Outcome
     from metastore.urls import DatabaseUrl
 
 FOLDER = Path(".artifacts/demo")
@@ -79,7 +79,8 @@ def demo(
     """
     if worktrees >= processes * workers:
         raise click.UsageError("There must be more workers than worktrees.")
-    from metastore.demo.orchestration import Demo, DemoError, Plan
+    from metastore.demo.competition import DemoError
+    from metastore.demo.orchestration import Demo, Plan
 
     plan = Plan(
         url, repo, FOLDER, list(command), processes, workers, worktrees=worktrees, commits=commits
@@ -94,7 +95,7 @@ def demo(
     if as_json:
         print_json(outcome)
     else:
-        _print_summary(plan, outcome)
+        _print_summary(outcome)
     if outcome.problems:
         raise Refused("; ".join(outcome.problems))
 
@@ -114,7 +115,7 @@ async def _run(demo: Demo) -> Outcome:
     return await demo.run()
 
 
-def _print_summary(plan: Plan, outcome: Outcome) -> None:
+def _print_summary(outcome: Outcome) -> None:
     tally = outcome.tally
     waited = [seconds for seconds in outcome.waits if seconds > 0.1]
     lines = {
@@ -135,17 +136,20 @@ def _print_summary(plan: Plan, outcome: Outcome) -> None:
     )
     for name, text in lines.items():
         click.echo(f"  {name:<13} {text}")
-    if outcome.killed_lease is not None:
+    if outcome.taken_over_by is not None:
         click.echo(
-            f"\n  {outcome.killed} was killed while it held fencing number "
-            f"{outcome.killed_lease.fencing_number}; {outcome.idle:.1f} s later "
-            f"{outcome.taken_over_by} had its worktree, as {outcome.taken_over_as}."
+            f"\n  {outcome.killed} was killed while it held fencing number {outcome.killed_as}; "
+            f"{outcome.idle:.1f} s later {outcome.taken_over_by} had its worktree, as "
+            f"{outcome.taken_over_as}."
         )
     if not outcome.problems:
-        click.echo("  All of this was read again from the database.")
+        click.echo(
+            "  Every row that was claimed was found again in the database, and no worktree had "
+            "two holders."
+        )
     click.echo("\nLook into it:\n")
     for query in _queries(outcome):
-        click.echo(f"  sqlite3 -header -column {shlex.quote(outcome.database)} {_quoted(query)}")
+        click.echo(f'  sqlite3 -header -column {shlex.quote(outcome.database)} "{query}"')
     click.echo(f"\nLogs and reports: {outcome.folder}")
 
 
@@ -155,16 +159,11 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _queries(outcome: Outcome) -> list[str]:
-    sessions = outcome.tally.sessions.total()
     return [
         "SELECT id, status, events, artifacts, error_message FROM session_overview "
-        f"ORDER BY created_at DESC LIMIT {sessions}",
-        "SELECT * FROM active_leases",
-        "SELECT name, size_bytes, sha256, content_path FROM artifacts ORDER BY id DESC LIMIT 10",
+        f"ORDER BY created_at DESC LIMIT {outcome.tally.sessions.total()}",
+        "SELECT what, owner, fencing_number, until, expired FROM active_leases",
+        "SELECT name, size_bytes, sha256, content_path FROM artifacts ORDER BY id DESC LIMIT 9",
         "SELECT position, created_at, message FROM events "
         f"WHERE session_id = '{outcome.killed_session}'",
     ]
-
-
-def _quoted(query: str) -> str:
-    return f'"{query}"'

@@ -75,7 +75,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("ab", buffering=0)
+        self._path = path
         self._waiting: dict[str, Entry] = {}
         self._held: dict[str, Holding] = {}
         self.sessions: dict[str, Session] = {}
@@ -85,13 +85,10 @@ class Ledger:
         self.holdings: list[Holding] = []
         self.refused: list[Entry] = []
 
-    def close(self) -> None:
-        """Close the file; the ledger can still be read."""
-        self._file.close()
-
     def add(self, entry: Entry) -> None:
         """Write an entry down."""
-        self._file.write(msgspec.json.encode(entry) + b"\n")
+        with self._path.open("ab") as file:
+            file.write(msgspec.json.encode(entry) + b"\n")
         self._note_rows(entry)
         if entry.step == "waiting":
             self._waiting[entry.worker] = entry

@@ -77,7 +77,7 @@ class Artifacts(TableRepository[Artifact]):
         """
         return await self._created(
             self._sql.create_artifact(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 session_id=session_id,
                 command_id=command_id,
                 artifact_type=artifact_type,

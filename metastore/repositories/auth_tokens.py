@@ -196,7 +196,7 @@ class AuthTokens(TableRepository[AuthToken]):
         now = self._now()
         record = await self._created(
             self._sql.create_auth_token(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 user_name=user_name,
                 name=name,
                 token_prefix=secret.prefix,

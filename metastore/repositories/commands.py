@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +15,6 @@ from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from metastore.statements import Call
 
 __all__ = ["Command", "CommandStatus", "Commands"]
@@ -49,7 +48,10 @@ class Command(Row, frozen=True):
     working_directory: Annotated[str, msgspec.Meta(min_length=1)]
     status: CommandStatus
     exit_code: int | None
-    log_path: Annotated[str, msgspec.Meta(min_length=1)] | None
+    log_path: (
+        Annotated[str, msgspec.Meta(pattern=r"^(/|[A-Za-z]:[\\/])", description="an absolute path")]
+        | None
+    )
     error_message: str | None
     created_at: datetime
     started_at: datetime | None
@@ -78,13 +80,13 @@ class Commands(TableRepository[Command]):
             AlreadyExists: a command has this `id`.
             InvalidValue: a value is refused: `argv` is empty, `log_path` not absolute.
         """
-        if isinstance(argv, str) or not argv:
+        if not isinstance(argv, Sequence) or isinstance(argv, str | bytes) or not argv:
             raise InvalidValue(
                 self.table, "argv", "must be a list of arguments", value_type=type(argv).__name__
             )
         return await self._created(
             self._sql.create_command(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 session_id=session_id,
                 argv=list(argv),
                 working_directory=working_directory,
@@ -121,7 +123,11 @@ class Commands(TableRepository[Command]):
         Raises:
             NotFound: there is none with this id.
             InvalidTransition: it is not running.
+            InvalidValue: `exit_code` is no integer.
         """
+        # A process that still runs has None, which the column would take.
+        if exit_code is None:
+            raise InvalidValue(self.table, "exit_code", "must be an integer", value_type="NoneType")
         return await self._moved(
             self._sql.finish_command(id=command_id, exit_code=exit_code, now=self._now()),
             command_id,

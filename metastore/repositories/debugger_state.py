@@ -49,7 +49,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
         """
         taken = await self._find(
             self._sql.checkpoint_session(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 session_id=session_id,
                 label=label,
                 state=state,
@@ -76,6 +76,10 @@ class DebuggerStates(TableRepository[DebuggerState]):
             NotFound: the session has none.
         """
         return await self._one(self._sql.latest_checkpoint(session_id=session_id), session_id)
+
+    async def find_latest(self, session_id: str) -> DebuggerState | None:
+        """Return the last checkpoint of a session, or None."""
+        return await self._find(self._sql.latest_checkpoint(session_id=session_id))
 
     async def list_by_session(
         self, session_id: str, *, after: int = 0, limit: int = 50

@@ -87,7 +87,7 @@ class Events(TableRepository[Event]):
         """
         return await self._created(
             self._sql.append_event(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 session_id=session_id,
                 event_type=event_type,
                 level=level,
@@ -108,7 +108,7 @@ class Events(TableRepository[Event]):
         now = self._now()
         rows: list[dict[str, Any]] = [
             {
-                "id": event.id or new_id(),
+                "id": new_id() if event.id is None else event.id,
                 "session_id": session_id,
                 "event_type": event.event_type,
                 "level": event.level,

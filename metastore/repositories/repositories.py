@@ -48,7 +48,7 @@ class Repositories(TableRepository[Repository]):
         """
         return await self._created(
             self._sql.create_repository(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 name=name,
                 remote_url=remote_url,
                 default_branch=default_branch,

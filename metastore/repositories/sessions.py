@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from metastore.codec import Id, JsonObject, Row, new_id
 from metastore.errors import InvalidValue
@@ -60,7 +62,7 @@ class Session(Row, frozen=True):
     session_type: SessionType
     status: SessionStatus
     mode: SessionMode
-    project_path: str | None
+    project_path: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)] | None
     repository_id: Id | None
     worktree_id: Id | None
     auth_token_id: Id | None
@@ -108,7 +110,7 @@ class Sessions(TableRepository[Session]):
             raise InvalidValue(self.table, "project_path", "must be given unless it is debug")
         now = self._now()
         create = self._sql.create_session(
-            id=id or new_id(),
+            id=new_id() if id is None else id,
             session_type=session_type,
             mode=mode,
             project_path=project_path,

@@ -19,6 +19,9 @@ __all__ = ["Step", "StepStatus", "Steps"]
 
 _BEFORE_ALL = -(1 << 63)
 
+_MAX_SEQUENCE = (1 << 31) - 1
+"""Leaves room behind it for the steps that are given their place."""
+
 
 class StepStatus(StrEnum):
     """How far a step is. The last three are its ends."""
@@ -42,7 +45,7 @@ class Step(Row, frozen=True):
     id: Id
     session_id: Id
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
-    sequence: int
+    sequence: Annotated[int, msgspec.Meta(le=_MAX_SEQUENCE)]
     status: StepStatus
     input: Any | None
     output: Any | None
@@ -76,12 +79,12 @@ class Steps(TableRepository[Step]):
         if sequence is None:
             return await self._created(
                 self._sql.create_step(
-                    id=id or new_id(), session_id=session_id, name=name, input=input
+                    id=new_id() if id is None else id, session_id=session_id, name=name, input=input
                 )
             )
         return await self._created(
             self._sql.create_step_at(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 session_id=session_id,
                 name=name,
                 sequence=sequence,

@@ -125,7 +125,7 @@ class Worktrees(TableRepository[Worktree]):
         """
         return await self._created(
             self._sql.create_worktree(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 repository_id=repository_id,
                 path=path,
                 branch=branch,

@@ -29,24 +29,23 @@ TTL = timedelta(minutes=1)
 """How long leases and locks last, unless the test says otherwise."""
 
 
+_numbers = itertools.count(1)
+
+
 class Factories:
     """Makes rows in a store, or in an open transaction.
 
     Each method takes the keywords of the repository's own method, and fills in those that are
-    missing. Names and paths are unique in a `Factories`. A row that another one needs is made
+    missing. Names and paths are unique in the process. A row that another one needs is made
     first, unless its id is given.
     """
 
     def __init__(self, store: RepositorySet) -> None:
         self._store = store
-        self._numbers = itertools.count(1)
-
-    def _name(self, what: str) -> str:
-        return f"{what}-{next(self._numbers)}"
 
     async def repository(self, **values: Any) -> Repository:
         """Register a repository, see `repositories.create`."""
-        name = self._name("repository")
+        name = _name("repository")
         remote_url = f"https://git.example.com/{name}.git"
         return await self._store.repositories.create(
             **_filled(values, name=name, remote_url=remote_url)
@@ -56,17 +55,17 @@ class Factories:
         """Register a worktree, see `worktrees.create`."""
         if "repository_id" not in values:
             values["repository_id"] = (await self.repository()).id
-        path = f"/worktrees/{self._name('worktree')}"
+        path = f"/worktrees/{_name('worktree')}"
         return await self._store.worktrees.create(**_filled(values, path=path))
 
     async def lease(self, worktree: Worktree | None = None, **values: Any) -> Lease:
         """Lease a worktree, see `worktrees.reserve`."""
-        values = _filled(values, owner=self._name("runner"), ttl=TTL)
+        values = _filled(values, owner=_name("runner"), ttl=TTL)
         return await self._store.worktrees.reserve(worktree or await self.worktree(), **values)
 
     async def project(self, **values: Any) -> Project:
         """Register a project, see `projects.ensure`."""
-        path = f"/projects/{self._name('project')}"
+        path = f"/projects/{_name('project')}"
         return await self._store.projects.ensure(**_filled(values, path=path))
 
     async def lock(self, **values: Any) -> ProjectLock:
@@ -93,20 +92,20 @@ class Factories:
     async def step(self, **values: Any) -> Step:
         """Plan a step, see `steps.create`."""
         values = await self._in_session(values)
-        return await self._store.steps.create(**_filled(values, name=self._name("step")))
+        return await self._store.steps.create(**_filled(values, name=_name("step")))
 
     async def event(self, **values: Any) -> Event:
         """Append an event, see `events.append`."""
         values = await self._in_session(values)
         return await self._store.events.append(
-            **_filled(values, event_type="test", message=self._name("event"))
+            **_filled(values, event_type="test", message=_name("event"))
         )
 
     async def command(self, **values: Any) -> Command:
         """Ask for a command, see `commands.create`."""
         values = await self._in_session(values)
         return await self._store.commands.create(
-            **_filled(values, argv=["make", self._name("target")], working_directory="/worktrees")
+            **_filled(values, argv=["make", _name("target")], working_directory="/worktrees")
         )
 
     async def artifact(self, **values: Any) -> Artifact:
@@ -115,7 +114,7 @@ class Factories:
             command = await self._store.commands.get(values["command_id"])
             values["session_id"] = command.session_id
         values = await self._in_session(values)
-        name = f"{self._name('artifact')}.log"
+        name = f"{_name('artifact')}.log"
         return await self._store.artifacts.create(
             **_filled(
                 values,
@@ -129,19 +128,23 @@ class Factories:
         """Take a checkpoint of a debugger, see `debugger_state.checkpoint`."""
         values = await self._in_session(values)
         return await self._store.debugger_state.checkpoint(
-            **_filled(values, state={"breakpoint": self._name("line")})
+            **_filled(values, state={"breakpoint": _name("line")})
         )
 
     async def token(self, *scopes: str, **values: Any) -> IssuedToken:
         """Issue a token for these scopes, see `auth_tokens.issue`."""
         return await self._store.auth_tokens.issue(
-            **_filled(values, user_name=self._name("user"), name="test", scopes=scopes)
+            **_filled(values, user_name=_name("user"), name="test", scopes=scopes)
         )
 
     async def _in_session(self, values: dict[str, Any]) -> dict[str, Any]:
         if "session_id" in values:
             return values
         return {"session_id": (await self.session()).id, **values}
+
+
+def _name(what: str) -> str:
+    return f"{what}-{next(_numbers)}"
 
 
 def _filled(values: dict[str, Any], **defaults: Any) -> dict[str, Any]:

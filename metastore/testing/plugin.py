@@ -6,7 +6,7 @@ import re
 import shlex
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -29,7 +29,9 @@ __all__ = [
     "store_url",
 ]
 
+_FOLDER = pytest.StashKey[Path]()
 _KEPT = pytest.StashKey[list[Path]]()
+_HANDED_DOWN = "metastore_kept_databases"
 
 
 @pytest.fixture
@@ -91,22 +93,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder for the databases, which pytest-xdist's workers learn with the options."""
-    if config.getoption("keep_db", False) and not hasattr(config.option, "kept_databases"):
-        config.option.kept_databases = tempfile.mkdtemp(prefix="metastore-kept-")
+    """Make the folder for the databases, or take the one that pytest-xdist's controller made."""
+    if config.getoption("keep_db", False):
+        handed_down = getattr(config, "workerinput", {}).get(_HANDED_DOWN)
+        config.stash[_FOLDER] = Path(handed_down or tempfile.mkdtemp(prefix="metastore-kept-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand the folder down to a worker of pytest-xdist."""
+    folder = node.config.stash.get(_FOLDER, None)
+    if folder is not None:
+        node.workerinput[_HANDED_DOWN] = str(folder)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say where the databases are."""
-    folder = getattr(config.option, "kept_databases", None)
+    folder = config.stash.get(_FOLDER, None)
     if folder is None:
         return
-    if any(Path(folder).iterdir()):
+    if any(folder.iterdir()):
         terminalreporter.write_line(f"metastore keeps the databases in {folder}")
     else:
-        Path(folder).rmdir()
+        folder.rmdir()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -124,14 +135,14 @@ def pytest_runtest_makereport(
 
 def _kept_database(request: pytest.FixtureRequest) -> Path | None:
     """Return a database for the test that outlives it; None without `--keep-db`."""
-    folder = getattr(request.config.option, "kept_databases", None)
+    folder = request.config.stash.get(_FOLDER, None)
     if folder is None:
         return None
     name = re.sub(r"\W+", "-", request.node.nodeid).strip("-")[-150:]
     kept = request.node.stash.setdefault(_KEPT, [])
     number = 0
     while True:
-        path = Path(folder) / (f"{name}.db" if number == 0 else f"{name}.{number}.db")
+        path = folder / (f"{name}.db" if number == 0 else f"{name}.{number}.db")
         try:
             write_template(path)
         except FileExistsError:

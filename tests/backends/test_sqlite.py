@@ -277,6 +277,9 @@ async def test_errors__name_table_column_and_constraint(backend: SqliteBackend) 
     with pytest.raises(InvalidValue) as check:
         await backend.run(add_child(parent_id=1, kind="c"))
     assert (check.value.column, check.value.value_type) == ("children_kind_check", "str")
+    with pytest.raises(InvalidValue) as wrong_type:
+        await backend.run(add_child(parent_id="x", kind="a"))
+    assert (wrong_type.value.table, wrong_type.value.column) == ("children", "parent_id")
     await backend.run(add_child(parent_id=1, kind="a"))
     with pytest.raises(InvalidReference) as needed:
         await backend.run(drop_parent(id=1))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from metastore import (
+    AlreadyExists,
     ArtifactType,
     InvalidReference,
     InvalidValue,
@@ -69,8 +70,9 @@ async def test_lists__by_session_and_by_type(store: MetadataStore, session: Sess
 async def test_create__refusals(
     store: MetadataStore, session: Session, values: dict[str, Any]
 ) -> None:
-    with pytest.raises(InvalidValue):
+    with pytest.raises(InvalidValue) as refused:
         await store.artifacts.create(session_id=session.id, **(GOOD | values))
+    assert [refused.value.column] == list(values)
     assert (await store.artifacts.list_by_session(session.id)).items == []
 
 
@@ -85,6 +87,20 @@ async def test_create__of_no_session_or_command(store: MetadataStore, session: S
 
 async def test_delete__forgets_the_row(store: MetadataStore, session: Session) -> None:
     artifact = await store.artifacts.create(session_id=session.id, **GOOD)
+    kept = await store.artifacts.create(session_id=session.id, **GOOD)
     await store.artifacts.delete(artifact.id)
-    with pytest.raises(NotFound):
-        await store.artifacts.delete(artifact.id)
+    for verb in (store.artifacts.get, store.artifacts.delete):
+        with pytest.raises(NotFound) as missing:
+            await verb(artifact.id)
+        assert (missing.value.table, missing.value.key) == ("artifacts", artifact.id)
+    assert (await store.artifacts.list_by_session(session.id)).items == [kept]
+
+
+async def test_create__repeated_under_its_id_is_refused(
+    store: MetadataStore, session: Session
+) -> None:
+    artifact = await store.artifacts.create(session_id=session.id, id=new_id(), **GOOD)
+    with pytest.raises(AlreadyExists) as taken:
+        await store.artifacts.create(session_id=session.id, id=artifact.id, **GOOD)
+    assert (taken.value.table, taken.value.columns) == ("artifacts", ("id",))
+    assert (await store.artifacts.list_by_session(session.id)).items == [artifact]

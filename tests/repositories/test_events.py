@@ -23,6 +23,7 @@ from metastore import (
     TransactionActive,
 )
 from metastore.codec import new_id
+from metastore.paging import MAX_PAGE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -149,6 +150,17 @@ async def test_follow__from_any_position_misses_none_and_sees_none_twice(
         await asyncio.sleep(0.05)
         appended = [await store.events.append(session.id, "e", str(n)) for n in (3, 4)]
         assert await waiting == appended
+
+
+async def test_follow__reads_a_long_history_without_a_pause(
+    store: MetadataStore, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Were it to wait between two pages, it would wait for longer than `take` does.
+    monkeypatch.setattr("metastore.repositories.events.RECHECK_INTERVAL", 60)
+    count = 2 * MAX_PAGE + 1
+    ids = await store.events.append_many(session.id, [NewEvent("e", str(n)) for n in range(count)])
+    async with contextlib.aclosing(store.events.follow()) as following:
+        assert [event.id for event in await take(following, count)] == ids
 
 
 WRITER = """

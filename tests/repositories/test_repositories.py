@@ -32,6 +32,21 @@ async def test_create__a_name_is_taken_once(store: MetadataStore, repository: Re
     assert (taken.value.table, taken.value.columns) == ("repositories", ("name",))
 
 
+async def test_create__repeated_under_its_id_is_refused(store: MetadataStore) -> None:
+    created = await store.repositories.create(name="app", remote_url="", id=new_id())
+    with pytest.raises(AlreadyExists) as taken:
+        await store.repositories.create(name="other", remote_url="", id=created.id)
+    assert (taken.value.table, taken.value.columns) == ("repositories", ("id",))
+    assert (await store.repositories.list()).items == [created]
+
+
+async def test_get__of_nothing(store: MetadataStore) -> None:
+    unknown = new_id()
+    with pytest.raises(NotFound) as missing:
+        await store.repositories.get(unknown)
+    assert (missing.value.table, missing.value.key) == ("repositories", unknown)
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import math
 import sqlite3
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from metastore import (
+    AlreadyExists,
     InvalidReference,
+    InvalidTransition,
     InvalidValue,
     MetadataStore,
     NotFound,
@@ -18,9 +23,12 @@ from metastore import (
     SessionType,
 )
 from metastore.codec import new_id
+from metastore.store import write_template
 from tests.repositories.states import check_pair, reach
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Clock
 
 VERBS: dict[str, Any] = {
@@ -112,7 +120,8 @@ async def test_create__a_refused_session_registers_no_project(store: MetadataSto
         ({"session_type": "test_generation"}, "project_path"),
         ({"session_type": "unknown", "project_path": "/p"}, "session_type"),
         ({"session_type": "test_generation", "project_path": "/p", "mode": "fast"}, "mode"),
-        ({"session_type": "test_generation", "project_path": ""}, "projects_path_check"),
+        ({"session_type": "test_generation", "project_path": ""}, "project_path"),
+        ({"session_type": "test_generation", "project_path": "/" * 4097}, "project_path"),
         ({"session_type": "test_generation", "project_path": "/p", "config": []}, "config"),
         (
             {"session_type": "test_generation", "project_path": "/p", "config": {"x": math.nan}},
@@ -129,6 +138,70 @@ async def test_create__refusals_store_nothing(
     assert error.value.column == column
     assert (await store.sessions.list_recent()).items == []
     assert (await store.projects.list()).items == []
+
+
+async def test_create__repeated_under_its_id_is_refused_and_touches_nothing(
+    store: MetadataStore,
+) -> None:
+    own = new_id()
+    made = await store.sessions.create(session_type="test_generation", project_path="/p", id=own)
+    assert made.id == own
+    with pytest.raises(AlreadyExists) as taken:
+        await store.sessions.create(session_type="docker_deployment", project_path="/p", id=own)
+    assert (taken.value.table, taken.value.columns) == ("sessions", ("id",))
+    assert await store.sessions.get(own) == made
+    project = await store.projects.find_by_path("/p")
+    assert project is not None
+    assert project.updated_at == made.created_at
+
+
+@pytest.mark.parametrize(
+    ("columns", "constraint"),
+    [
+        ({"session_type": "debug"}, "sessions_debug_needs_repository"),
+        ({"session_type": "test_generation"}, "sessions_workflow_needs_project"),
+    ],
+)
+def test_create__is_checked_by_the_database_too(
+    tmp_path: Path, columns: dict[str, str], constraint: str
+) -> None:
+    write_template(tmp_path / "x.db")
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "x.db")) as connection,
+        pytest.raises(sqlite3.IntegrityError, match=constraint),
+    ):
+        connection.execute(
+            "INSERT INTO sessions (id, session_type) VALUES (:id, :session_type)",
+            {"id": new_id(), **columns},
+        )
+
+
+async def test_complete__refuses_a_result_that_is_no_json(
+    store: MetadataStore, session: Session
+) -> None:
+    started = await store.sessions.start(session.id)
+    for result in (math.nan, {"x": object()}, (1,)):
+        with pytest.raises(InvalidValue) as refused:
+            await store.sessions.complete(session.id, result=result)
+        assert (refused.value.table, refused.value.column) == ("sessions", "result")
+    assert await store.sessions.get(session.id) == started
+
+
+async def test_start__one_of_many_racers_begins_it(store: MetadataStore, session: Session) -> None:
+    results = await asyncio.gather(
+        *(store.sessions.start(session.id) for _ in range(8)), return_exceptions=True
+    )
+    [started] = [result for result in results if isinstance(result, Session)]
+    lost = [result for result in results if isinstance(result, InvalidTransition)]
+    assert len(lost) == 7
+    assert all(error.row == started for error in lost)
+
+
+async def test_get__of_nothing(store: MetadataStore) -> None:
+    unknown = new_id()
+    with pytest.raises(NotFound) as missing:
+        await store.sessions.get(unknown)
+    assert (missing.value.table, missing.value.key) == ("sessions", unknown)
 
 
 async def test_lists__are_walked_newest_first(store: MetadataStore, repository: Repository) -> None:
@@ -160,9 +233,37 @@ async def test_lists__are_walked_newest_first(store: MetadataStore, repository: 
     assert await walk(sessions.list_active) == newest[::-1]
     with pytest.raises(InvalidValue):
         await sessions.list_recent(after="nonsense")
+    await sessions.pause(started[0].id)
+    await sessions.complete(started[1].id)
+    assert await walk(sessions.list_active) == [row.id for row in made[2:]]
     for limit in (0, 1001, True, "5"):
         with pytest.raises(InvalidValue):
             await sessions.list_recent(limit=limit)  # type: ignore[arg-type]
+
+
+async def test_open__is_what_has_not_ended(store: MetadataStore, repository: Repository) -> None:
+    worktree = await store.worktrees.create(repository_id=repository.id, path="/w")
+    issued = await store.auth_tokens.issue(user_name="ada", name="ci", scopes=["sessions:write"])
+    made = [
+        await store.sessions.create(
+            session_type="debug",
+            repository_id=repository.id,
+            worktree_id=worktree.id,
+            auth_token_id=issued.record.id,
+        )
+        for _ in range(5)
+    ]
+    await store.sessions.create(session_type="debug", repository_id=repository.id)
+    started = await store.sessions.start(made[1].id)
+    await store.sessions.start(made[2].id)
+    paused = await store.sessions.pause(made[2].id)
+    await store.sessions.cancel(made[3].id)
+    await store.sessions.fail(made[4].id, error_message="it broke")
+    found = await store.sessions.list_open_by_worktree(worktree.id)
+    assert sorted(found, key=lambda row: row.id) == [made[0], started, paused]
+    assert await store.sessions.count_open_by_auth_token(issued.record.id) == 3
+    assert await store.sessions.list_open_by_worktree(new_id()) == []
+    assert await store.sessions.count_open_by_auth_token(new_id()) == 0
 
 
 async def test_delete__takes_everything_with_it(store: MetadataStore, session: Session) -> None:
@@ -171,17 +272,31 @@ async def test_delete__takes_everything_with_it(store: MetadataStore, session: S
     command = await store.commands.create(
         session_id=session.id, argv=["true"], working_directory="/"
     )
-    await store.debugger_state.checkpoint(session.id, {})
+    artifact = await store.artifacts.create(
+        session_id=session.id,
+        command_id=command.id,
+        artifact_type="log",
+        name="out.log",
+        content_path="/a/out.log",
+    )
+    checkpoint = await store.debugger_state.checkpoint(session.id, {})
+    project = await store.projects.ensure(path="/p")
+    await store.project_locks.acquire(
+        project_id=project.id, session_id=session.id, ttl=timedelta(minutes=1)
+    )
     await store.sessions.delete(session.id)
     for get, key in (
         (store.sessions.get, session.id),
         (store.steps.get, step.id),
         (store.commands.get, command.id),
+        (store.artifacts.get, artifact.id),
+        (store.debugger_state.get, checkpoint.id),
         (store.sessions.delete, session.id),
     ):
         with pytest.raises(NotFound):
             await get(key)
     assert (await store.events.list_by_session(session.id)).items == []
+    assert await store.project_locks.find_by_project(project.id) is None
 
 
 async def test_projects__with_sessions_are_kept(store: MetadataStore) -> None:

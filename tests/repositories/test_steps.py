@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 
-from metastore import AlreadyExists, InvalidReference, InvalidValue, MetadataStore, Session
+from metastore import (
+    AlreadyExists,
+    InvalidReference,
+    InvalidValue,
+    MetadataStore,
+    NotFound,
+    Session,
+)
 from metastore.codec import new_id
 from tests.repositories.states import check_pair, reach
 
@@ -38,16 +46,20 @@ async def test_status__every_state_and_verb(
     row = await reach(store.steps, VERBS, PATHS[state], step.id)
     becomes = WANTED[verb] if (state, verb) in ALLOWED else None
     moved = await check_pair(store.steps, VERBS, row, verb, becomes, WANTED[verb])
+    if becomes:
+        assert moved.output == ([1, None, "x"] if verb == "complete" else None)
+        assert moved.error_message == ("it broke" if verb == "fail" else None)
     match becomes:
         case "running":
             assert moved.started_at is not None
             assert moved.completed_at is None
         case "completed":
-            assert moved.output == [1, None, "x"]
             assert moved.started_at is not None
             assert moved.completed_at > moved.started_at
+        case "skipped":
+            assert moved.started_at is None
+            assert moved.completed_at is not None
         case "failed":
-            assert moved.error_message == "it broke"
             assert moved.completed_at is not None
 
 
@@ -82,4 +94,46 @@ async def test_create__refusals(store: MetadataStore, session: Session) -> None:
     for name in ("", "x" * 101, None):
         with pytest.raises(InvalidValue):
             await store.steps.create(session_id=session.id, name=name)  # type: ignore[arg-type]
+    # Beyond the largest, the next place would not fit into the column.
+    for sequence in (1 << 31, 1.0, True):
+        with pytest.raises(InvalidValue) as refused:
+            await store.steps.create(session_id=session.id, name="a", sequence=sequence)  # type: ignore[arg-type]
+        assert refused.value.column == "sequence"
     assert len((await store.steps.list_by_session(session.id)).items) == 1
+
+
+async def test_create__goes_on_behind_the_largest_place(
+    store: MetadataStore, session: Session
+) -> None:
+    largest = (1 << 31) - 1
+    await store.steps.create(session_id=session.id, name="a", sequence=largest)
+    behind = await store.steps.create(session_id=session.id, name="b")
+    assert behind.sequence == largest + 1
+    assert await store.steps.get(behind.id) == behind
+
+
+async def test_create__repeated_under_its_id_is_refused(
+    store: MetadataStore, session: Session
+) -> None:
+    step = await store.steps.create(session_id=session.id, name="a", id=new_id())
+    with pytest.raises(AlreadyExists) as taken:
+        await store.steps.create(session_id=session.id, name="b", id=step.id)
+    assert (taken.value.table, taken.value.columns) == ("steps", ("id",))
+    assert (await store.steps.list_by_session(session.id)).items == [step]
+
+
+async def test_complete__refuses_an_output_that_is_no_json(
+    store: MetadataStore, session: Session
+) -> None:
+    step = await store.steps.create(session_id=session.id, name="a")
+    started = await store.steps.start(step.id)
+    with pytest.raises(InvalidValue) as refused:
+        await store.steps.complete(step.id, output=math.inf)
+    assert refused.value.column == "output"
+    assert await store.steps.get(step.id) == started
+
+
+async def test_get__of_nothing(store: MetadataStore) -> None:
+    with pytest.raises(NotFound) as missing:
+        await store.steps.get(new_id())
+    assert missing.value.table == "steps"
