@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite lint types sql verify format torture wheel clean
+.PHONY: help setup demo test suite lint types sql verify format torture mutants wheel clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ format: $(READY) ## Format the code and generate what is generated
 
 torture: $(READY) ## Run the long batteries: racing, killed and stopped processes
 	$(BIN)/python -m pytest -m torture --torture
+
+mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
+	$(BIN)/python -m tests.mutants
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -82,16 +82,22 @@ async def kept(
         raise
     except BaseException:
         # What went wrong in the body is the news, not that its lease went with it.
-        keeper.stop()
+        if keeper.stop():
+            await _take_back_cancellation(body)
         finish_in_background(release())
         raise
     if keeper.stop():
-        # The cancellation is still on its way: the body ended before it met an await.
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)
-        body.uncancel()
+        await _take_back_cancellation(body)
         raise lost()
     await asyncio.shield(asyncio.ensure_future(release()))
+
+
+async def _take_back_cancellation(body: asyncio.Task[Any]) -> None:
+    """Undo the cancellation of a body that ended without being ended by it."""
+    # It may still be on its way: the body met no await since.
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    body.uncancel()
 
 
 class _Keeper:

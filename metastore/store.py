@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from metastore import health, migrations, urls
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
+from metastore.leases import background_work
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
 from metastore.repositories.project_locks import ProjectLock
@@ -136,6 +137,8 @@ class MetadataStore(RepositorySet):
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
         try:
+            # What a cancelled caller took is given back while that is possible.
+            await background_work()
             await self._backend.close()
         finally:
             self._on_close()

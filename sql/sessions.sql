@@ -74,11 +74,12 @@ SELECT
 FROM sessions
 WHERE id = :id;
 
--- name: start_session(id, now)<!
+-- name: start_session(id, worktree_id, now)<!
 -- Begin the work. No row: it is not pending.
 UPDATE sessions
 SET
     status = 'in_progress',
+    worktree_id = coalesce(:worktree_id, worktree_id),
     updated_at = :now
 WHERE id = :id AND status = 'pending'
 RETURNING

@@ -66,12 +66,13 @@ def demo(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Let workers in several processes compete for worktrees of a git repository.
+    """Run real workers on a git repository, and check what they left.
 
-    Each of them leases a worktree, runs COMMAND in it at a recent commit, and records all of it:
-    output, exit code, and the files that the command leaves in the folder $ARTIFACTS. Without a
-    COMMAND the project is compiled and some of its tests are run. One more worker is killed in
-    the middle of its command, and its worktree taken over.
+    Workers in several processes compete for a few worktrees. Each leases one, runs COMMAND in it
+    at a recent commit, and records all of it: output, exit code, and the files that the command
+    leaves in the folder $ARTIFACTS. Without a COMMAND the project is compiled and some of its
+    tests are run. One more worker is killed in the middle of its command, and its worktree taken
+    over.
 
     Commands are ended after 20 seconds, and everything after a minute. Worktrees are made in a
     temporary folder and removed at the end; the database, and logs under .artifacts/demo, stay.

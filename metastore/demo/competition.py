@@ -238,7 +238,9 @@ class Competition:
     async def _hear(self, *, timeout: float | None = None) -> None:
         """Wait for a process to say something, and act on it."""
         try:
-            member, entry = await asyncio.wait_for(self._fleet.heard.get(), timeout)
+            # Not wait_for: before Python 3.12 it may swallow a cancellation.
+            async with asyncio.timeout(timeout):
+                member, entry = await self._fleet.heard.get()
         except TimeoutError:
             return
         if entry is None:

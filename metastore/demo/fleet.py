@@ -64,7 +64,8 @@ class Member:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
             try:
-                await asyncio.wait_for(self.process.wait(), PATIENCE)
+                async with asyncio.timeout(PATIENCE):
+                    await self.process.wait()
             except TimeoutError:
                 await self.kill()
 

@@ -136,15 +136,16 @@ class Sessions(TableRepository[Session]):
         """
         return await self._one(self._sql.get_session(id=session_id), session_id)
 
-    async def start(self, session_id: str) -> Session:
-        """Begin a pending session.
+    async def start(self, session_id: str, *, worktree_id: str | None = None) -> Session:
+        """Begin a pending session; `worktree_id` if it was not known before.
 
         Raises:
             NotFound: there is none with this id.
             InvalidTransition: it is not pending.
+            InvalidReference: there is no such worktree.
         """
         return await self._moved(
-            self._sql.start_session(id=session_id, now=self._now()),
+            self._sql.start_session(id=session_id, worktree_id=worktree_id, now=self._now()),
             session_id,
             SessionStatus.IN_PROGRESS,
         )

@@ -35,8 +35,8 @@ CREATE TABLE IF NOT EXISTS steps (
     CONSTRAINT steps_completed_at_check CHECK (completed_at GLOB '????-??-??T??:??:??.???Z')
 ) STRICT;
 
--- The narrow one is read when a session's steps are counted or deleted with it,
--- the unique one when they are listed in their order.
+-- The unique one finds, orders and cascades a session's steps. The narrow one repeats its first column:
+-- it is there under this name for programs that know the table, and no statement of ours needs it.
 CREATE INDEX IF NOT EXISTS ix_steps_session_id
 ON steps (session_id);
 

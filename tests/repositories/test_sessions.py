@@ -317,3 +317,15 @@ async def test_updated_at__is_stamped_for_a_hand_written_update(
     row = await store.sessions.get(session.id)
     assert (row.error_message, row.created_at) == ("by hand", session.created_at)
     assert row.updated_at != session.updated_at
+
+
+async def test_start__notes_the_worktree_that_was_found_for_it(
+    store: MetadataStore, repository: Repository, session: Session
+) -> None:
+    worktree = await store.worktrees.create(repository_id=repository.id, path="/w")
+    started = await store.sessions.start(session.id, worktree_id=worktree.id)
+    assert started.worktree_id == worktree.id
+    other = await store.sessions.create(session_type="debug", repository_id=repository.id)
+    with pytest.raises(InvalidReference):
+        await store.sessions.start(other.id, worktree_id=new_id())
+    assert await store.sessions.get(other.id) == other

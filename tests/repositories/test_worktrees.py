@@ -596,15 +596,15 @@ async def test_lease__is_renewed_in_the_background(tmp_path: Path) -> None:
             assert row.lease_expires_at > lease.expires_at
 
 
-@pytest.mark.parametrize("body_notices", [True, False])
-async def test_lease__lost_cancels_the_body(tmp_path: Path, body_notices: bool) -> None:
+@pytest.mark.parametrize("body", ["notices", "goes on", "fails"])
+async def test_lease__lost_cancels_the_body(tmp_path: Path, body: str) -> None:
     path = tmp_path / "x.db"
     async with MetadataStore.open(f"sqlite:///{path}", migrate=True) as store:
         repository = await store.repositories.create(name="r", remote_url="")
         await store.worktrees.create(repository_id=repository.id, path="/w")
         ttl = timedelta(milliseconds=200)
         cancelled = False
-        with pytest.raises(LeaseLost):
+        with pytest.raises(ZeroDivisionError if body == "fails" else LeaseLost):
             async with store.worktrees.lease(repository.id, owner="a", ttl=ttl):
                 other = sqlite3.connect(path, isolation_level=None)
                 other.execute("UPDATE worktrees SET version = version + 1")
@@ -613,8 +613,10 @@ async def test_lease__lost_cancels_the_body(tmp_path: Path, body_notices: bool) 
                     await asyncio.sleep(30)
                 except asyncio.CancelledError:
                     cancelled = True
-                    if body_notices:
+                    if body == "notices":
                         raise
+                    if body == "fails":
+                        raise ZeroDivisionError from None
         assert cancelled
         task = asyncio.current_task()
         assert task is not None
@@ -640,3 +642,23 @@ async def test_lease__ends_with_the_store(tmp_path: Path) -> None:
         async with store.worktrees.lease(repository.id, owner="a", ttl=timedelta(milliseconds=100)):
             await store.close()
             await asyncio.sleep(30)
+
+
+async def test_acquire__cancelled_before_the_store_is_closed_leaves_nothing_leased(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/x.db"
+    for turns in range(6):
+        async with MetadataStore.open(url, migrate=True) as store:
+            repository = await store.repositories.create(name=f"{turns}", remote_url="")
+            worktree = await store.worktrees.create(repository_id=repository.id, path=f"/{turns}")
+            task = asyncio.ensure_future(
+                store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
+            )
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with MetadataStore.open(url) as store:
+            row = await store.worktrees.get(worktree.id)
+            assert row.lease_owner is None or (task.done() and not task.cancelled())
