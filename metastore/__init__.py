@@ -23,6 +23,7 @@ from metastore.errors import (
     TransactionActive,
     VersionConflict,
 )
+from metastore.health import Health, LeaseCount
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
@@ -49,11 +50,13 @@ __all__ = [
     "DebuggerState",
     "Event",
     "EventLevel",
+    "Health",
     "InvalidReference",
     "InvalidTransition",
     "InvalidValue",
     "IssuedToken",
     "Lease",
+    "LeaseCount",
     "LeaseLost",
     "LeaseUnavailable",
     "LeaseWaiter",

@@ -366,7 +366,7 @@ def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[s
 def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
     """Return the function that turns rows of column values into `row_type`s.
 
-    It works column by column, so that each conversion is one loop in C.
+    Many rows are converted column by column, so that each conversion is one loop in C.
     """
     conversions = [
         (index, _decoder(column), column.nullable)
@@ -374,9 +374,16 @@ def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[
         if column.type not in (str, int, float, bytes)
     ]
 
+    def decode_one(row: tuple[Any, ...]) -> _Row:
+        values = list(row)
+        for index, convert, _ in conversions:
+            if values[index] is not None:
+                values[index] = convert(values[index])
+        return row_type(*values)
+
     def decode(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
-        if not rows:
-            return []
+        if len(rows) <= 1:
+            return [decode_one(row) for row in rows]
         columns: list[Any] = list(zip(*rows, strict=True))
         for index, convert, nullable in conversions:
             values = columns[index]

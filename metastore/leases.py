@@ -33,7 +33,7 @@ def horizon(now: datetime) -> datetime:
     return now + MAX_TTL + CLOCK_SKEW
 
 
-def finish_in_background(work: Coroutine[Any, Any, object]) -> None:
+def finish_in_background(work: Awaitable[object]) -> None:
     """Run `work` to its end although its caller goes on or was cancelled.
 
     It gives something back; what the store then refuses is lost already, or expires.

@@ -17,6 +17,10 @@ COPIED = ("metastore", "sql", "migrations", "tests", "docs", "pyproject.toml", "
           "Makefile", "yoyo.ini", "CHANGELOG.md", "LICENSE")  # fmt: skip
 
 
+TIMEOUT = 90
+"""How long the tests of one mutant may take, in seconds; a fault may make them hang."""
+
+
 class Mutant(NamedTuple):
     """A fault: what it breaks, where, and which tests must turn red."""
 
@@ -233,14 +237,17 @@ def run(mutant: Mutant, folder: Path) -> str:
     if text.count(mutant.old) < 1:
         return "its place is gone"
     file.write_text(text.replace(mutant.old, mutant.new, 1))
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.tests],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    try:
+        tests = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.tests],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "caught: it hangs"
     return "caught" if tests.returncode == 1 else "SURVIVED"
 
 
@@ -250,7 +257,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="metastore-mutants-") as folder:
         for mutant in MUTANTS:
             outcome = run(mutant, Path(folder))
-            escaped += outcome != "caught"
+            escaped += not outcome.startswith("caught")
             sys.stdout.write(f"{outcome:18} {mutant.fault}\n")
             sys.stdout.flush()
     sys.stdout.write(f"{len(MUTANTS) - escaped} of {len(MUTANTS)} mutants caught\n")

@@ -119,6 +119,49 @@ TESTBOOST_COLUMNS = """
     project_locks.expires_at        TIMESTAMP
 """
 
+# What metastore adds, by design: no document has these.
+ADDED_COLUMNS = """
+    repositories.name               TEXT UNIQUE
+    repositories.metadata           JSONB DEFAULT '{}'
+    repositories.created_at         TIMESTAMP
+    repositories.updated_at         TIMESTAMP
+
+    worktrees.path                  TEXT UNIQUE
+    worktrees.branch                TEXT NULL
+    worktrees.state                 TEXT DEFAULT 'ready'
+    worktrees.leased_at             TIMESTAMP NULL
+    worktrees.lease_expires_at      TIMESTAMP NULL
+    worktrees.created_at            TIMESTAMP
+    worktrees.updated_at            TIMESTAMP
+
+    project_locks.fencing_number    INTEGER
+
+    auth_tokens.user_name           TEXT
+    auth_tokens.name                TEXT
+    auth_tokens.token_prefix        TEXT
+    auth_tokens.created_at          TIMESTAMP
+    auth_tokens.revoked_at          TIMESTAMP NULL
+    auth_tokens.replaced_by         UUID NULL
+
+    commands.sequence               INTEGER
+    commands.working_directory      TEXT
+    commands.error_message          TEXT NULL
+
+    artifacts.size_bytes            INTEGER NULL
+    artifacts.sha256                TEXT NULL
+
+    debugger_state.sequence         INTEGER
+    debugger_state.label            TEXT NULL
+    debugger_state.created_at       TIMESTAMP
+
+    lease_waiters.id                UUID UNIQUE
+    lease_waiters.resource          TEXT
+    lease_waiters.resource_id       TEXT
+    lease_waiters.owner             TEXT
+    lease_waiters.created_at        TIMESTAMP
+    lease_waiters.expires_at        TIMESTAMP
+"""
+
 # An index may have more columns than these, behind them.
 INDEXES = """
     ix_sessions_status              ON sessions (status)
@@ -135,6 +178,12 @@ INDEXES = """
     ix_projects_path                UNIQUE ON projects (path)
     ix_project_locks_project_id     UNIQUE ON project_locks (project_id)
     ix_project_locks_expires_at     ON project_locks (expires_at)
+"""
+
+ADDED_INDEXES = """
+    ix_worktrees_lease_expires_at ON worktrees (lease_expires_at) WHERE lease_expires_at IS NOT NULL
+    ix_auth_tokens_user_name      ON auth_tokens (user_name, id)
+    ix_lease_waiters_resource     ON lease_waiters (resource, resource_id, position)
 """
 
 QUERY_PATTERNS = {
@@ -161,7 +210,9 @@ ENUMERATIONS = {
     # Left open by the documents, and closed here.
     "steps.status": "pending running completed failed skipped",
     "commands.status": "pending running completed failed cancelled timeout",
+    # Those of the columns that metastore adds.
     "worktrees.state": "ready retired",
+    "lease_waiters.resource": "worktrees project_locks tasks",
 }
 
 
@@ -270,14 +321,14 @@ class Line(NamedTuple):
         return self.name
 
 
-COLUMNS = Line.all(DEBUG_SERVER_COLUMNS + TESTBOOST_COLUMNS)
+COLUMNS = Line.all(DEBUG_SERVER_COLUMNS + TESTBOOST_COLUMNS + ADDED_COLUMNS)
 
 
 def family(number: int) -> dict[str, Row]:
     """Return a valid row for every table, which refer to each other, parents first."""
     tables = [
         *("repositories", "worktrees", "projects", "auth_tokens", "sessions", "project_locks"),
-        *("steps", "events", "commands", "artifacts", "debugger_state"),
+        *("steps", "events", "commands", "artifacts", "debugger_state", "lease_waiters"),
     ]
     ids = {table: f"{at:08}-0000-7000-8000-{number:012}" for at, table in enumerate(tables)}
     session = {"session_id": ids["sessions"]}
@@ -317,6 +368,12 @@ def family(number: int) -> dict[str, Row]:
             "content_path": "/logs/make.log",
         },
         "debugger_state": session | {"sequence": 1, "state": "{}"},
+        "lease_waiters": {
+            "resource": "worktrees",
+            "resource_id": ids["repositories"],
+            "owner": "runner",
+            "expires_at": ENDED,
+        },
     }
     return {table: {"id": ids[table]} | rows[table] for table in tables}
 
@@ -463,7 +520,7 @@ class TestColumns:
 
 
 class TestIndexes:
-    @pytest.mark.parametrize("line", Line.all(INDEXES), ids=str)
+    @pytest.mark.parametrize("line", Line.all(INDEXES + ADDED_INDEXES), ids=str)
     def test_is_there(self, db: Database, line: Line) -> None:
         listed = re.fullmatch(r"(UNIQUE )?ON (\w+) \(([^)]+)\)(?: WHERE (.+))?", line.says)
         assert listed is not None
@@ -589,6 +646,7 @@ class TestProjectLocks:
     def test_fencing_number__only_grows(self, db: Database) -> None:
         with pytest.raises(sqlite3.IntegrityError, match="only grows"):
             db("UPDATE project_locks SET fencing_number = 0")
+        db.refuses("project_locks_fencing_number_check", "project_locks", fencing_number=-1)
 
 
 class TestFencingFloors:
@@ -618,6 +676,7 @@ class TestFencingFloors:
             "UPDATE fencing_floors SET number = 4 WHERE resource = 'tasks'",
             "UPDATE fencing_floors SET resource = 'tasks' WHERE resource = 'worktrees'",
             "DELETE FROM fencing_floors WHERE resource = 'tasks'",
+            "INSERT INTO fencing_floors (resource) VALUES ('unknown')",
         ],
     )
     def test_neither_fall_nor_go(self, db: Database, sql: str) -> None:
@@ -638,6 +697,12 @@ class TestEvents:
         last = db.insert("events")["position"]
         db("DELETE FROM sessions")
         assert db.insert("events")["position"] > last
+
+
+def test_lease_waiters__a_place_in_line_is_not_given_again(db: Database) -> None:
+    last = db.insert("lease_waiters")["position"]
+    db("DELETE FROM lease_waiters")
+    assert db.insert("lease_waiters")["position"] > last
 
 
 class TestCommands:
@@ -692,6 +757,11 @@ def test_sequence__is_taken_once_per_session(db: Database, table: str) -> None:
     session_id = db.rows["sessions"]["id"]
     db.refuses(f"UNIQUE.*{table}.session_id, {table}.sequence", table, session_id=session_id)
     assert db.insert(table, session_id=session_id, sequence=2)["sequence"] == 2
+
+
+@pytest.mark.parametrize("table", ["commands", "debugger_state"])
+def test_sequence__is_not_negative(db: Database, table: str) -> None:
+    db.refuses(f"{table}_sequence_check", table, sequence=-1)
 
 
 class TestUpdatedAt:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from metastore.errors import MetastoreError
@@ -84,14 +84,14 @@ class Facts(NamedTuple):
 class Executor(Protocol):
     """Where statements run: a backend, each operation for itself, or one open transaction."""
 
-    async def run(self, call: Call) -> list[Values]:
+    def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows.
 
         Raises:
             MetastoreError: the database refused; nothing was changed.
         """
 
-    async def run_all(self, *calls: Call) -> list[list[Values]]:
+    def run_all(self, *calls: Call) -> Awaitable[list[list[Values]]]:
         """Run several statements as one: all of them take effect or none.
 
         The operation ends, and is undone, at the first statement that expects a row (`^` and

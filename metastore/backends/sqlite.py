@@ -25,7 +25,7 @@ from metastore.backends.sqlite_watcher import Watcher
 from metastore.errors import MetastoreError, StoreBusy, StoreClosed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
     from pathlib import Path
 
     from metastore.backends.base import Executor, Guard, Values
@@ -84,23 +84,19 @@ class SqliteBackend:
             raise
         return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])
 
-    async def run(self, call: Call) -> list[Values]:
+    def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows. See `Executor.run`."""
         if call.statement.writes:
-            [rows] = await self._write((call,))
-            return rows
+            refuse_inside_transaction(self._writer)
+            return self._writer.run(call)
         lane = self._readers[self._next_reader]
         self._next_reader = (self._next_reader + 1) % len(self._readers)
-        [rows] = await lane.submit((call,))
-        return rows
+        return lane.run(call)
 
-    async def run_all(self, *calls: Call) -> list[list[Values]]:
+    def run_all(self, *calls: Call) -> Awaitable[list[list[Values]]]:
         """Run several statements as one. See `Executor.run_all`."""
-        return await self._write(calls)
-
-    async def _write(self, calls: tuple[Call, ...]) -> list[list[Values]]:
         refuse_inside_transaction(self._writer)
-        return await self._writer.submit(calls)
+        return self._writer.run_all(calls)
 
     @contextlib.asynccontextmanager
     async def transaction(self, guard: Guard | None = None) -> AsyncIterator[Executor]:

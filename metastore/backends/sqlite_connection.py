@@ -22,7 +22,15 @@ class Connection(aiosqlite.Connection):
     """An aiosqlite connection that runs functions of ours in its thread."""
 
     def __init__(self, connector: Callable[[], sqlite3.Connection]) -> None:
-        super().__init__(connector, iter_chunk_size=64)
+        made: list[sqlite3.Connection] = []
+
+        def connect_and_remember() -> sqlite3.Connection:
+            made.append(connector())
+            return made[0]
+
+        super().__init__(connect_and_remember, iter_chunk_size=64)
+        # Also when whoever waited for it was cancelled, so that aiosqlite never saw it.
+        self._made = made
         # A store that nobody closed must not keep the interpreter from ending. SQLite treats
         # the end of the thread like a crash: what was not committed is undone.
         self._thread.daemon = True
@@ -48,9 +56,10 @@ class Connection(aiosqlite.Connection):
         self._running = False
 
         def close_and_stop() -> object:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            for connection in self._made:
+                connection.close()
+            self._made.clear()
+            self._connection = None
             return _STOP_RUNNING_SENTINEL
 
         self._tx.put_nowait((None, close_and_stop))

@@ -135,6 +135,16 @@ async def test_reserve__a_row_that_moved_is_refused_although_free(
     assert again.fencing_number > lease.fencing_number
 
 
+async def test_reserve__a_row_that_was_read_under_a_lease_is_refused_after_its_release(
+    store: MetadataStore, worktree: Worktree
+) -> None:
+    lease = await store.worktrees.reserve(worktree, owner="a", ttl=MINUTE)
+    released = await store.worktrees.release(lease)
+    assert released.version > lease.fencing_number
+    with pytest.raises(LeaseUnavailable):
+        await store.worktrees.reserve(lease.worktree, owner="b", ttl=MINUTE)
+
+
 async def test_reserve__takes_over_at_the_expiry_and_not_before(
     store: MetadataStore, worktree: Worktree, clock: Clock
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 import shlex
 import sqlite3
+import statistics
 import subprocess
 import sys
 import time
@@ -203,7 +204,7 @@ async def test_open__a_migrated_store_takes_less_than_five_milliseconds(
 ) -> None:
     took = []
     for number in range(30):
-        begun = time.perf_counter()
+        begun = time.process_time()
         if where == "memory":
             opened = MetadataStore.open("sqlite://")
         else:
@@ -211,11 +212,12 @@ async def test_open__a_migrated_store_takes_less_than_five_milliseconds(
             write_template(path)
             opened = MetadataStore.open(f"sqlite:///{path}")
         async with opened as store:
-            took.append(time.perf_counter() - begun)
+            took.append(time.process_time() - begun)
             await store.repositories.list()
         await asyncio.sleep(0)
-    # The first one may migrate the template, and the machine may be busy with other things.
-    assert min(took[1:]) < 0.005
+    # Of the processor, for the machine may be busy with other things; and the first may have
+    # migrated the template.
+    assert statistics.median(took[1:]) < 0.005
 
 
 def test_write_template__overwrites_nothing(tmp_path: Path) -> None:
