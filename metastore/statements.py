@@ -25,6 +25,7 @@ from metastore import codec, resources
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Call", "Catalogue", "Statement", "read_statements"]
@@ -74,10 +75,16 @@ class Statement:
         Raises:
             InvalidValue: a column does not take its value.
         """
-        encoders = self._encoders
+        columns = [
+            _encoded(encode, [row[name] for row in rows]) for name, encode in self._encoders.items()
+        ]
         try:
             return Call(
-                self, [{name: encoders[name](value) for name, value in row.items()} for row in rows]
+                self,
+                [
+                    dict(zip(self.parameters, row, strict=True))
+                    for row in zip(*columns, strict=True)
+                ],
             )
         except codec.RefusedError:
             for row in rows:
@@ -93,6 +100,20 @@ class Statement:
                 raise InvalidValue(
                     self.table, name, str(refused), value_type=type(value).__name__
                 ) from None
+
+
+def _encoded(encode: codec.Encoder, values: list[Any]) -> Iterator[Any]:
+    """Encode a column of values; one that is the same object as the last is encoded once."""
+    last: Any = _NOTHING
+    encoded: Any = None
+    for value in values:
+        if value is not last:
+            encoded = encode(value)
+            last = value
+        yield encoded
+
+
+_NOTHING = object()
 
 
 class Call(NamedTuple):

@@ -26,6 +26,10 @@ APPLICATION_ID = 0x6D657461
 BUSY_TIMEOUT_MS = 10_000
 """How long a connection waits for another's lock before it gives up, in milliseconds."""
 
+WAL_SIZE_LIMIT = 16 << 20
+"""What is left of the WAL when it is begun anew, in bytes: large enough to be overwritten, which
+costs less than to grow."""
+
 STATEMENT_CACHE = 512
 """Prepared statements kept per connection: every statement the program has, with room."""
 
@@ -96,10 +100,13 @@ def connect(
             connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
+        # Without it INSERT OR REPLACE deletes a row and passes the triggers that guard it.
+        connection.execute("PRAGMA recursive_triggers = ON")
         connection.execute(f"PRAGMA synchronous = {durability}")
         # Checkpoints are explicit, see SqliteBackend: SQLite before 3.51.3 may damage the file
         # when one connection checkpoints while another writes.
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_SIZE_LIMIT}")
         if read_only:
             connection.execute("PRAGMA query_only = ON")
     except BaseException:

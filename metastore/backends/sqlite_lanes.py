@@ -298,6 +298,7 @@ class WriterLane(Lane):
         self.holder: Holder | None = None
         self._path = path
         self._checkpointer: sqlite3.Connection | None = None
+        self._wal = path.with_name(f"{path.name}-wal")
         self._checkpointed_at = 0
 
     # A transaction waits in the queue like any operation. When it comes to the front, the
@@ -436,7 +437,9 @@ class WriterLane(Lane):
 
     def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
         changes = connection.total_changes
-        if changes - self._checkpointed_at >= CHECKPOINT_AFTER:
+        # When SQLite begins the log anew it cuts it down to half of this.
+        is_large = _size(self._wal) >= 2 * sqlite_file.WAL_SIZE_LIMIT
+        if is_large or changes - self._checkpointed_at >= CHECKPOINT_AFTER:
             self._checkpointed_at = changes
             with contextlib.suppress(sqlite3.Error):
                 self._checkpoint(connection)
@@ -464,6 +467,13 @@ class WriterLane(Lane):
         await super().close()
         if self._checkpointer is not None:
             self._checkpointer.close()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

@@ -59,6 +59,7 @@ async def test_open__every_connection_is_hardened(backend: SqliteBackend) -> Non
         ask = lane.connection.raw.execute
         assert ask("PRAGMA foreign_keys").fetchone() == (1,)
         assert ask("PRAGMA secure_delete").fetchone() == (1,)
+        assert ask("PRAGMA recursive_triggers").fetchone() == (1,)
         # SQLite 3.40 takes json_valid for unsafe, and our CHECKs need it.
         assert ask("PRAGMA trusted_schema").fetchone() == (not sqlite_file._CHECKS_MAY_USE_JSON,)
         assert ask("PRAGMA synchronous").fetchone() == (2,)
@@ -688,6 +689,18 @@ async def test_watch__notices_commits_of_this_and_of_other_processes(
     await backend.run(add_parent(id=1, name="own"))
     await waiting
     assert backend.changes != seen
+
+
+async def test_checkpoint__large_rows_do_not_wait_for_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "WAL_SIZE_LIMIT", 1 << 20)
+    backend = await SqliteBackend.open(path)
+    wal = path.with_name(path.name + "-wal")
+    for n in range(80):
+        await backend.run(add_parent(id=n, name=f"{n}" + "x" * 100_000))
+    assert wal.stat().st_size < 3 << 20, "8 MB were written"
+    await backend.close()
 
 
 async def test_checkpoint__happens_in_time_and_empties_the_log(
