@@ -243,24 +243,31 @@ class MemoryFiles(TableRepository[MemoryFile]):
         return await self._one(self._sql.read_memory_file(job_id=job_id, path=path), (job_id, path))
 
     async def _content(self, file: MemoryFile) -> AsyncIterator[Content]:
-        digest = hashlib.sha256()
-        size = 0
-        chunk: Content = file.bytes
+        digest = hashlib.sha256(file.bytes)
+        size = len(file.bytes)
+        if size:
+            yield file.bytes
         sequence = 0
-        while chunk:
+        while size < file.size_bytes:
+            sequence += 1
+            chunk: Content | None = await self._scalar(
+                self._sql.read_memory_file_chunk(id=file.id, sequence=sequence)
+            )
+            if chunk is None:
+                raise await self._why_missing(file)
             digest.update(chunk)
             size += len(chunk)
             yield chunk
-            if size >= file.size_bytes:
-                break
-            sequence += 1
-            chunk = await self._scalar(
-                self._sql.read_memory_file_chunk(id=file.id, sequence=sequence)
-            )
-        if chunk is None:
-            raise NotFound(self.table, file.id)
         if digest.hexdigest() != file.sha256:
-            raise StoreCorrupt(f"memory_files {file.id} does not have its digest {file.sha256}")
+            raise _damaged(file)
+
+    async def _why_missing(self, file: MemoryFile) -> NotFound | StoreCorrupt:
+        """Return the error of a file whose next chunk is not there."""
+        now = _entries(
+            await self._run(self._sql.find_memory_file(job_id=file.job_id, path=file.path))
+        )
+        same = bool(now) and now[0].id == file.id
+        return _damaged(file) if same else NotFound(self.table, file.id)
 
     async def list_by_job(
         self, job_id: str, *, after: str | None = None, limit: int = 50
@@ -323,6 +330,10 @@ class MemoryFiles(TableRepository[MemoryFile]):
             async for chunk in self._content(file):
                 await asyncio.to_thread(new.write, chunk)
             await asyncio.to_thread(new.complete)
+
+
+def _damaged(file: MemoryFile) -> StoreCorrupt:
+    return StoreCorrupt(f"memory_files {file.id} no longer has the digest {file.sha256}")
 
 
 async def _chunks(data: Data) -> AsyncGenerator[Content, None]:
