@@ -73,10 +73,9 @@ async def test_create__what_is_left_out_is_nothing(store: MetadataStore, job_id:
     ],
 )
 async def test_create__refuses(store: MetadataStore, job_id: str, column: str, value: Any) -> None:
+    values: dict[str, Any] = {"job_id": job_id, "tokens_final": 1} | {column: value}
     with pytest.raises(InvalidValue) as refused:
-        await store.context_metrics.create(
-            **({"job_id": job_id, "tokens_final": 1} | {column: value})
-        )
+        await store.context_metrics.create(**values)
     assert refused.value.column == column
     assert (await store.context_metrics.totals(job_id)).contexts == 0
 
