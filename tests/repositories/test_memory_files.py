@@ -208,8 +208,9 @@ async def test_write__that_is_cancelled_leaves_nothing(store: MetadataStore, job
     assert await rows(store, "memory_file_chunks") == 0
 
 
+@pytest.mark.parametrize("last", [b"", b"the last"])
 async def test_write__sweeps_what_a_dead_writer_left(
-    store: MetadataStore, clock: Clock, job_id: str
+    store: MetadataStore, clock: Clock, job_id: str, last: bytes
 ) -> None:
     started, go_on = asyncio.Event(), asyncio.Event()
 
@@ -217,7 +218,7 @@ async def test_write__sweeps_what_a_dead_writer_left(
         yield bytes(3 * CHUNK_BYTES)
         started.set()
         await go_on.wait()
-        yield b"the last"
+        yield last
 
     slow = asyncio.create_task(store.memory_files.write(job_id, path="slow", data=produce()))
     await started.wait()
@@ -272,11 +273,14 @@ async def test_stream__does_not_mix_a_file_with_what_replaces_it(
             await anext(chunks)
 
 
+@pytest.mark.parametrize("damage", ["CAST('short' AS BLOB)", "randomblob(length(bytes))"])
 @pytest.mark.parametrize("size", [10, 2 * CHUNK_BYTES])
-async def test_read__finds_damage(store: MetadataStore, job_id: str, size: int) -> None:
+async def test_read__finds_damage(
+    store: MetadataStore, job_id: str, size: int, damage: str
+) -> None:
     await store.memory_files.write(job_id, path="f", data=bytes(size))
     table = "memory_files" if size == 10 else "memory_file_chunks"
-    await execute(store, f"UPDATE {table} SET bytes = CAST('damaged' AS BLOB)")
+    await execute(store, f"UPDATE {table} SET bytes = {damage}")
     with pytest.raises(StoreCorrupt):
         await store.memory_files.read(job_id, path="f")
 
