@@ -4,7 +4,7 @@
 -- Locks:    none (new table).
 -- Rollback: drops the table; the notes of all jobs are lost.
 --
--- depends: 0015-create-job-steps
+-- depends: 0017-create-budget-reservations
 
 CREATE TABLE IF NOT EXISTS memory_items (
     -- Notes of a job's agents, one for each kind and key. How much a job may note is in memory_limits.
