@@ -3,11 +3,14 @@
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
+    DimensionMismatch,
+    ExportRefused,
     InvalidReference,
     InvalidTransition,
     InvalidValue,
     LeaseLost,
     LeaseUnavailable,
+    LimitExceeded,
     LockHeld,
     MetastoreError,
     MigrationFailed,
@@ -28,9 +31,15 @@ from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
 from metastore.repositories.commands import Command, CommandStatus
+from metastore.repositories.context_metrics import ContextMetric, ContextTotals
 from metastore.repositories.debugger_state import DebuggerState
+from metastore.repositories.embedding_index import Embedding, EmbeddingMatch, NewEmbedding
 from metastore.repositories.events import Event, EventLevel, NewEvent
 from metastore.repositories.lease_waiters import LeaseWaiter
+from metastore.repositories.memory_files import MemoryFile, MemoryFileEntry
+from metastore.repositories.memory_items import MemoryItem
+from metastore.repositories.memory_limits import MemoryLimits
+from metastore.repositories.message_summaries import MessageSummary
 from metastore.repositories.project_locks import ProjectLock
 from metastore.repositories.projects import Project
 from metastore.repositories.repositories import Repository
@@ -47,9 +56,15 @@ __all__ = [
     "BudgetExceeded",
     "Command",
     "CommandStatus",
+    "ContextMetric",
+    "ContextTotals",
     "DebuggerState",
+    "DimensionMismatch",
+    "Embedding",
+    "EmbeddingMatch",
     "Event",
     "EventLevel",
+    "ExportRefused",
     "Health",
     "InvalidReference",
     "InvalidTransition",
@@ -60,10 +75,17 @@ __all__ = [
     "LeaseLost",
     "LeaseUnavailable",
     "LeaseWaiter",
+    "LimitExceeded",
     "LockHeld",
+    "MemoryFile",
+    "MemoryFileEntry",
+    "MemoryItem",
+    "MemoryLimits",
+    "MessageSummary",
     "MetadataStore",
     "MetastoreError",
     "MigrationFailed",
+    "NewEmbedding",
     "NewEvent",
     "NotFound",
     "Page",

@@ -12,6 +12,7 @@ before it is queued, unless it comes back equal.
 | a `StrEnum` | TEXT |
 | `dict[...]`, `list[...]`, `Any` | TEXT, JSON of that shape |
 | `bytes` | BLOB |
+| `tuple[float, ...]` | BLOB, little-endian float32, see `metastore.vectors` |
 | any of them `| None` | the same, or NULL |
 """
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_
 import msgspec
 from uuid_utils import uuid7
 
+from metastore import vectors
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -211,6 +213,13 @@ def _blob(value: Any) -> bytes:
     return value
 
 
+def _vector(value: Any) -> bytes:
+    try:
+        return vectors.encode(value)
+    except ValueError as error:
+        raise RefusedError(str(error)) from None
+
+
 def _enumeration(members: type[StrEnum]) -> Encoder:
     values = {member.value: member.value for member in members}
 
@@ -348,6 +357,8 @@ def _encoder(column: _Column) -> Encoder:
         return _json(None)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _enumeration(kind)
+    if kind is tuple:
+        return _vector
     if column.items is not None:
         return _json(kind, column.items)
     return dict(_BY_TYPE)[kind]
@@ -403,6 +414,8 @@ def _decoder(column: _Column) -> Callable[[Any], Any]:
         return datetime.fromisoformat
     if kind is bool:
         return bool
+    if kind is tuple:
+        return vectors.decode
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return {member.value: member for member in kind}.__getitem__
     return msgspec.json.Decoder().decode

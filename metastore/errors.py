@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyExists",
     "BudgetExceeded",
+    "DimensionMismatch",
+    "ExportRefused",
     "InvalidReference",
     "InvalidTransition",
     "InvalidValue",
     "LeaseLost",
     "LeaseUnavailable",
+    "LimitExceeded",
     "LockHeld",
     "MetastoreError",
     "MigrationFailed",
@@ -110,6 +113,26 @@ class InvalidValue(MetastoreError):
         where = f"{table}.{column}" if table else column
         got = f" (got {value_type})" if value_type else ""
         super().__init__(f"{where} {reason}{got}")
+
+
+class DimensionMismatch(InvalidValue):
+    """The vector has another number of dimensions than those of its scope.
+
+    Attributes:
+        scope: the scope.
+        expected: the number of dimensions of the vectors in it.
+        actual: the number of dimensions of this one.
+    """
+
+    def __init__(self, scope: str, *, expected: int, actual: int) -> None:
+        self.scope = scope
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            "embedding_index",
+            "dimensions",
+            f"must be {expected}, as in all of scope {scope!r}, not {actual}",
+        )
 
 
 class InvalidTransition(MetastoreError):
@@ -224,6 +247,38 @@ class BudgetExceeded(MetastoreError):
             f"job {job_id} has {resource} {limit}: {spent} spent and {reserved} reserved "
             f"leave no room for {requested}"
         )
+
+
+class LimitExceeded(MetastoreError):
+    """The job would remember more than its limits allow; nothing was stored.
+
+    Attributes:
+        job_id: the job.
+        limit: the column of memory_limits that sets the limit.
+        maximum: what it allows.
+        actual: what the write would have made of it.
+    """
+
+    def __init__(self, job_id: str, *, limit: str, maximum: int, actual: int) -> None:
+        self.job_id = job_id
+        self.limit = limit
+        self.maximum = maximum
+        self.actual = actual
+        super().__init__(f"job {job_id} has {limit} {maximum}, and {actual} would be more")
+
+
+class ExportRefused(MetastoreError):
+    """A file cannot be exported to its path without touching what is there.
+
+    Attributes:
+        path: the file's path in the sandbox.
+        reason: what is in the way.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path!r} is not exported: {reason}")
 
 
 class TokenRejected(MetastoreError):

@@ -40,6 +40,8 @@ PACKAGE = Path(inspect.getfile(metastore)).parent
 TESTS = Path(__file__).parent
 
 WITHOUT_REPOSITORY = {
+    "memory_file_chunks": "memory_files keeps its large files in it",
+    "memory_file_uploads": "memory_files keeps the files that are being written in it",
     "fencing_floors": "triggers keep it and statements of the leased tables read it",
     "sqlite_sequence": "SQLite's own, behind AUTOINCREMENT",
 }
@@ -60,6 +62,7 @@ COLUMN_TYPES = {
     bool: "INTEGER",
     float: "REAL",
     bytes: "BLOB",
+    tuple: "BLOB",
 }
 """What a column is declared as for each type of a row, see metastore/codec.py."""
 
@@ -71,6 +74,8 @@ NOT_COLUMNS = {
     "after": "where a page begins",
     "after_id": "where a page begins",
     "limit": "how long a page is",
+    "before": "compared with created_at",
+    "sequence": "memory_file_chunks.sequence, in a statement of memory_files",
     "project_id": "projects.id, in a statement of sessions",
     "path": "projects.path, in a statement of sessions",
 }
@@ -81,6 +86,15 @@ Any other is named as the column whose value it is, which is how the codec knows
 
 MAY_SCAN_OR_SORT = {
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
+    **dict.fromkeys(
+        (
+            "memory_items.search_memory_items_with_all",
+            "memory_items.search_memory_items_with_any",
+            "memory_items.search_memory_items_of_kind_with_all",
+            "memory_items.search_memory_items_of_kind_with_any",
+        ),
+        "the arrays of tags that json_each walks are no tables",
+    ),
     "sessions.list_active_sessions": "SQLite finds the sessions at work by status, which are few, "
     "and sorts them, rather than walk ix_sessions_active",
 }

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.commands import Commands
+from metastore.repositories.context_metrics import ContextMetrics
 from metastore.repositories.debugger_state import DebuggerStates
+from metastore.repositories.embedding_index import EmbeddingIndex
 from metastore.repositories.events import Events
 from metastore.repositories.lease_waiters import LeaseWaiters
+from metastore.repositories.memory_files import MemoryFiles
+from metastore.repositories.memory_items import MemoryItems
+from metastore.repositories.memory_limits import JobMemoryLimits
+from metastore.repositories.message_summaries import MessageSummaries
 from metastore.repositories.project_locks import ProjectLocks
 from metastore.repositories.projects import Projects
 from metastore.repositories.repositories import Repositories
@@ -89,3 +95,33 @@ class RepositorySet:
     def debugger_state(self) -> DebuggerStates:
         """The debugger checkpoints of sessions."""
         return DebuggerStates(self._scope)
+
+    @cached_property
+    def context_metrics(self) -> ContextMetrics:
+        """How full the contexts of jobs were."""
+        return ContextMetrics(self._scope)
+
+    @cached_property
+    def embedding_index(self) -> EmbeddingIndex:
+        """The embedded texts."""
+        return EmbeddingIndex(self._scope)
+
+    @cached_property
+    def memory_files(self) -> MemoryFiles:
+        """The files that jobs keep."""
+        return MemoryFiles(self._scope)
+
+    @cached_property
+    def memory_items(self) -> MemoryItems:
+        """What agents noted."""
+        return MemoryItems(self._scope)
+
+    @cached_property
+    def memory_limits(self) -> JobMemoryLimits:
+        """How much a job may remember."""
+        return JobMemoryLimits(self._scope)
+
+    @cached_property
+    def message_summaries(self) -> MessageSummaries:
+        """What is left of messages."""
+        return MessageSummaries(self._scope)

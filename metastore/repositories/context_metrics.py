@@ -1,0 +1,128 @@
+"""context_metrics: what became of the context of each model call."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from metastore.codec import Id, JsonObject, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["ContextMetric", "ContextMetrics", "ContextTotals"]
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))]
+"""A number of tokens or operations. A job's add up without overflow."""
+
+
+class ContextMetric(Row, frozen=True):
+    """What the assembly of a context came to.
+
+    Attributes:
+        step_id: the step it was assembled for, or None.
+        tokens_final: tokens that were sent.
+        tokens_clipped: tokens that were left out.
+        compact_ops: how often messages were compacted on the way.
+    """
+
+    id: Id
+    job_id: Id
+    step_id: Id | None
+    tokens_final: _Count
+    tokens_clipped: _Count
+    compact_ops: _Count
+    details: JsonObject
+    created_at: datetime
+
+
+class ContextTotals(msgspec.Struct, frozen=True):
+    """What the contexts of a job add up to.
+
+    Attributes:
+        contexts: how many there were.
+        tokens_final: tokens that were sent.
+        tokens_clipped: tokens that were left out.
+        compactions: how often messages were compacted.
+        largest: the tokens of the largest context that was sent.
+    """
+
+    contexts: int
+    tokens_final: int
+    tokens_clipped: int
+    compactions: int
+    largest: int
+
+
+class ContextMetrics(TableRepository[ContextMetric]):
+    """What became of the contexts of all jobs."""
+
+    table = "context_metrics"
+    row_type = ContextMetric
+
+    async def create(
+        self,
+        *,
+        job_id: str,
+        tokens_final: int,
+        tokens_clipped: int = 0,
+        compact_ops: int = 0,
+        details: JsonObject | None = None,
+        step_id: str | None = None,
+        id: str | None = None,
+    ) -> ContextMetric:
+        """Note what the assembly of a context came to and return the note.
+
+        Raises:
+            InvalidReference: there is no such job or step.
+            AlreadyExists: a metric has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_context_metric(
+                id=id or new_id(),
+                job_id=job_id,
+                step_id=step_id,
+                tokens_final=tokens_final,
+                tokens_clipped=tokens_clipped,
+                compact_ops=compact_ops,
+                details=details or {},
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, metric_id: str) -> ContextMetric:
+        """Return a metric.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_context_metric(id=metric_id), metric_id)
+
+    async def list_by_job(
+        self, job_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ContextMetric, str]:
+        """Return a page of a job's metrics, oldest first."""
+        rows = await self._all(
+            self._sql.list_context_metrics_by_job(
+                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_step(
+        self, step_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ContextMetric, str]:
+        """Return a page of a step's metrics, oldest first."""
+        rows = await self._all(
+            self._sql.list_context_metrics_by_step(
+                step_id=step_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def totals(self, job_id: str) -> ContextTotals:
+        """Return what a job's contexts add up to; all zero where it has none."""
+        [values] = await self._run(self._sql.total_context_metrics(job_id=job_id))
+        return ContextTotals(*values)

@@ -1,0 +1,131 @@
+"""memory_limits: how much a job may remember."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from metastore.codec import Id, Row, new_id
+from metastore.repositories.base import TableRepository
+
+__all__ = ["JobMemoryLimits", "MemoryLimits"]
+
+_Limit = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class MemoryLimits(Row, frozen=True):
+    """How much a job may remember.
+
+    Attributes:
+        job_id: the job whose own limits they are, or None where they hold for all others.
+        max_items: memory items of a job.
+        max_item_bytes: bytes of an item's content, as JSON.
+        max_item_tags: tags of an item.
+        max_files: memory files of a job.
+        max_file_bytes: bytes of a file.
+        max_job_file_bytes: bytes of all files of a job.
+    """
+
+    id: Id
+    job_id: Id | None
+    max_items: _Limit
+    max_item_bytes: _Limit
+    max_item_tags: _Limit
+    max_files: _Limit
+    max_file_bytes: _Limit
+    max_job_file_bytes: _Limit
+    created_at: datetime
+    updated_at: datetime
+
+
+class JobMemoryLimits(TableRepository[MemoryLimits]):
+    """The limits of all jobs. A lower limit stops further writes; what is stored stays."""
+
+    table = "memory_limits"
+    row_type = MemoryLimits
+
+    async def get(self, job_id: str) -> MemoryLimits:
+        """Return the limits that hold for a job: its own, or else the default."""
+        return await self._one(self._sql.get_memory_limits(job_id=job_id), job_id)
+
+    async def get_default(self) -> MemoryLimits:
+        """Return the limits of the jobs that have none of their own."""
+        return await self._one(self._sql.get_default_memory_limits(), None)
+
+    async def set(
+        self,
+        job_id: str,
+        *,
+        max_items: int | None = None,
+        max_item_bytes: int | None = None,
+        max_item_tags: int | None = None,
+        max_files: int | None = None,
+        max_file_bytes: int | None = None,
+        max_job_file_bytes: int | None = None,
+    ) -> MemoryLimits:
+        """Give a job its own limits and return them; those not given stay as they are for it.
+
+        From then on the default does not concern the job.
+
+        Raises:
+            InvalidReference: there is no such job.
+            InvalidValue: a limit is refused.
+        """
+        now = await self.get(job_id)
+        return await self._created(
+            self._sql.set_memory_limits(
+                id=new_id(),
+                job_id=job_id,
+                max_items=_either(max_items, now.max_items),
+                max_item_bytes=_either(max_item_bytes, now.max_item_bytes),
+                max_item_tags=_either(max_item_tags, now.max_item_tags),
+                max_files=_either(max_files, now.max_files),
+                max_file_bytes=_either(max_file_bytes, now.max_file_bytes),
+                max_job_file_bytes=_either(max_job_file_bytes, now.max_job_file_bytes),
+                created_at=self._now(),
+            )
+        )
+
+    async def set_default(
+        self,
+        *,
+        max_items: int | None = None,
+        max_item_bytes: int | None = None,
+        max_item_tags: int | None = None,
+        max_files: int | None = None,
+        max_file_bytes: int | None = None,
+        max_job_file_bytes: int | None = None,
+    ) -> MemoryLimits:
+        """Change the limits of the jobs that have none of their own, and return them.
+
+        Those not given stay as they are.
+
+        Raises:
+            InvalidValue: a limit is refused.
+        """
+        now = await self.get_default()
+        return await self._created(
+            self._sql.set_default_memory_limits(
+                max_items=_either(max_items, now.max_items),
+                max_item_bytes=_either(max_item_bytes, now.max_item_bytes),
+                max_item_tags=_either(max_item_tags, now.max_item_tags),
+                max_files=_either(max_files, now.max_files),
+                max_file_bytes=_either(max_file_bytes, now.max_file_bytes),
+                max_job_file_bytes=_either(max_job_file_bytes, now.max_job_file_bytes),
+                updated_at=self._now(),
+            )
+        )
+
+    async def delete(self, job_id: str) -> None:
+        """Take a job's own limits away: the default holds for it again.
+
+        Raises:
+            NotFound: it has none.
+        """
+        await self._one(self._sql.delete_memory_limits(job_id=job_id), job_id)
+
+
+def _either(given: int | None, current: int) -> int:
+    return current if given is None else given

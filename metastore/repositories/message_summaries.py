@@ -1,0 +1,98 @@
+"""message_summaries: what is left of messages that no longer fit the context."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from metastore.codec import Id, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["MessageSummaries", "MessageSummary"]
+
+
+class MessageSummary(Row, frozen=True):
+    """A summary that an agent made of its messages.
+
+    Attributes:
+        step_id: the step in which it was made, or None.
+        role: whose messages they were, such as `user` or `assistant`.
+        tokens: the length of the summary.
+    """
+
+    id: Id
+    job_id: Id
+    step_id: Id | None
+    role: Annotated[str, msgspec.Meta(min_length=1, max_length=50)]
+    summary: str
+    tokens: Annotated[int, msgspec.Meta(ge=0)]
+    created_at: datetime
+
+
+class MessageSummaries(TableRepository[MessageSummary]):
+    """The summaries that agents made of their messages. They are kept as long as their job."""
+
+    table = "message_summaries"
+    row_type = MessageSummary
+
+    async def create(
+        self,
+        *,
+        job_id: str,
+        role: str,
+        summary: str,
+        tokens: int,
+        step_id: str | None = None,
+        id: str | None = None,
+    ) -> MessageSummary:
+        """Keep a summary and return it.
+
+        Raises:
+            InvalidReference: there is no such job or step.
+            AlreadyExists: a summary has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_message_summary(
+                id=id or new_id(),
+                job_id=job_id,
+                step_id=step_id,
+                role=role,
+                summary=summary,
+                tokens=tokens,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, summary_id: str) -> MessageSummary:
+        """Return a summary.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_message_summary(id=summary_id), summary_id)
+
+    async def list_by_job(
+        self, job_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[MessageSummary, str]:
+        """Return a page of a job's summaries, oldest first."""
+        rows = await self._all(
+            self._sql.list_message_summaries_by_job(
+                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_step(
+        self, step_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[MessageSummary, str]:
+        """Return a page of a step's summaries, oldest first."""
+        rows = await self._all(
+            self._sql.list_message_summaries_by_step(
+                step_id=step_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)

@@ -1,0 +1,134 @@
+-- memory_limits: how much a job may remember.
+-- A job has its own row, or the one of all jobs, whose job_id is NULL, holds for it. The statements that
+-- write items and files compare with it themselves.
+
+-- name: get_memory_limits(job_id)^
+-- The row that holds for a job.
+SELECT
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at
+FROM memory_limits
+WHERE
+    id = coalesce(
+        (
+            SELECT own.id
+            FROM memory_limits AS own
+            WHERE own.job_id = :job_id
+        ),
+        (
+            SELECT common.id
+            FROM memory_limits AS common
+            WHERE common.job_id IS NULL
+        )
+    );
+
+-- name: get_default_memory_limits()^
+-- The row that holds for jobs without their own.
+SELECT
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at
+FROM memory_limits
+WHERE job_id IS NULL;
+
+-- name: set_memory_limits(id, job_id, max_items, max_item_bytes, max_item_tags, max_files, max_file_bytes, max_job_file_bytes, created_at)<!
+-- Give a job its own limits, or others.
+INSERT INTO memory_limits (
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at
+)
+VALUES (
+    :id,
+    :job_id,
+    :max_items,
+    :max_item_bytes,
+    :max_item_tags,
+    :max_files,
+    :max_file_bytes,
+    :max_job_file_bytes,
+    :created_at,
+    :created_at
+)
+ON CONFLICT (job_id)
+DO UPDATE SET
+    max_items = excluded.max_items,
+    max_item_bytes = excluded.max_item_bytes,
+    max_item_tags = excluded.max_item_tags,
+    max_files = excluded.max_files,
+    max_file_bytes = excluded.max_file_bytes,
+    max_job_file_bytes = excluded.max_job_file_bytes,
+    updated_at = excluded.updated_at
+RETURNING
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at;
+
+-- name: set_default_memory_limits(max_items, max_item_bytes, max_item_tags, max_files, max_file_bytes, max_job_file_bytes, updated_at)<!
+-- Change what holds for jobs without their own limits.
+UPDATE memory_limits
+SET
+    max_items = :max_items,
+    max_item_bytes = :max_item_bytes,
+    max_item_tags = :max_item_tags,
+    max_files = :max_files,
+    max_file_bytes = :max_file_bytes,
+    max_job_file_bytes = :max_job_file_bytes,
+    updated_at = :updated_at
+WHERE job_id IS NULL
+RETURNING
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at;
+
+-- name: delete_memory_limits(job_id)<!
+-- Take a job's own limits away. No row: it has none.
+DELETE FROM memory_limits
+WHERE job_id = :job_id
+RETURNING
+    id,
+    job_id,
+    max_items,
+    max_item_bytes,
+    max_item_tags,
+    max_files,
+    max_file_bytes,
+    max_job_file_bytes,
+    created_at,
+    updated_at;

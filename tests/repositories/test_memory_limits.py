@@ -1,0 +1,97 @@
+"""Memory limits: one row for all jobs, and one for each job that has its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from metastore.errors import InvalidReference, InvalidValue, NotFound
+
+if TYPE_CHECKING:
+    from metastore.store import MetadataStore
+
+UNKNOWN = "0190a5a4-7f62-7000-8000-000000000000"
+LIMITS = {
+    "max_items": 1_000,
+    "max_item_bytes": 64 << 10,
+    "max_item_tags": 20,
+    "max_files": 1_000,
+    "max_file_bytes": 64 << 20,
+    "max_job_file_bytes": 256 << 20,
+}
+
+
+@pytest.fixture
+async def job_id(store: MetadataStore) -> str:
+    job = await store.jobs.create(task="Fix the build", repo_owner="acme", repo_name="shop")
+    return job.id
+
+
+async def test_get_default__is_there_from_the_start(store: MetadataStore) -> None:
+    limits = await store.memory_limits.get_default()
+    assert limits.job_id is None
+    assert {name: limits[name] for name in LIMITS} == LIMITS
+
+
+async def test_get__falls_back_to_the_default(store: MetadataStore, job_id: str) -> None:
+    assert await store.memory_limits.get(job_id) == await store.memory_limits.get_default()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+async def test_set__changes_one_limit_of_one_job(
+    store: MetadataStore, job_id: str, name: str
+) -> None:
+    default = await store.memory_limits.get_default()
+    own = await store.memory_limits.set(job_id, **{name: 7})
+    assert own.job_id == job_id
+    assert {column: own[column] for column in LIMITS} == LIMITS | {name: 7}
+    assert await store.memory_limits.get(job_id) == own
+    assert await store.memory_limits.get_default() == default
+    again = await store.memory_limits.set(job_id, max_items=8)
+    assert {column: again[column] for column in LIMITS} == LIMITS | {name: 7} | {"max_items": 8}
+    assert (again.id, again.created_at) == (own.id, own.created_at)
+    assert again.updated_at > own.updated_at
+
+
+@pytest.mark.parametrize("name", LIMITS)
+async def test_set_default__changes_one_limit_of_the_others(
+    store: MetadataStore, job_id: str, name: str
+) -> None:
+    other = await store.jobs.create(task="Another", repo_owner="acme", repo_name="shop")
+    own = await store.memory_limits.set(other.id)
+    changed = await store.memory_limits.set_default(**{name: 7})
+    assert {column: changed[column] for column in LIMITS} == LIMITS | {name: 7}
+    assert await store.memory_limits.get(job_id) == changed
+    assert await store.memory_limits.get(other.id) == own
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", True, 1 << 63])
+async def test_set__refuses_what_is_no_limit(store: MetadataStore, job_id: str, value: Any) -> None:
+    for name in LIMITS:
+        with pytest.raises(InvalidValue) as refused:
+            await store.memory_limits.set(job_id, **{name: value})
+        assert refused.value.column == name
+        with pytest.raises(InvalidValue):
+            await store.memory_limits.set_default(**{name: value})
+
+
+async def test_set__needs_the_job(store: MetadataStore) -> None:
+    with pytest.raises(InvalidReference) as refused:
+        await store.memory_limits.set(UNKNOWN, max_items=1)
+    assert (refused.value.table, refused.value.column) == ("memory_limits", "job_id")
+
+
+async def test_delete__brings_the_default_back(store: MetadataStore, job_id: str) -> None:
+    await store.memory_limits.set(job_id, max_items=1)
+    await store.memory_limits.delete(job_id)
+    assert await store.memory_limits.get(job_id) == await store.memory_limits.get_default()
+    with pytest.raises(NotFound):
+        await store.memory_limits.delete(job_id)
+
+
+async def test_limits__go_with_their_job(store: MetadataStore, job_id: str) -> None:
+    await store.memory_limits.set(job_id, max_items=1)
+    await store.jobs.delete(job_id)
+    with pytest.raises(NotFound):
+        await store.memory_limits.delete(job_id)
