@@ -6,12 +6,14 @@ from metastore.errors import (
     InvalidReference,
     InvalidTransition,
     InvalidValue,
+    JobCancelled,
     LeaseLost,
     LeaseUnavailable,
     LockHeld,
     MetastoreError,
     MigrationFailed,
     NotFound,
+    PriceUnknown,
     SchemaOutdated,
     SchemaTooNew,
     StoreBusy,
@@ -26,9 +28,19 @@ from metastore.errors import (
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
+from metastore.repositories.budget_reservations import Budget, BudgetReservation, Reserved
 from metastore.repositories.commands import Command, CommandStatus
+from metastore.repositories.cost_entries import (
+    CostDiscrepancy,
+    CostEntry,
+    CostSummary,
+    RecordedCost,
+    Totals,
+)
 from metastore.repositories.debugger_state import DebuggerState
 from metastore.repositories.events import Event, EventLevel, NewEvent
+from metastore.repositories.job_steps import JobStep, JobStepStatus
+from metastore.repositories.jobs import Job, JobProgress, JobStatus
 from metastore.repositories.lease_waiters import LeaseWaiter
 from metastore.repositories.project_locks import ProjectLock
 from metastore.repositories.projects import Project
@@ -43,9 +55,14 @@ __all__ = [
     "Artifact",
     "ArtifactType",
     "AuthToken",
+    "Budget",
     "BudgetExceeded",
+    "BudgetReservation",
     "Command",
     "CommandStatus",
+    "CostDiscrepancy",
+    "CostEntry",
+    "CostSummary",
     "DebuggerState",
     "Event",
     "EventLevel",
@@ -53,6 +70,12 @@ __all__ = [
     "InvalidTransition",
     "InvalidValue",
     "IssuedToken",
+    "Job",
+    "JobCancelled",
+    "JobProgress",
+    "JobStatus",
+    "JobStep",
+    "JobStepStatus",
     "Lease",
     "LeaseLost",
     "LeaseUnavailable",
@@ -64,9 +87,12 @@ __all__ = [
     "NewEvent",
     "NotFound",
     "Page",
+    "PriceUnknown",
     "Project",
     "ProjectLock",
+    "RecordedCost",
     "Repository",
+    "Reserved",
     "SchemaOutdated",
     "SchemaTooNew",
     "Session",
@@ -81,6 +107,7 @@ __all__ = [
     "StoreFull",
     "StoreReadOnly",
     "TokenRejected",
+    "Totals",
     "Transaction",
     "TransactionActive",
     "VersionConflict",

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING
 
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.auth_tokens import AuthTokens
+from metastore.repositories.budget_reservations import BudgetReservations
 from metastore.repositories.commands import Commands
+from metastore.repositories.cost_entries import CostEntries
 from metastore.repositories.debugger_state import DebuggerStates
 from metastore.repositories.events import Events
+from metastore.repositories.job_steps import JobSteps
+from metastore.repositories.jobs import Jobs
 from metastore.repositories.lease_waiters import LeaseWaiters
 from metastore.repositories.project_locks import ProjectLocks
 from metastore.repositories.projects import Projects
@@ -89,3 +93,23 @@ class RepositorySet:
     def debugger_state(self) -> DebuggerStates:
         """The debugger checkpoints of sessions."""
         return DebuggerStates(self._scope)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The jobs of agents."""
+        return Jobs(self._scope)
+
+    @cached_property
+    def job_steps(self) -> JobSteps:
+        """The steps of jobs."""
+        return JobSteps(self._scope)
+
+    @cached_property
+    def cost_entries(self) -> CostEntries:
+        """What model calls have cost."""
+        return CostEntries(self._scope)
+
+    @cached_property
+    def budget_reservations(self) -> BudgetReservations:
+        """What is promised to model calls in flight."""
+        return BudgetReservations(self._scope)
