@@ -7,8 +7,8 @@
 DELETE FROM budget_reservations
 WHERE job_id = :job_id AND expires_at <= :now;
 
--- name: get_budget(job_id, request_id, now, horizon)^
--- The job, what live reservations of other requests hold, and whether this request was recorded.
+-- name: get_budget(job_id, except_request, now, horizon)^
+-- The job, what live reservations hold but for one request, and whether that one was recorded.
 -- No row: there is no such job.
 SELECT
     j.id,
@@ -40,7 +40,7 @@ SELECT
     (
         SELECT count(*)
         FROM cost_entries AS c
-        WHERE c.job_id = :job_id AND c.request_id = :request_id
+        WHERE c.job_id = :job_id AND c.request_id = :except_request
     ) AS recorded
 FROM jobs AS j
 LEFT JOIN budget_reservations AS r
@@ -48,7 +48,7 @@ LEFT JOIN budget_reservations AS r
         j.id = r.job_id
         AND r.expires_at > :now
         AND r.expires_at <= :horizon
-        AND r.request_id <> :request_id
+        AND r.request_id <> :except_request
 WHERE j.id = :job_id
 GROUP BY j.id;
 

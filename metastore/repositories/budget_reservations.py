@@ -141,7 +141,9 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         believed = horizon(now)
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
-            self._sql.get_budget(job_id=job_id, request_id=request_id, now=now, horizon=believed),
+            self._sql.get_budget(
+                job_id=job_id, except_request=request_id, now=now, horizon=believed
+            ),
             self._sql.reserve_budget(
                 id=new_id(),
                 job_id=job_id,
@@ -176,7 +178,9 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         now = self._now()
         share = _share(warn_at)
         rows = await self._run(
-            self._sql.get_budget(job_id=job_id, request_id=_NOTHING, now=now, horizon=horizon(now))
+            self._sql.get_budget(
+                job_id=job_id, except_request=_NOTHING, now=now, horizon=horizon(now)
+            )
         )
         if not rows:
             raise NotFound("jobs", job_id)
