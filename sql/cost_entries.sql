@@ -49,7 +49,8 @@ DELETE FROM budget_reservations
 WHERE job_id = :job_id AND request_id = :request_id;
 
 -- name: charge_job(job_id, tokens_in, tokens_out, tokens_cached, cost_nano_usd, now)<!
--- Add an entry to its job's totals. The money is spent, so no limit is asked here.
+-- Add an entry to its job's totals. The money is spent, so no limit is asked here but that of the column.
+-- No row: the total would pass it.
 UPDATE jobs
 SET
     cost_nano_usd = cost_nano_usd + :cost_nano_usd,
@@ -58,7 +59,7 @@ SET
     tokens_cached = tokens_cached + :tokens_cached,
     requests_made = requests_made + 1,
     updated_at = :now
-WHERE id = :job_id
+WHERE id = :job_id AND cost_nano_usd <= 9223372036854775807 - :cost_nano_usd
 RETURNING
     id,
     task,

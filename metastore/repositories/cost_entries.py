@@ -202,6 +202,8 @@ class CostEntries(TableRepository[CostEntry]):
         )
         if not answers[0]:
             return await self._recorded_before(job_id, request_id)
+        if not answers[2]:
+            raise self._refused("cost_usd", "is more than the job's total can hold", cost_usd)
         [entry] = self._decode(answers[0])
         [job] = _decode_jobs(answers[2])
         return RecordedCost(entry, job, charged=True)
