@@ -1,8 +1,8 @@
 """A process of the budget battery. What it counted is its last line, in JSON.
 
-Run as `python budget_worker.py MODE DATABASE JOB SEED`: `spend` spends the job's budget until there is
-none left, `replay` records the same calls as its siblings, ten times each, and `hold` reserves all
-there is, says so, and waits to be killed.
+Run as `python budget_worker.py MODE DATABASE JOB SEED`: `spend` spends the job's budget until there
+is none left, `replay` records the same calls as its siblings, ten times each, and `hold` reserves
+all there is, says so, and waits to be killed.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_budget__64_tasks_spend_it_and_not_a_nano_dollar_more(
     assert 0 <= left < MOST
     assert counts["charged"] == job.requests_made > dollars * 100
     assert counts["promised too much"] == 0
-    assert counts["refused for the sake of calls in flight"] > 64, "hardly any competition"
+    assert counts["refused for the sake of calls in flight"] > 20, "hardly any competition"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_max_requests__64_tasks_make_them_all_and_not_one_more(
     job = asyncio.run(look(database, job_id))
     record_property("figures", f"{dict(counts)}")
     assert job.requests_made == counts["charged"] == requests
-    assert counts["refused for the sake of calls in flight"] > 64, "hardly any competition"
+    assert counts["refused for the sake of calls in flight"] > 20, "hardly any competition"
 
 
 def test_record__every_call_ten_times_from_each_process_is_charged_once(
