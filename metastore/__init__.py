@@ -8,6 +8,7 @@ from metastore.errors import (
     InvalidReference,
     InvalidTransition,
     InvalidValue,
+    JobCancelled,
     LeaseLost,
     LeaseUnavailable,
     LimitExceeded,
@@ -15,6 +16,7 @@ from metastore.errors import (
     MetastoreError,
     MigrationFailed,
     NotFound,
+    PriceUnknown,
     SchemaOutdated,
     SchemaTooNew,
     StoreBusy,
@@ -30,11 +32,21 @@ from metastore.health import Health, LeaseCount
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
+from metastore.repositories.budget_reservations import Budget, BudgetReservation, Reserved
 from metastore.repositories.commands import Command, CommandStatus
 from metastore.repositories.context_metrics import ContextMetric, ContextTotals
+from metastore.repositories.cost_entries import (
+    CostDiscrepancy,
+    CostEntry,
+    CostSummary,
+    RecordedCost,
+    Totals,
+)
 from metastore.repositories.debugger_state import DebuggerState
 from metastore.repositories.embedding_index import Embedding, EmbeddingMatch, NewEmbedding
 from metastore.repositories.events import Event, EventLevel, NewEvent
+from metastore.repositories.job_steps import JobStep, JobStepStatus
+from metastore.repositories.jobs import Job, JobProgress, JobStatus
 from metastore.repositories.lease_waiters import LeaseWaiter
 from metastore.repositories.memory_files import MemoryFile, MemoryFileEntry
 from metastore.repositories.memory_items import MemoryItem
@@ -53,11 +65,16 @@ __all__ = [
     "Artifact",
     "ArtifactType",
     "AuthToken",
+    "Budget",
     "BudgetExceeded",
+    "BudgetReservation",
     "Command",
     "CommandStatus",
     "ContextMetric",
     "ContextTotals",
+    "CostDiscrepancy",
+    "CostEntry",
+    "CostSummary",
     "DebuggerState",
     "DimensionMismatch",
     "Embedding",
@@ -70,6 +87,12 @@ __all__ = [
     "InvalidTransition",
     "InvalidValue",
     "IssuedToken",
+    "Job",
+    "JobCancelled",
+    "JobProgress",
+    "JobStatus",
+    "JobStep",
+    "JobStepStatus",
     "Lease",
     "LeaseCount",
     "LeaseLost",
@@ -89,9 +112,12 @@ __all__ = [
     "NewEvent",
     "NotFound",
     "Page",
+    "PriceUnknown",
     "Project",
     "ProjectLock",
+    "RecordedCost",
     "Repository",
+    "Reserved",
     "SchemaOutdated",
     "SchemaTooNew",
     "Session",
@@ -106,6 +132,7 @@ __all__ = [
     "StoreFull",
     "StoreReadOnly",
     "TokenRejected",
+    "Totals",
     "Transaction",
     "TransactionActive",
     "VersionConflict",

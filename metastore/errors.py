@@ -21,6 +21,7 @@ __all__ = [
     "InvalidReference",
     "InvalidTransition",
     "InvalidValue",
+    "JobCancelled",
     "LeaseLost",
     "LeaseUnavailable",
     "LimitExceeded",
@@ -28,6 +29,7 @@ __all__ = [
     "MetastoreError",
     "MigrationFailed",
     "NotFound",
+    "PriceUnknown",
     "SchemaOutdated",
     "SchemaTooNew",
     "StoreBusy",
@@ -279,6 +281,34 @@ class ExportRefused(MetastoreError):
         self.path = path
         self.reason = reason
         super().__init__(f"{path!r} is not exported: {reason}")
+
+
+class JobCancelled(MetastoreError):
+    """The job was called off: nothing of it is begun any more, its agent is to end it.
+
+    Attributes:
+        job: the job as it is now.
+    """
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+        super().__init__(f"job {job.id} was called off; it is {job.status}")
+
+
+class PriceUnknown(MetastoreError):
+    """No price list tells what a model call costs, so the caller must.
+
+    Attributes:
+        provider: who was asked.
+        model: which model.
+        reason: why there is no price.
+    """
+
+    def __init__(self, provider: str, model: str, reason: str) -> None:
+        self.provider = provider
+        self.model = model
+        self.reason = reason
+        super().__init__(f"the cost of {model!r} at {provider!r} is unknown: {reason}")
 
 
 class TokenRejected(MetastoreError):

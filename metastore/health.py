@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.backends.base import Backend, Facts
+    from metastore.repositories.cost_entries import CostDiscrepancy
     from metastore.urls import DatabaseUrl
 
 __all__ = ["Health", "LeaseCount", "diagnose", "examine"]
@@ -109,7 +110,7 @@ async def examine(
         backend: The database.
         url: Its URL.
         repositories: What counts its leases.
-        integrity: Whether to read all of it in search of damage.
+        integrity: Whether to read all of it in search of damage, and to add the costs up.
 
     Raises:
         TransactionActive: this task has a transaction open.
@@ -121,10 +122,13 @@ async def examine(
     facts = await backend.inspect(check=check, integrity=integrity)
     head = migrations.head(url.dialect)
     leases = locks = count_error = None
+    discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
             leases = LeaseCount(*await repositories.worktrees.count_leases())
             locks = LeaseCount(*await repositories.project_locks.count())
+            if integrity:
+                discrepancies = await repositories.cost_entries.discrepancies()
         except MetastoreError as error:
             count_error = error
     return Health(
@@ -145,7 +149,7 @@ async def examine(
         synchronous=facts.synchronous,
         file_modes={path: f"{mode:04o}" for path, mode in facts.file_modes.items()},
         damage=facts.damage,
-        problems=list(_problems(facts, count_error)),
+        problems=[*_problems(facts, count_error), *map(_cost_problem, discrepancies)],
         notes=list(_notes(facts, leases, locks)),
     )
 
@@ -247,6 +251,13 @@ def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]
             f"Only {_megabytes(facts.free_disk_bytes)} are free in {facts.folder}, and on a full "
             "disk every write is refused. Make room."
         )
+
+
+def _cost_problem(found: CostDiscrepancy) -> str:
+    return (
+        f"The totals of job {found.job_id} are not the sum of its cost entries: somebody wrote "
+        "past metastore. The entries are what was spent; correct jobs by them."
+    )
 
 
 def _advice(error: MetastoreError) -> str:

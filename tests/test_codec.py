@@ -99,13 +99,14 @@ def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
     assert type(back.colour) is Colour
 
 
+ID = "018f5c5e-7b1c-7000-8000-000000000000"
 NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - what is refused
 
 REFUSED: list[tuple[str, Any]] = [
     ("id", "not-an-id"),
     ("id", "018F5C5E-7B1C-7000-8000-000000000000"),
-    ("id", new_id() + "\n"),
-    ("id", " " + new_id()),
+    ("id", ID + "\n"),
+    ("id", " " + ID),
     ("id", None),
     ("id", 5),
     ("text", None),

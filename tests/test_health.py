@@ -451,3 +451,17 @@ async def test_known_faults__json_is_told_where_the_schema_must_be_trusted(
     faults = (await store.health()).known_faults
     assert any("json_valid" in fault.effect for fault in faults) == unsafe
     assert all(fault.source and fault.versions for fault in faults)
+
+
+async def test_health__adds_the_costs_up(file_store: MetadataStore, path: Path) -> None:
+    job = await Factories(file_store).job()
+    await file_store.jobs.start(job.id)
+    await file_store.cost_entries.record(
+        job.id, request_id="1", provider="p", model="m", tokens_in=1, tokens_out=1, cost_usd="0.5"
+    )
+    assert (await file_store.health(integrity=True)).problems == []
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE jobs SET cost_nano_usd = cost_nano_usd + 1")
+    [problem] = (await file_store.health(integrity=True)).problems
+    assert job.id in problem
+    assert (await file_store.health()).healthy

@@ -74,6 +74,12 @@ NOT_COLUMNS = {
     "after": "where a page begins",
     "after_id": "where a page begins",
     "limit": "how long a page is",
+    "since": "compared with created_at",
+    "until": "compared with created_at",
+    "since_day": "compared with the day of created_at",
+    "last_day": "compared with the day of created_at",
+    "except_request": "the request whose own reservation does not count",
+    "link": "one of jobs.pr_links",
     "before": "compared with created_at",
     "sequence": "memory_file_chunks.sequence, in a statement of memory_files",
     "project_id": "projects.id, in a statement of sessions",
@@ -85,6 +91,8 @@ Any other is named as the column whose value it is, which is how the codec knows
 """
 
 MAY_SCAN_OR_SORT = {
+    "cost_entries.list_cost_discrepancies": "the doctor adds up every entry there is",
+    "jobs.add_job_pr_link": "the array that json_each walks is no table",
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     **dict.fromkeys(
         (

@@ -100,8 +100,6 @@ def connect(
             connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
-        # Without it INSERT OR REPLACE deletes a row and passes the triggers that guard it.
-        connection.execute("PRAGMA recursive_triggers = ON")
         connection.execute(f"PRAGMA synchronous = {durability}")
         # Checkpoints are explicit, see SqliteBackend: SQLite before 3.51.3 may damage the file
         # when one connection checkpoints while another writes.

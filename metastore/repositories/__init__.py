@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.auth_tokens import AuthTokens
+from metastore.repositories.budget_reservations import BudgetReservations
 from metastore.repositories.commands import Commands
 from metastore.repositories.context_metrics import ContextMetrics
+from metastore.repositories.cost_entries import CostEntries
 from metastore.repositories.debugger_state import DebuggerStates
 from metastore.repositories.embedding_index import EmbeddingIndex
 from metastore.repositories.events import Events
+from metastore.repositories.job_steps import JobSteps
+from metastore.repositories.jobs import Jobs
 from metastore.repositories.lease_waiters import LeaseWaiters
 from metastore.repositories.memory_files import MemoryFiles
 from metastore.repositories.memory_items import MemoryItems
@@ -125,3 +129,23 @@ class RepositorySet:
     def message_summaries(self) -> MessageSummaries:
         """What is left of messages."""
         return MessageSummaries(self._scope)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The jobs of agents."""
+        return Jobs(self._scope)
+
+    @cached_property
+    def job_steps(self) -> JobSteps:
+        """The steps of jobs."""
+        return JobSteps(self._scope)
+
+    @cached_property
+    def cost_entries(self) -> CostEntries:
+        """What model calls have cost."""
+        return CostEntries(self._scope)
+
+    @cached_property
+    def budget_reservations(self) -> BudgetReservations:
+        """What is promised to model calls in flight."""
+        return BudgetReservations(self._scope)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metastore.repositories.commands import Command
     from metastore.repositories.debugger_state import DebuggerState
     from metastore.repositories.events import Event
+    from metastore.repositories.jobs import Job
     from metastore.repositories.project_locks import ProjectLock
     from metastore.repositories.projects import Project
     from metastore.repositories.repositories import Repository
@@ -49,6 +50,13 @@ class Factories:
         remote_url = f"https://git.example.com/{name}.git"
         return await self._store.repositories.create(
             **_filled(values, name=name, remote_url=remote_url)
+        )
+
+    async def job(self, **values: Any) -> Job:
+        """Ask for a job, see `jobs.create`."""
+        task = _name("task")
+        return await self._store.jobs.create(
+            **_filled(values, task=task, repo_owner="acme", repo_name="shop")
         )
 
     async def worktree(self, **values: Any) -> Worktree:

@@ -59,7 +59,6 @@ async def test_open__every_connection_is_hardened(backend: SqliteBackend) -> Non
         ask = lane.connection.raw.execute
         assert ask("PRAGMA foreign_keys").fetchone() == (1,)
         assert ask("PRAGMA secure_delete").fetchone() == (1,)
-        assert ask("PRAGMA recursive_triggers").fetchone() == (1,)
         # SQLite 3.40 takes json_valid for unsafe, and our CHECKs need it.
         assert ask("PRAGMA trusted_schema").fetchone() == (not sqlite_file._CHECKS_MAY_USE_JSON,)
         assert ask("PRAGMA synchronous").fetchone() == (2,)
@@ -613,7 +612,7 @@ async def test_fork__use_in_the_child_raises_at_once(backend: SqliteBackend) -> 
         # No loop runs here; a refusal needs none.
         outcome = "used"
         try:
-            backend.run(add_parent(id=1, name="child")).send(None)
+            backend.run(add_parent(id=1, name="child"))
         except StoreClosed as error:
             outcome = str(error)
         except BaseException as error:

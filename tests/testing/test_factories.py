@@ -21,6 +21,20 @@ METHODS = [
 
 NOT_MADE = {
     "lease_waiters": "tickets are drawn by whoever waits",
+    **dict.fromkeys(
+        (
+            "job_steps",
+            "cost_entries",
+            "budget_reservations",
+            "memory_items",
+            "memory_files",
+            "memory_limits",
+            "message_summaries",
+            "embedding_index",
+            "context_metrics",
+        ),
+        "one call of its repository makes one from a job's id",
+    ),
 }
 """Tables without a factory, and why."""
 

@@ -1,0 +1,160 @@
+"""`metastore costs`: what model calls have cost."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from metastore.cli import database_option, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from metastore.repositories.cost_entries import CostSummary
+    from metastore.urls import DatabaseUrl
+
+__all__ = ["costs"]
+
+GROUPS = ("provider", "model", "job", "day")
+UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+BAR = 24
+"""How long the longest bar is, in characters."""
+
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def _moment(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> datetime | None:
+    """Return the time in UTC that `value` names, or the one that lies so far back."""
+    if value is None:
+        return None
+    if span := re.fullmatch(r"(\d{1,5})([hdw])", value):
+        return datetime.now(UTC) - int(span[1]) * UNITS[span[2]]
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time: 12h, 30d, 8w, 2026-01-31 or 2026-01-31T12:00Z."
+        ) from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+@click.command()
+@click.option(
+    "--by",
+    multiple=True,
+    default=("provider", "model"),
+    type=click.Choice(GROUPS),
+    help="What to add up by; may be repeated. Default: provider and model.",
+)
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=_moment,
+    help="From when on: 12h, 30d or 8w ago, or 2026-01-31 (UTC).",
+)
+@click.option("--until", metavar="TIME", callback=_moment, help="Before when, likewise.")
+@database_option
+@json_option
+def costs(
+    by: tuple[str, ...],
+    since: datetime | None,
+    until: datetime | None,
+    url: DatabaseUrl,
+    as_json: bool,
+) -> None:
+    """Show what model calls have cost, the dearest first, or day by day.
+
+    Every sum is exact. No token is counted in two columns: tokens in were read in full, cached ones
+    from the provider's cache.
+    """
+    import asyncio
+
+    groups = asyncio.run(_summary(url, by, since, until))
+    columns = [name for name in GROUPS if name in by]
+    if "day" not in columns:
+        groups.sort(key=lambda group: -group.totals.cost_nano_usd)
+    if as_json:
+        print_json([_as_json(group, columns) for group in groups])
+    elif groups:
+        _print(groups, columns)
+    else:
+        click.echo("no calls were recorded")
+
+
+async def _summary(
+    url: DatabaseUrl, by: tuple[str, ...], since: datetime | None, until: datetime | None
+) -> list[CostSummary]:
+    from metastore.store import MetadataStore
+
+    async with MetadataStore.open(url.text) as store:
+        return await store.cost_entries.summary(by=by, since=since, until=until)
+
+
+def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
+    from metastore.money import from_nano
+
+    total = sum(group.totals.cost_nano_usd for group in groups)
+    highest = max(group.totals.cost_nano_usd for group in groups)
+    rows = [
+        (
+            *(_printable(_name(group, column)) for column in columns),
+            f"{group.totals.requests:,}",
+            f"{group.totals.tokens_in:,}",
+            f"{group.totals.tokens_cached:,}",
+            f"{group.totals.tokens_out:,}",
+            f"{group.cost_usd:,f}",
+            _bar(group.totals.cost_nano_usd, highest),
+        )
+        for group in groups
+    ]
+    print_table((*columns, "calls", "tokens in", "cached", "tokens out", "USD", ""), rows)
+    calls = sum(group.totals.requests for group in groups)
+    click.echo(f"\n{calls:,} calls, {from_nano(total):,f} USD")
+
+
+def _bar(amount: int, highest: int) -> str:
+    """Return a bar as long as `amount` is of `highest`, in eighths of a character."""
+    if not highest:
+        return ""
+    full, eighths = divmod(amount * BAR * 8 // highest, 8)
+    if not _writes("█▏"):
+        return "#" * (full + (eighths >= 4))
+    return "█" * full + EIGHTHS[eighths].strip()
+
+
+def _writes(text: str) -> bool:
+    """Tell whether what is printed can hold `text`."""
+    import sys
+
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _name(group: CostSummary, column: str) -> str:
+    return str(getattr(group, "job_id" if column == "job" else column))
+
+
+def _printable(text: str) -> str:
+    """Return `text` without what would steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _as_json(group: CostSummary, columns: Sequence[str]) -> dict[str, str | int]:
+    totals = group.totals
+    return {
+        **{column: _name(group, column) for column in columns},
+        "requests": totals.requests,
+        "tokens_in": totals.tokens_in,
+        "tokens_cached": totals.tokens_cached,
+        "tokens_out": totals.tokens_out,
+        # Text, for a number of JSON is a float to most who read it.
+        "cost_usd": f"{group.cost_usd:f}",
+    }

@@ -1,0 +1,70 @@
+"""Money: whole nano-dollars inside, `Decimal` dollars outside, and never a float.
+
+A nano-dollar is a billionth of a dollar, a thousandth of what the cheapest models ask for a token.
+Nothing is rounded: an amount that is no whole number of nano-dollars is refused.
+"""
+
+from __future__ import annotations
+
+from decimal import Context, Decimal, Inexact, InvalidOperation
+
+from metastore.codec import RefusedError
+from metastore.errors import InvalidValue
+
+__all__ = ["MAX_NANO", "Amount", "from_nano", "to_nano"]
+
+Amount = Decimal | int | str
+"""What is taken for an amount of dollars: 3, `"0.25"` or `Decimal("0.000000125")`."""
+
+MAX_NANO = (1 << 63) - 1
+"""The largest amount, nine billion dollars, in nano-dollars."""
+
+_RANGE = "must be from 0 to 9223372036.854775807 dollars"
+_NANO = Decimal("1e-9")
+# Nine digits behind the point and more in front of it than MAX_NANO has; whatever would be lost
+# is an error instead.
+_EXACT = Context(prec=30, traps=[Inexact, InvalidOperation])
+
+
+def to_nano(amount: Amount, *, table: str | None = None, column: str = "amount_usd") -> int:
+    """Return `amount` dollars in nano-dollars, exactly.
+
+    Raises:
+        InvalidValue: it is a float, not a number, negative, too large, or has more than nine
+            decimals; names `table` and `column`.
+    """
+    try:
+        return _to_nano(amount)
+    except RefusedError as refused:
+        raise InvalidValue(table, column, str(refused), value_type=type(amount).__name__) from None
+
+
+def _to_nano(amount: Amount) -> int:
+    if isinstance(amount, bool) or not isinstance(amount, Decimal | int | str):
+        raise RefusedError("must be dollars as a Decimal, an int or a str, never a float")
+    try:
+        dollars = Decimal(amount)
+    except InvalidOperation:
+        raise RefusedError("must be a number of dollars") from None
+    if not dollars.is_finite():
+        raise RefusedError("must be a finite number of dollars")
+    try:
+        nano = int(dollars.quantize(_NANO, context=_EXACT).scaleb(9, _EXACT))
+    except Inexact:
+        raise RefusedError("must have at most 9 decimals") from None
+    except InvalidOperation:
+        raise RefusedError(_RANGE) from None
+    if not 0 <= nano <= MAX_NANO:
+        raise RefusedError(_RANGE)
+    return nano
+
+
+def from_nano(nano: int) -> Decimal:
+    """Return nano-dollars as dollars, exactly, with two decimals or as many as it takes."""
+    decimals = 9
+    while decimals > 2 and nano % 10 == 0:
+        nano //= 10
+        decimals -= 1
+    # Put together rather than divided, so that the caller's decimal context rounds nothing.
+    digits = tuple(map(int, str(abs(nano))))
+    return Decimal((int(nano < 0), digits, -decimals))

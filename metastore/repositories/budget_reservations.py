@@ -1,0 +1,296 @@
+"""budget_reservations: what is promised to a model call and not yet spent."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import msgspec
+
+from metastore import money
+from metastore.codec import Id, Label, Row, decoder, duration, new_id
+from metastore.errors import (
+    AlreadyExists,
+    BudgetExceeded,
+    InvalidTransition,
+    InvalidValue,
+    JobCancelled,
+    NotFound,
+)
+from metastore.leases import horizon
+from metastore.paging import Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.jobs import Job, JobStatus
+
+if TYPE_CHECKING:
+    from metastore.backends.base import Values
+
+__all__ = ["Budget", "BudgetReservation", "BudgetReservations", "Reserved"]
+
+WARN_AT = Decimal("0.8")
+"""The share of a limit from which on a budget warns, unless the caller says otherwise."""
+
+_NOTHING = ""
+"""The request id that no request has."""
+
+_MINUTE = timedelta(minutes=1)
+_JOB_COLUMNS = len(Job.__struct_fields__)
+_decode_jobs = decoder(Job)
+
+
+class BudgetReservation(Row, frozen=True):
+    """A promise of money to a call in flight. It counts as spent until it expires."""
+
+    id: Id
+    job_id: Id
+    request_id: Label
+    amount_nano_usd: Annotated[int, msgspec.Meta(ge=0, le=money.MAX_NANO)]
+    expires_at: datetime
+    created_at: datetime
+
+    @property
+    def amount_usd(self) -> Decimal:
+        """The most that the call may cost, in dollars."""
+        return money.from_nano(self.amount_nano_usd)
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What a job may use, has used and has promised.
+
+    Attributes:
+        limit: what it may spend, in dollars; None is no limit, as for the two below.
+        spent: what its cost entries add up to.
+        reserved: what live reservations hold.
+        remaining: what can still be reserved; None without a limit, below zero if calls cost more
+            than was reserved for them.
+        max_requests: how many model calls it may make.
+        requests_made: how many it has paid for.
+        requests_reserved: how many are in flight.
+        deadline: until when it may make them.
+        warnings: which limits are used up to the share that was asked for: `budget_usd`,
+            `max_requests`, `max_minutes`. They warn, and refuse nothing.
+    """
+
+    job_id: str
+    limit: Decimal | None
+    spent: Decimal
+    reserved: Decimal
+    remaining: Decimal | None
+    max_requests: int | None
+    requests_made: int
+    requests_reserved: int
+    deadline: datetime | None
+    warnings: tuple[str, ...]
+
+    @property
+    def warn(self) -> bool:
+        """Whether a limit is nearly used up."""
+        return bool(self.warnings)
+
+
+class Reserved(msgspec.Struct, frozen=True):
+    """A reservation that was made.
+
+    Attributes:
+        reservation: its row.
+        budget: the job's budget with this reservation in it.
+    """
+
+    reservation: BudgetReservation
+    budget: Budget
+
+
+class BudgetReservations(TableRepository[BudgetReservation]):
+    """The promises of money to calls in flight."""
+
+    table = "budget_reservations"
+    row_type = BudgetReservation
+
+    async def reserve(
+        self,
+        job_id: str,
+        *,
+        request_id: str,
+        amount_usd: money.Amount,
+        ttl: timedelta,
+        warn_at: Decimal | float = WARN_AT,
+    ) -> Reserved:
+        """Promise `amount_usd`, the most that a call may cost, to the call `request_id`.
+
+        What was spent, what is promised to others and this must stay within the job's limits; the
+        check and the reservation are one statement, so that no two callers get the same money.
+        `cost_entries.record` replaces the reservation by what the call did cost. Without that it
+        expires after `ttl`, which should be longer than the call can take.
+
+        The same request may reserve again: the new amount and expiry replace the old ones.
+
+        Raises:
+            BudgetExceeded: a limit leaves no room for it; names the limit and what is used.
+            JobCancelled: the job was called off.
+            InvalidTransition: the job does not run.
+            AlreadyExists: the cost of this request was recorded already: it was made, and
+                `cost_entries.find_by_request` returns what it did cost.
+            NotFound: there is no such job.
+            InvalidValue: a value is refused.
+        """
+        now = self._now()
+        amount = money.to_nano(amount_usd, table=self.table, column="amount_usd")
+        share = _share(warn_at)
+        believed = horizon(now)
+        answers = await self._run_all(
+            self._sql.forget_expired_reservations(job_id=job_id, now=now),
+            self._sql.get_budget(
+                job_id=job_id, except_request=request_id, now=now, horizon=believed
+            ),
+            self._sql.reserve_budget(
+                id=new_id(),
+                job_id=job_id,
+                request_id=request_id,
+                amount_nano_usd=amount,
+                expires_at=now + duration("ttl", ttl),
+                created_at=now,
+                horizon=believed,
+            ),
+        )
+        if not answers[1]:
+            raise NotFound("jobs", job_id)
+        state = _State(answers[1][0])
+        if not answers[2]:
+            state.refuse(amount, now)
+        [reservation] = self._decode(answers[2])
+        state.reserved += amount
+        state.requests_reserved += 1
+        return Reserved(reservation, state.budget(share, now))
+
+    async def release(self, job_id: str, request_id: str) -> None:
+        """Give back what was promised to a call that is not made; harmless if there is nothing."""
+        await self._run(self._sql.release_reservation(job_id=job_id, request_id=request_id))
+
+    async def budget(self, job_id: str, *, warn_at: Decimal | float = WARN_AT) -> Budget:
+        """Return what a job may use, has used and has promised.
+
+        Raises:
+            NotFound: there is no such job.
+            InvalidValue: `warn_at` is not a share.
+        """
+        now = self._now()
+        share = _share(warn_at)
+        rows = await self._run(
+            self._sql.get_budget(
+                job_id=job_id, except_request=_NOTHING, now=now, horizon=horizon(now)
+            )
+        )
+        if not rows:
+            raise NotFound("jobs", job_id)
+        return _State(rows[0]).budget(share, now)
+
+    async def list_by_job(
+        self, job_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[BudgetReservation, str]:
+        """Return a page of a job's reservations by request, also of some that have expired."""
+        rows = await self._all(
+            self._sql.list_reservations_by_job(
+                job_id=job_id, after=after or _NOTHING, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.request_id)
+
+
+class _State:
+    """What a reservation was decided on: the job, and what is promised to other requests."""
+
+    def __init__(self, row: Values) -> None:
+        [self.job] = _decode_jobs([row[:_JOB_COLUMNS]])
+        self.reserved: int
+        self.requests_reserved: int
+        self.reserved, self.requests_reserved, self.recorded = row[_JOB_COLUMNS:]
+
+    def refuse(self, amount: int, now: datetime) -> NoReturn:
+        """Raise why `amount` was not reserved: the conditions of `reserve_budget`, one by one."""
+        job = self.job
+        if job.cancelled:
+            raise JobCancelled(job)
+        if job.status != JobStatus.RUNNING:
+            raise InvalidTransition("jobs", job.status, "reserving", job)
+        if self.recorded:
+            raise AlreadyExists("cost_entries", ("job_id", "request_id"))
+        limit = money.MAX_NANO if job.budget_nano_usd is None else job.budget_nano_usd
+        if self.reserved + job.cost_nano_usd + amount > limit:
+            raise BudgetExceeded(
+                job.id,
+                resource="budget_usd",
+                limit=money.from_nano(limit),
+                spent=job.cost_usd,
+                reserved=money.from_nano(self.reserved),
+                requested=money.from_nano(amount),
+            )
+        if (
+            job.max_requests is not None
+            and job.requests_made + self.requests_reserved >= job.max_requests
+        ):
+            raise BudgetExceeded(
+                job.id,
+                resource="max_requests",
+                limit=job.max_requests,
+                spent=job.requests_made,
+                reserved=self.requests_reserved,
+                requested=1,
+            )
+        raise BudgetExceeded(
+            job.id,
+            resource="max_minutes",
+            limit=job.max_minutes,
+            spent=self._minutes(now),
+            reserved=0,
+            requested=1,
+        )
+
+    def budget(self, share: Fraction, now: datetime) -> Budget:
+        """Return the budget, with a warning for each limit that is used up to `share`."""
+        job = self.job
+        limit = job.budget_nano_usd
+        committed = job.cost_nano_usd + self.reserved
+        used = {
+            "budget_usd": (committed, limit),
+            "max_requests": (job.requests_made + self.requests_reserved, job.max_requests),
+            "max_minutes": (self._minutes(now), job.max_minutes),
+        }
+        return Budget(
+            job_id=job.id,
+            limit=job.budget_usd,
+            spent=job.cost_usd,
+            reserved=money.from_nano(self.reserved),
+            remaining=None if limit is None else money.from_nano(limit - committed),
+            max_requests=job.max_requests,
+            requests_made=job.requests_made,
+            requests_reserved=self.requests_reserved,
+            deadline=job.deadline,
+            warnings=tuple(
+                resource
+                for resource, (amount, most) in used.items()
+                if most is not None and amount >= most * share
+            ),
+        )
+
+    def _minutes(self, now: datetime) -> int:
+        """Return how many whole minutes the job has run for."""
+        return 0 if self.job.started_at is None else (now - self.job.started_at) // _MINUTE
+
+
+def _share(warn_at: Decimal | float) -> Fraction:
+    """Return `warn_at` as it is written: 0.8 is four fifths.
+
+    Raises:
+        InvalidValue: it is not a share from 0 to 1.
+    """
+    try:
+        share = Fraction(str(warn_at))
+    except ValueError:
+        share = Fraction(-1)
+    if not 0 <= share <= 1:
+        raise InvalidValue(
+            None, "warn_at", "must be a number from 0 to 1", value_type=type(warn_at).__name__
+        )
+    return share

@@ -1,0 +1,356 @@
+"""cost_entries: what each model call has cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from metastore import money, prices
+from metastore.codec import Id, Label, Row, decoder, new_id, timestamp
+from metastore.errors import InvalidReference, InvalidValue
+from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.jobs import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from metastore.backends.base import Values
+
+__all__ = [
+    "CostDiscrepancy",
+    "CostEntries",
+    "CostEntry",
+    "CostSummary",
+    "RecordedCost",
+    "Totals",
+]
+
+GROUPS = ("provider", "model", "job", "day")
+"""What costs are summed up by, in the order in which a summary is sorted."""
+
+MAX_TOKENS = 1_000_000_000
+"""The most tokens that one call may have of a kind."""
+
+Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+_BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
+_END = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
+_WHOLE = 1_000_000_000
+_JOB_TOTALS = 6
+_decode_jobs = decoder(Job)
+
+
+class CostEntry(Row, frozen=True):
+    """A model call that was paid for.
+
+    Attributes:
+        request_id: the caller's name for the call.
+        tokens_in: input that was read in full; no token is counted twice.
+        tokens_cached: input that was read from the provider's cache.
+        priced_by: which price list the cost was worked out with; None if the caller knew it.
+    """
+
+    id: Id
+    job_id: Id
+    request_id: Label
+    provider: Label
+    model: Label
+    tokens_in: Tokens
+    tokens_out: Tokens
+    tokens_cached: Tokens
+    cost_nano_usd: Annotated[int, msgspec.Meta(ge=0, le=money.MAX_NANO)]
+    priced_by: str | None
+    created_at: datetime
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What it cost, in dollars."""
+        return money.from_nano(self.cost_nano_usd)
+
+
+class RecordedCost(msgspec.Struct, frozen=True):
+    """What came of recording a call.
+
+    Attributes:
+        entry: the call's entry, the first one if it was recorded before.
+        job: the job with its totals; `job.cancelled` tells its agent to end it.
+        charged: whether this recording was the one that was added to the totals.
+    """
+
+    entry: CostEntry
+    job: Job
+    charged: bool
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Model calls added up."""
+
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    cost_nano_usd: int
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What they cost, in dollars."""
+        return money.from_nano(self.cost_nano_usd)
+
+
+class CostSummary(msgspec.Struct, frozen=True):
+    """What one group of calls has cost.
+
+    Attributes:
+        provider: the provider of all of them, or None where it was not summed up by; likewise
+            `model`, `job_id` and `day`, which is a day in UTC.
+        totals: what they add up to.
+    """
+
+    provider: str | None
+    model: str | None
+    job_id: str | None
+    day: date | None
+    totals: Totals
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What they cost, in dollars."""
+        return self.totals.cost_usd
+
+
+class CostDiscrepancy(msgspec.Struct, frozen=True):
+    """A job whose totals are not the sum of its entries.
+
+    Attributes:
+        job_id: the job.
+        kept: the totals on the job.
+        summed: the sum of its entries.
+    """
+
+    job_id: str
+    kept: Totals
+    summed: Totals
+
+
+class CostEntries(TableRepository[CostEntry]):
+    """What model calls have cost."""
+
+    table = "cost_entries"
+    row_type = CostEntry
+
+    async def record(
+        self,
+        job_id: str,
+        *,
+        request_id: str,
+        provider: str,
+        model: str,
+        tokens_in: int,
+        tokens_out: int,
+        tokens_cached: int = 0,
+        cost_usd: money.Amount | None = None,
+        id: str | None = None,
+    ) -> RecordedCost:
+        """Record what a call did cost: it replaces its reservation and is added to the job.
+
+        Entry, reservation and totals change together or not at all. The same request is charged
+        once: whoever records it again gets the first entry. Calls are recorded whatever the job's
+        limits and state are, for the money is spent; see `RecordedCost.job`.
+
+        No token belongs to two of `tokens_in`, `tokens_out` and `tokens_cached`. Without `cost_usd`
+        the extra `prices` prices the call, rounded up to a nano-dollar, and the entry remembers
+        which price list it was.
+
+        Raises:
+            InvalidReference: there is no such job.
+            PriceUnknown: `cost_usd` is left out, and no price list knows this model.
+            AlreadyExists: another entry has this `id`.
+            InvalidValue: a value is refused; money is a Decimal, an int or a str, never a float.
+                The job's totals hold nine billion dollars.
+        """
+        now = self._now()
+        tokens = {
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "tokens_cached": tokens_cached,
+        }
+        if cost_usd is None:
+            nano, priced_by = await self._priced(provider, model, tokens, now)
+        else:
+            nano = money.to_nano(cost_usd, table=self.table, column="cost_usd")
+            priced_by = None
+        answers = await self._run_all(
+            self._sql.create_cost_entry(
+                id=id or new_id(),
+                job_id=job_id,
+                request_id=request_id,
+                provider=provider,
+                model=model,
+                cost_nano_usd=nano,
+                priced_by=priced_by,
+                created_at=now,
+                **tokens,
+            ),
+            self._sql.settle_reservation(job_id=job_id, request_id=request_id),
+            self._sql.charge_job(job_id=job_id, cost_nano_usd=nano, now=now, **tokens),
+        )
+        if not answers[0]:
+            return await self._recorded_before(job_id, request_id)
+        if not answers[2]:
+            raise self._refused("cost_usd", "is more than the job's total can hold", cost_usd)
+        [entry] = self._decode(answers[0])
+        [job] = _decode_jobs(answers[2])
+        return RecordedCost(entry, job, charged=True)
+
+    async def get(self, entry_id: str) -> CostEntry:
+        """Return an entry.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_cost_entry(id=entry_id), entry_id)
+
+    async def find_by_request(self, job_id: str, request_id: str) -> CostEntry | None:
+        """Return the entry of a call, or None if it was not recorded."""
+        return await self._find(
+            self._sql.find_cost_entry_by_request(job_id=job_id, request_id=request_id)
+        )
+
+    async def list_by_job(
+        self, job_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[CostEntry, str]:
+        """Return a page of a job's entries, in the order of recording."""
+        rows = await self._all(
+            self._sql.list_cost_entries_by_job(
+                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def summary(
+        self,
+        *,
+        by: str | Iterable[str] = ("provider", "model"),
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[CostSummary]:
+        """Add up what calls from `since` to before `until` have cost, exactly, in groups.
+
+        `by` is any of `provider`, `model`, `job` and `day` (in UTC), or several, or none for one
+        sum of all. The groups come in the order of what they are summed up by.
+
+        Raises:
+            InvalidValue: `by` names something else, or a time has no zone.
+        """
+        keys = _groups(by)
+        first, end = _moment("since", since, _BEGINNING), _moment("until", until, _END)
+        times = {
+            "since_day": timestamp(first)[:10],
+            "last_day": timestamp(end)[:10],
+            "since": first,
+            "until": end,
+        }
+        if "job" in keys:
+            rows = await self._run(self._sql.sum_costs_by_job(**times))
+        else:
+            rows = [
+                (day, provider, model, None, *sums)
+                for day, provider, model, *sums in await self._run(self._sql.sum_costs(**times))
+            ]
+        return _folded(rows, keys)
+
+    async def discrepancies(self, *, limit: int = MAX_PAGE) -> list[CostDiscrepancy]:
+        """Return jobs whose totals are not the sum of their entries: none, unless by hand."""
+        checked_limit(limit)
+        rows = await self._run(self._sql.list_cost_discrepancies(limit=limit))
+        return [_discrepancy(row) for row in rows]
+
+    async def _priced(
+        self, provider: str, model: str, tokens: dict[str, int], now: datetime
+    ) -> prices.Price:
+        """Ask the price list, in a thread: the first time it takes a while to load."""
+        for column, value in {"provider": provider, "model": model}.items():
+            if not isinstance(value, str):
+                raise self._refused(column, "must be text", value)
+        for column, count in tokens.items():
+            if type(count) is not int or not 0 <= count <= MAX_TOKENS:
+                raise self._refused(column, f"must be an integer from 0 to {MAX_TOKENS}", count)
+        return await asyncio.to_thread(prices.price, provider, model, at=now, **tokens)
+
+    def _refused(self, column: str, reason: str, value: object) -> InvalidValue:
+        return InvalidValue(self.table, column, reason, value_type=type(value).__name__)
+
+    async def _recorded_before(self, job_id: str, request_id: str) -> RecordedCost:
+        entry = await self.find_by_request(job_id, request_id)
+        jobs = _decode_jobs(await self._run(self._sql.get_charged_job(job_id=job_id)))
+        if entry is None or not jobs:
+            # Deleted since, with its job.
+            raise InvalidReference(self.table, "job_id", "jobs")
+        return RecordedCost(entry, jobs[0], charged=False)
+
+
+def _groups(by: str | Iterable[str]) -> tuple[str, ...]:
+    names = (by,) if isinstance(by, str) else tuple(by)
+    for name in names:
+        if name not in GROUPS:
+            raise InvalidValue(
+                None, "by", f"must be of {', '.join(GROUPS)}", value_type=type(name).__name__
+            )
+    return names
+
+
+def _moment(name: str, moment: datetime | None, default: datetime) -> datetime:
+    if moment is None:
+        return default
+    if not isinstance(moment, datetime) or moment.utcoffset() is None:
+        raise InvalidValue(
+            None, name, "must be a datetime with a time zone", value_type=type(moment).__name__
+        )
+    return moment
+
+
+def _folded(rows: Iterable[Values], keys: tuple[str, ...]) -> list[CostSummary]:
+    """Add up the groups that are alike in `keys`: in Python's integers, which do not overflow."""
+    sums: defaultdict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 6)
+    for day, provider, model, job_id, *counts in rows:
+        found = {"provider": provider, "model": model, "job": job_id, "day": str(day)}
+        group = sums[tuple(found[name] if name in keys else None for name in GROUPS)]
+        for index, count in enumerate(counts):
+            group[index] += count
+    return [
+        CostSummary(
+            provider=provider,
+            model=model,
+            job_id=job_id,
+            day=None if day is None else date.fromisoformat(day),
+            totals=_totals(*group),
+        )
+        for (provider, model, job_id, day), group in sorted(sums.items(), key=_in_order)
+    ]
+
+
+def _in_order(item: tuple[tuple[str | None, ...], list[int]]) -> list[str]:
+    # Either all groups have a name there or none has.
+    return [name or "" for name in item[0]]
+
+
+def _totals(
+    requests: int, tokens_in: int, tokens_out: int, tokens_cached: int, whole: int, rest: int
+) -> Totals:
+    return Totals(requests, tokens_in, tokens_out, tokens_cached, whole * _WHOLE + rest)
+
+
+def _discrepancy(row: Values) -> CostDiscrepancy:
+    job_id, cost, tokens_in, tokens_out, tokens_cached, requests = row[:_JOB_TOTALS]
+    whole, rest, sum_in, sum_out, sum_cached, entries = row[_JOB_TOTALS:]
+    return CostDiscrepancy(
+        job_id=job_id,
+        kept=Totals(requests, tokens_in, tokens_out, tokens_cached, cost),
+        summed=_totals(entries, sum_in, sum_out, sum_cached, whole, rest),
+    )

@@ -1,0 +1,399 @@
+"""jobs: what agents are asked to do, and what it may cost."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from metastore import money
+from metastore.codec import Id, Label, Row, decoder, new_id
+from metastore.errors import InvalidTransition, InvalidValue, JobCancelled, NotFound
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.repositories.job_steps import JobStep
+    from metastore.statements import Call
+
+__all__ = ["Job", "JobProgress", "JobStatus", "Jobs"]
+
+MAX_LINK = 2048
+"""The longest link, in characters."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Nano = Annotated[int, msgspec.Meta(ge=0, le=money.MAX_NANO)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class JobStatus(StrEnum):
+    """How far a job is. The last three are its ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Job(Row, frozen=True):
+    """A job of an agent, or of several.
+
+    Attributes:
+        budget_nano_usd: what it may spend, as max_requests is how many model calls it may make and
+            max_minutes how long after its start; None is no limit.
+        model_cto: the model that plans.
+        model_coder: the model that writes the code.
+        cost_nano_usd: what it has spent, as the tokens and requests_made are the totals of its
+            cost entries. No token is counted in two of them.
+        finished_at: when it ended, well or badly.
+        cancelled: whether somebody has called it off; its status tells whether it has ended.
+        last_action: what the agent did last, in its own words.
+        agents_hash: which version of AGENTS.md it ran under.
+    """
+
+    id: Id
+    task: Text
+    repo_owner: Label
+    repo_name: Label
+    branch_base: Label
+    status: JobStatus
+    budget_nano_usd: Nano | None
+    max_requests: Count | None
+    max_minutes: Annotated[int, msgspec.Meta(ge=0, le=5_256_000)] | None
+    model_cto: str | None
+    model_coder: str | None
+    cost_nano_usd: Nano
+    tokens_in: Count
+    tokens_out: Count
+    tokens_cached: Count
+    requests_made: Count
+    started_at: datetime | None
+    finished_at: datetime | None
+    cancelled: bool
+    last_action: str | None
+    pr_links: list[str]
+    agents_hash: str | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def budget_usd(self) -> Decimal | None:
+        """What it may spend, in dollars; None is no limit."""
+        return None if self.budget_nano_usd is None else money.from_nano(self.budget_nano_usd)
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """What it has spent, in dollars."""
+        return money.from_nano(self.cost_nano_usd)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When its minutes are over; None before it has begun, or without a limit."""
+        if self.started_at is None or self.max_minutes is None:
+            return None
+        return self.started_at + timedelta(minutes=self.max_minutes)
+
+
+class JobProgress(msgspec.Struct, frozen=True):
+    """How far a job is, by its steps.
+
+    Attributes:
+        total: how many steps it has.
+        done: how many of them are completed or skipped.
+        failed: how many have failed, which are not done.
+        running: the step that runs; of several, the one planned first.
+    """
+
+    total: int
+    done: int
+    failed: int
+    running: JobStep | None
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the steps that are done; None, unknown, while nothing is planned."""
+        return self.done / self.total if self.total else None
+
+
+class Jobs(TableRepository[Job]):
+    """The jobs of agents."""
+
+    table = "jobs"
+    row_type = Job
+
+    async def create(
+        self,
+        *,
+        task: str,
+        repo_owner: str,
+        repo_name: str,
+        branch_base: str = "main",
+        budget_usd: money.Amount | None = None,
+        max_requests: int | None = None,
+        max_minutes: int | None = None,
+        model_cto: str | None = None,
+        model_coder: str | None = None,
+        agents_hash: str | None = None,
+        id: str | None = None,
+    ) -> Job:
+        """Ask for something to be done: the job is pending. A limit that is None is no limit.
+
+        A caller that passes its own `id` may repeat a call whose answer it never saw.
+
+        Raises:
+            AlreadyExists: a job has this `id`.
+            InvalidValue: a value is refused; money is a Decimal, an int or a str, never a float.
+        """
+        return await self._created(
+            self._sql.create_job(
+                id=id or new_id(),
+                task=task,
+                repo_owner=repo_owner,
+                repo_name=repo_name,
+                branch_base=branch_base,
+                budget_nano_usd=self._nano(budget_usd),
+                max_requests=max_requests,
+                max_minutes=max_minutes,
+                model_cto=model_cto,
+                model_coder=model_coder,
+                agents_hash=agents_hash,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, job_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_job(id=job_id), job_id)
+
+    async def start(self, job_id: str) -> Job:
+        """Begin a pending job.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+        """
+        return await self._moved(
+            self._sql.start_job(id=job_id, now=self._now()), job_id, JobStatus.RUNNING
+        )
+
+    async def pause(self, job_id: str) -> Job:
+        """Interrupt a running job: nothing more is reserved for it.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not running.
+        """
+        return await self._moved(
+            self._sql.pause_job(id=job_id, now=self._now()), job_id, JobStatus.PAUSED
+        )
+
+    async def resume(self, job_id: str) -> Job:
+        """Go on with a paused job.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not paused.
+            JobCancelled: it was called off while it was paused.
+        """
+        try:
+            return await self._moved(
+                self._sql.resume_job(id=job_id, now=self._now()), job_id, JobStatus.RUNNING
+            )
+        except InvalidTransition as refused:
+            if refused.from_state == JobStatus.PAUSED and refused.row.cancelled:
+                raise JobCancelled(refused.row) from None
+            raise
+
+    async def complete(self, job_id: str) -> Job:
+        """End a job that has begun well.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is neither running nor paused.
+        """
+        return await self._moved(
+            self._sql.complete_job(id=job_id, now=self._now()), job_id, JobStatus.COMPLETED
+        )
+
+    async def fail(self, job_id: str, *, last_action: str | None = None) -> Job:
+        """End a job badly, whatever it was doing; `last_action` may say what went wrong.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.fail_job(id=job_id, last_action=last_action, now=self._now()),
+            job_id,
+            JobStatus.FAILED,
+        )
+
+    async def cancel(self, job_id: str) -> Job:
+        """Call a job off.
+
+        A pending one is cancelled at once. One that has begun only has `cancelled` set: its agent
+        learns of it from `JobCancelled` when it reserves or begins something, and from the job that
+        its other writes return, and ends it with `acknowledge_cancel`, `complete` or `fail`.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.cancel_job(id=job_id, now=self._now()), job_id, JobStatus.CANCELLED
+        )
+
+    async def acknowledge_cancel(self, job_id: str) -> Job:
+        """End a job that has begun and was called off: it is cancelled.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: nobody has called it off, or it has ended already.
+        """
+        return await self._moved(
+            self._sql.acknowledge_job_cancel(id=job_id, now=self._now()),
+            job_id,
+            JobStatus.CANCELLED,
+        )
+
+    async def set_limits(
+        self,
+        job_id: str,
+        *,
+        budget_usd: money.Amount | None,
+        max_requests: int | None,
+        max_minutes: int | None,
+    ) -> Job:
+        """Replace the limits of a job, which may have begun; None is no limit.
+
+        What it has used already stays, also above a new limit: nothing more is reserved then.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidValue: a limit is refused.
+        """
+        return await self._one(
+            self._sql.set_job_limits(
+                id=job_id,
+                budget_nano_usd=self._nano(budget_usd),
+                max_requests=max_requests,
+                max_minutes=max_minutes,
+                now=self._now(),
+            ),
+            job_id,
+        )
+
+    async def set_last_action(self, job_id: str, last_action: str | None) -> Job:
+        """Note what the agent did last and return the job, which tells if it was called off.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(
+            self._sql.set_job_last_action(id=job_id, last_action=last_action, now=self._now()),
+            job_id,
+        )
+
+    async def add_pr_link(self, job_id: str, url: str) -> Job:
+        """Append the link of a pull request, unless the job has it, and return the job.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidValue: `url` is not a text of 1 to 2048 characters.
+        """
+        if not isinstance(url, str) or not 1 <= len(url) <= MAX_LINK:
+            raise InvalidValue(
+                self.table,
+                "pr_links",
+                f"must be links of 1 to {MAX_LINK} characters",
+                value_type=type(url).__name__,
+            )
+        return await self._one(
+            self._sql.add_job_pr_link(id=job_id, link=url, now=self._now()), job_id
+        )
+
+    async def progress(self, job_id: str) -> JobProgress:
+        """Return how far a job is, by its steps.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        # That module imports this one.
+        from metastore.repositories.job_steps import JobStep
+
+        rows = await self._run(self._sql.get_job_progress(id=job_id))
+        if not rows:
+            raise NotFound(self.table, job_id)
+        [(total, done, failed, *step)] = rows
+        [running] = [None] if step[0] is None else decoder(JobStep)([tuple(step)])
+        return JobProgress(total, done, failed, running)
+
+    async def list_by_status(
+        self, status: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Job, str]:
+        """Return a page of the jobs in one status, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_jobs_by_status(
+                status=status,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_repo(
+        self, repo_owner: str, repo_name: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Job, str]:
+        """Return a page of one repository's jobs, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_jobs_by_repo(
+                repo_owner=repo_owner,
+                repo_name=repo_name,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Job, str]:
+        """Return a page of all jobs, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_recent_jobs(
+                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def delete(self, job_id: str) -> None:
+        """Delete a job with its steps, costs, reservations and memory.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        await self._one(self._sql.delete_job(id=job_id), job_id)
+
+    def _nano(self, budget_usd: money.Amount | None) -> int | None:
+        if budget_usd is None:
+            return None
+        return money.to_nano(budget_usd, table=self.table, column="budget_usd")
+
+    async def _moved(self, call: Call, job_id: str, to_status: JobStatus) -> Job:
+        return await self._advanced(call, self._sql.get_job(id=job_id), job_id, to_status)
+
+
+def _cursor(job: Job) -> str:
+    return str(TimeCursor(job.created_at, job.id))

@@ -1,0 +1,169 @@
+-- job_steps: what an agent does in a job, as far as it is planned.
+-- In a job that was called off nothing is planned or begun any more; what has begun may end.
+
+-- name: create_job_step(id, job_id, name, step_type, details, created_at)<!
+-- Plan a step. No row: there is no such job, or it was called off.
+INSERT INTO job_steps (id, job_id, name, step_type, details, created_at)
+SELECT
+    :id,
+    j.id,
+    :name,
+    :step_type,
+    :details,
+    :created_at
+FROM jobs AS j
+WHERE j.id = :job_id AND NOT j.cancelled
+RETURNING
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at;
+
+-- name: get_job_step(id)^
+-- No row: there is no such step.
+SELECT
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at
+FROM job_steps
+WHERE id = :id;
+
+-- name: get_job_of_step(job_id)^
+-- The job that refused a step. No row: there is none.
+SELECT
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at
+FROM jobs
+WHERE id = :job_id;
+
+-- name: start_job_step(id, now)<!
+-- Begin. No row: it is not planned, or its job was called off.
+UPDATE job_steps
+SET
+    status = 'running',
+    started_at = :now
+WHERE
+    id = :id
+    AND status = 'planned'
+    AND EXISTS (
+        SELECT 1
+        FROM jobs AS j
+        WHERE j.id = job_steps.job_id AND NOT j.cancelled
+    )
+RETURNING
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at;
+
+-- name: complete_job_step(id, details, now)<!
+-- End well; the details stay as they were unless there are others. No row: it is not running.
+UPDATE job_steps
+SET
+    status = 'completed',
+    details = coalesce(:details, details),
+    finished_at = :now
+WHERE id = :id AND status = 'running'
+RETURNING
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at;
+
+-- name: fail_job_step(id, details, now)<!
+-- End badly; the details stay as they were unless there are others. No row: it has ended already.
+UPDATE job_steps
+SET
+    status = 'failed',
+    details = coalesce(:details, details),
+    finished_at = :now
+WHERE id = :id AND (status = 'planned' OR status = 'running')
+RETURNING
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at;
+
+-- name: skip_job_step(id, details, now)<!
+-- Leave it out; the details stay as they were unless there are others. No row: it is not planned.
+UPDATE job_steps
+SET
+    status = 'skipped',
+    details = coalesce(:details, details),
+    finished_at = :now
+WHERE id = :id AND status = 'planned'
+RETURNING
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at;
+
+-- name: list_job_steps_by_job(job_id, after_id, limit)
+-- A page of a job's steps, in the order in which they were planned.
+SELECT
+    id,
+    job_id,
+    name,
+    step_type,
+    status,
+    details,
+    started_at,
+    finished_at,
+    created_at
+FROM job_steps
+WHERE job_id = :job_id AND id > :after_id
+ORDER BY id
+LIMIT :limit;

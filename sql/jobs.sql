@@ -1,0 +1,563 @@
+-- jobs: what agents are asked to do, and what it may cost.
+-- cancelled is a request: it ends a job that has not begun, and any other job only when its agent
+-- acknowledges it. The totals are kept by the statements of cost_entries.
+
+-- name: create_job(id, task, repo_owner, repo_name, branch_base, budget_nano_usd, max_requests, max_minutes, model_cto, model_coder, agents_hash, created_at)<!
+-- Ask for something to be done.
+INSERT INTO jobs (
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    agents_hash,
+    created_at,
+    updated_at
+)
+VALUES (
+    :id,
+    :task,
+    :repo_owner,
+    :repo_name,
+    :branch_base,
+    :budget_nano_usd,
+    :max_requests,
+    :max_minutes,
+    :model_cto,
+    :model_coder,
+    :agents_hash,
+    :created_at,
+    :created_at
+)
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: get_job(id)^
+-- No row: there is no such job.
+SELECT
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at
+FROM jobs
+WHERE id = :id;
+
+-- name: start_job(id, now)<!
+-- Begin. No row: it is not pending.
+UPDATE jobs
+SET
+    status = 'running',
+    started_at = :now,
+    updated_at = :now
+WHERE id = :id AND status = 'pending'
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: pause_job(id, now)<!
+-- Interrupt. No row: it is not running.
+UPDATE jobs
+SET
+    status = 'paused',
+    updated_at = :now
+WHERE id = :id AND status = 'running'
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: resume_job(id, now)<!
+-- Go on. No row: it is not paused, or was called off meanwhile.
+UPDATE jobs
+SET
+    status = 'running',
+    updated_at = :now
+WHERE id = :id AND status = 'paused' AND NOT cancelled
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: complete_job(id, now)<!
+-- End well. No row: it has not begun, or has ended already.
+UPDATE jobs
+SET
+    status = 'completed',
+    finished_at = :now,
+    updated_at = :now
+WHERE id = :id AND (status = 'running' OR status = 'paused')
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: fail_job(id, last_action, now)<!
+-- End badly; the last action stays as it was unless there is one to note. No row: it has ended already.
+UPDATE jobs
+SET
+    status = 'failed',
+    last_action = coalesce(:last_action, last_action),
+    finished_at = :now,
+    updated_at = :now
+WHERE id = :id AND (status = 'pending' OR status = 'running' OR status = 'paused')
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: cancel_job(id, now)<!
+-- Call it off: it ends at once if it has not begun, and else when its agent acknowledges it.
+-- No row: it has ended already.
+UPDATE jobs
+SET
+    status = CASE status WHEN 'pending' THEN 'cancelled' ELSE status END,
+    finished_at = CASE status WHEN 'pending' THEN :now ELSE finished_at END,
+    cancelled = TRUE,
+    updated_at = :now
+WHERE id = :id AND (status = 'pending' OR status = 'running' OR status = 'paused')
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: acknowledge_job_cancel(id, now)<!
+-- End a job that was called off. No row: nobody has called it off, or it has ended already.
+UPDATE jobs
+SET
+    status = 'cancelled',
+    finished_at = :now,
+    updated_at = :now
+WHERE id = :id AND (status = 'running' OR status = 'paused') AND cancelled
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: set_job_limits(id, budget_nano_usd, max_requests, max_minutes, now)<!
+-- Change what it may use. What it has used already stays. No row: there is no such job.
+UPDATE jobs
+SET
+    budget_nano_usd = :budget_nano_usd,
+    max_requests = :max_requests,
+    max_minutes = :max_minutes,
+    updated_at = :now
+WHERE id = :id
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: set_job_last_action(id, last_action, now)<!
+-- Note what the agent did. No row: there is no such job.
+UPDATE jobs
+SET
+    last_action = :last_action,
+    updated_at = :now
+WHERE id = :id
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: list_jobs_by_status(status, created_at, after_id, limit)
+-- A page of one status, the newest first.
+SELECT
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at
+FROM jobs
+WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_jobs_by_repo(repo_owner, repo_name, created_at, after_id, limit)
+-- A page of one repository, the newest first.
+SELECT
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at
+FROM jobs
+WHERE repo_owner = :repo_owner AND repo_name = :repo_name AND (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_recent_jobs(created_at, after_id, limit)
+-- A page of all, the newest first.
+SELECT
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at
+FROM jobs
+WHERE (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: get_job_progress(id)^
+-- How many steps there are, are done and have failed, and the one that runs: of several, the first planned.
+-- No row: there is no such job.
+SELECT
+    (
+        SELECT count(*)
+        FROM job_steps AS a
+        WHERE a.job_id = j.id
+    ) AS total,
+    (
+        SELECT count(*)
+        FROM job_steps AS d
+        WHERE d.job_id = j.id AND (d.status = 'completed' OR d.status = 'skipped')
+    ) AS done,
+    (
+        SELECT count(*)
+        FROM job_steps AS f
+        WHERE f.job_id = j.id AND f.status = 'failed'
+    ) AS failed,
+    s.id,
+    s.job_id,
+    s.name,
+    s.step_type,
+    s.status,
+    s.details,
+    s.started_at,
+    s.finished_at,
+    s.created_at
+FROM jobs AS j
+LEFT JOIN job_steps AS s
+    ON s.id = (
+        SELECT r.id
+        FROM job_steps AS r
+        WHERE r.job_id = j.id AND r.status = 'running'
+        ORDER BY r.id
+        LIMIT 1
+    )
+WHERE j.id = :id;
+
+-- name: delete_job(id)<!
+-- Forget a job with all that belongs to it. No row: there was none.
+DELETE FROM jobs
+WHERE id = :id
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;

@@ -1,0 +1,423 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import sqlite3
+import sys
+from collections import defaultdict
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from metastore import (
+    AlreadyExists,
+    CostEntry,
+    CostSummary,
+    InvalidReference,
+    InvalidValue,
+    Job,
+    MetadataStore,
+    NotFound,
+    PriceUnknown,
+    RecordedCost,
+    Totals,
+    migrations,
+    urls,
+)
+from metastore.codec import new_id
+from metastore.money import MAX_NANO, from_nano
+from metastore.repositories.cost_entries import GROUPS
+from metastore.statements import read_statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from tests.conftest import Clock
+
+CALL: dict[str, Any] = {
+    "provider": "acme", "model": "large", "tokens_in": 100, "tokens_out": 20, "cost_usd": "0.0125",
+}  # fmt: skip
+
+
+async def a_running_job(store: MetadataStore, **limits: Any) -> Job:
+    job = await store.jobs.create(task="fix it", repo_owner="acme", repo_name="shop", **limits)
+    return await store.jobs.start(job.id)
+
+
+@pytest.fixture
+async def job(store: MetadataStore) -> Job:
+    return await a_running_job(store)
+
+
+async def record(
+    store: MetadataStore, job: Job, request_id: str = "1", **values: Any
+) -> RecordedCost:
+    return await store.cost_entries.record(job.id, request_id=request_id, **{**CALL, **values})
+
+
+async def test_record__stores_the_call_and_charges_the_job(
+    store: MetadataStore, job: Job, clock: Clock
+) -> None:
+    recorded = await record(store, job, tokens_cached=7)
+    assert recorded.charged
+    entry = recorded.entry
+    assert await store.cost_entries.get(entry.id) == entry
+    assert await store.cost_entries.find_by_request(job.id, "1") == entry
+    assert await store.cost_entries.find_by_request(job.id, "2") is None
+    assert (entry.job_id, entry.request_id) == (job.id, "1")
+    assert (entry.provider, entry.model) == ("acme", "large")
+    assert (entry.tokens_in, entry.tokens_out, entry.tokens_cached) == (100, 20, 7)
+    assert (entry.cost_nano_usd, entry.cost_usd) == (12_500_000, Decimal("0.0125"))
+    assert entry.priced_by is None
+    assert entry.created_at == clock.now
+    await record(store, job, "2", cost_usd=2, tokens_in=1)
+    charged = await store.jobs.get(job.id)
+    assert charged.cost_usd == Decimal("2.0125")
+    assert (charged.tokens_in, charged.tokens_out, charged.tokens_cached) == (101, 40, 7)
+    assert charged.requests_made == 2
+    assert charged.updated_at == clock.now
+    assert recorded.job.cost_usd == entry.cost_usd
+
+
+async def test_record__replaces_the_reservation_of_its_request(store: MetadataStore) -> None:
+    job = await a_running_job(store, budget_usd=1)
+    for request_id in ("1", "2"):
+        await store.budget_reservations.reserve(
+            job.id, request_id=request_id, amount_usd="0.5", ttl=timedelta(minutes=1)
+        )
+    await record(store, job, "1", cost_usd="0.4")
+    [left] = (await store.budget_reservations.list_by_job(job.id)).items
+    assert left.request_id == "2"
+    budget = await store.budget_reservations.budget(job.id)
+    assert (budget.spent, budget.reserved) == (Decimal("0.4"), Decimal("0.5"))
+
+
+async def test_record__the_same_request_is_charged_once(store: MetadataStore, job: Job) -> None:
+    first = await record(store, job)
+    again = await record(store, job, cost_usd=5, tokens_in=9, model="other")
+    assert (again.charged, again.entry, again.job) == (False, first.entry, first.job)
+    other = await a_running_job(store)
+    assert (await record(store, other)).charged
+
+
+async def test_record__at_once_is_charged_once(store: MetadataStore, job: Job) -> None:
+    results = await asyncio.gather(*(record(store, job) for _ in range(20)))
+    assert sum(result.charged for result in results) == 1
+    assert {result.entry for result in results} == {results[0].entry}
+    assert (await store.jobs.get(job.id)).requests_made == 1
+
+
+async def test_record__whatever_the_limits_and_the_state_are(store: MetadataStore) -> None:
+    job = await a_running_job(store, budget_usd="0.01", max_requests=0, max_minutes=0)
+    recorded = await record(store, job)
+    assert recorded.job.cost_usd == Decimal("0.0125")
+    assert not recorded.job.cancelled
+    await store.jobs.cancel(job.id)
+    recorded = await record(store, job, "2")
+    assert (recorded.charged, recorded.job.cancelled) == (True, True)
+    assert (await record(store, job, "2")).job.cancelled
+    await store.jobs.acknowledge_cancel(job.id)
+    assert (await record(store, job, "3")).job.status == "cancelled"
+
+
+async def test_record__in_a_transaction_with_the_rest(store: MetadataStore, job: Job) -> None:
+    async def fail() -> None:
+        async with store.transaction() as tx:
+            await tx.cost_entries.record(job.id, request_id="1", **CALL)
+            again = await tx.cost_entries.record(job.id, request_id="1", **CALL)
+            assert not again.charged
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
+    assert (await store.jobs.get(job.id)) == job
+    assert (await store.cost_entries.list_by_job(job.id)).items == []
+
+
+async def test_record__refusals(store: MetadataStore, job: Job) -> None:
+    with pytest.raises(InvalidReference) as reference:
+        await store.cost_entries.record(new_id(), request_id="1", **CALL)
+    assert (reference.value.column, reference.value.references) == ("job_id", "jobs")
+    for column, value in (
+        ("request_id", ""),
+        ("provider", ""),
+        ("model", "x" * 256),
+        ("tokens_in", -1),
+        ("tokens_in", 1_000_000_001),
+        ("tokens_out", 1.5),
+        ("tokens_cached", True),
+        ("cost_usd", 0.25),
+        ("cost_usd", "-1"),
+        ("cost_usd", "0.0000000001"),
+    ):
+        with pytest.raises(InvalidValue) as refused:
+            await store.cost_entries.record(job.id, **{"request_id": "1", **CALL, column: value})
+        assert (refused.value.table, refused.value.column) == ("cost_entries", column)
+    entry = (await record(store, job)).entry
+    with pytest.raises(AlreadyExists) as exists:
+        await record(store, job, "2", id=entry.id)
+    assert exists.value.columns == ("id",)
+    assert (await store.jobs.get(job.id)).requests_made == 1
+
+
+async def test_record__totals_that_a_job_cannot_hold(store: MetadataStore, job: Job) -> None:
+    await record(store, job, "1", cost_usd=from_nano(MAX_NANO))
+    with pytest.raises(InvalidValue):
+        await record(store, job, "2", cost_usd=from_nano(1))
+    assert (await store.jobs.get(job.id)).cost_nano_usd == MAX_NANO
+    assert await store.cost_entries.find_by_request(job.id, "2") is None
+    other = await a_running_job(store)
+    await record(store, other, "2", cost_usd=from_nano(MAX_NANO))
+    # A sum over jobs may be larger than an integer of the database.
+    [total] = await store.cost_entries.summary(by=())
+    assert total.totals.cost_nano_usd == 2 * MAX_NANO
+    assert await store.cost_entries.discrepancies() == []
+
+
+async def test_list_by_job__walks_every_page(store: MetadataStore, job: Job) -> None:
+    made = [(await record(store, job, f"{9 - n}")).entry for n in range(5)]
+    await record(store, await a_running_job(store))
+    walked: list[CostEntry] = []
+    after = None
+    while True:
+        page = await store.cost_entries.list_by_job(job.id, after=after, limit=2)
+        walked += page.items
+        after = page.next
+        if after is None:
+            break
+    assert walked == made
+    with pytest.raises(NotFound):
+        await store.cost_entries.get(new_id())
+
+
+class TestPrices:
+    """The extra `prices`, whose price list comes with it."""
+
+    async def test_prices_the_call_and_remembers_it(self, store: MetadataStore, job: Job) -> None:
+        genai_prices = pytest.importorskip("genai_prices")
+        call = {"provider": "openai", "model": "gpt-4o", "cost_usd": None}
+        plain = (await record(store, job, "1", tokens_in=1000, tokens_out=100, **call)).entry
+        assert plain.priced_by == f"genai-prices {genai_prices.__version__}"
+        expected = genai_prices.calc_price(
+            genai_prices.Usage(input_tokens=1000, output_tokens=100),
+            "gpt-4o",
+            provider_id="openai",
+            genai_request_timestamp=plain.created_at,
+        )
+        assert plain.cost_usd == expected.total_price > 0
+        cached = await record(
+            store, job, "2", tokens_in=600, tokens_cached=400, tokens_out=100, **call
+        )
+        assert 0 < cached.entry.cost_usd < plain.cost_usd
+        assert cached.job.cost_usd == cached.entry.cost_usd + plain.cost_usd
+        nothing = await record(store, job, "3", tokens_in=0, tokens_out=0, **call)
+        assert nothing.entry.cost_usd == 0
+
+    @pytest.mark.parametrize(
+        ("provider", "model"),
+        [("openai", "gpt-of-nobody"), ("nobody", "gpt-4o"), ("x-ai", "grok-voice-latest")],
+    )
+    async def test_an_unknown_model_is_an_error(
+        self, store: MetadataStore, job: Job, provider: str, model: str
+    ) -> None:
+        pytest.importorskip("genai_prices")
+        with pytest.raises(PriceUnknown) as unknown:
+            await record(store, job, provider=provider, model=model, cost_usd=None)
+        assert (unknown.value.provider, unknown.value.model) == (provider, model)
+        assert (await store.jobs.get(job.id)).requests_made == 0
+        assert (await record(store, job, provider=provider, model=model, cost_usd=0)).charged
+
+    async def test_without_the_extra(
+        self, store: MetadataStore, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "genai_prices", None)
+        with pytest.raises(PriceUnknown, match=r"metastore\[prices\]"):
+            await record(store, job, provider="openai", model="gpt-4o", cost_usd=None)
+
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [("tokens_in", -1), ("tokens_cached", "1"), ("tokens_out", True), ("provider", None)],
+    )
+    async def test_refuses_what_has_no_price(
+        self, store: MetadataStore, job: Job, column: str, value: object
+    ) -> None:
+        with pytest.raises(InvalidValue) as refused:
+            await record(store, job, "1", **{"cost_usd": None, column: value})
+        assert refused.value.column == column
+
+
+def expected_summary(
+    entries: Iterable[tuple[CostEntry, Fraction]], by: tuple[str, ...]
+) -> dict[tuple[Any, ...], tuple[int, int, int, int, Fraction]]:
+    sums: dict[tuple[Any, ...], Any] = defaultdict(lambda: (0, 0, 0, 0, Fraction(0)))
+    for entry, cost in entries:
+        found = {
+            "provider": entry.provider,
+            "model": entry.model,
+            "job": entry.job_id,
+            "day": entry.created_at.date(),
+        }
+        key = tuple(found[name] if name in by else None for name in GROUPS)
+        more = (1, entry.tokens_in, entry.tokens_out, entry.tokens_cached, cost)
+        sums[key] = tuple(a + b for a, b in zip(sums[key], more, strict=True))
+    return sums
+
+
+def as_dict(summary: list[CostSummary]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    found = {
+        (group.provider, group.model, group.job_id, group.day): (
+            group.totals.requests,
+            group.totals.tokens_in,
+            group.totals.tokens_out,
+            group.totals.tokens_cached,
+            Fraction(group.cost_usd),
+        )
+        for group in summary
+    }
+    assert len(found) == len(summary)
+    return found
+
+
+EVERY_BY = [by for size in range(5) for by in itertools.combinations(GROUPS, size)]
+
+
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(5_000, id="short"),
+        pytest.param(100_000, id="torture", marks=pytest.mark.torture),
+    ],
+)
+async def test_summary__equals_the_sum_of_fractions(
+    store: MetadataStore, clock: Clock, count: int, record_property: Callable[[str, object], None]
+) -> None:
+    dice = random.Random(5)
+    jobs = [await a_running_job(store) for _ in range(7)]
+    entries: list[tuple[CostEntry, Fraction]] = []
+    for block in range(0, count, 500):
+        clock.now += timedelta(days=400 * 500 / count, seconds=dice.randrange(86_400))
+        prices = [f"{dice.randrange(3)}.{dice.randrange(10**8):08}" for _ in range(500)]
+        recorded = await asyncio.gather(
+            *(
+                record(
+                    store,
+                    dice.choice(jobs),
+                    f"{block + n}",
+                    provider=dice.choice("ab"),
+                    model=dice.choice("xyz"),
+                    tokens_in=dice.randrange(10_000),
+                    tokens_out=dice.randrange(1_000),
+                    tokens_cached=dice.randrange(100),
+                    cost_usd=price,
+                )
+                for n, price in enumerate(prices)
+            )
+        )
+        entries += [
+            (result.entry, Fraction(price)) for result, price in zip(recorded, prices, strict=True)
+        ]
+    assert len(entries) == count
+    since, until = (entries[index][0].created_at for index in (count // 5, count // 2))
+    within = [pair for pair in entries if since <= pair[0].created_at < until]
+    assert 0 < len(within) < count / 2
+    for by in EVERY_BY:
+        assert as_dict(await store.cost_entries.summary(by=by)) == expected_summary(entries, by)
+        partly = await store.cost_entries.summary(by=by, since=since, until=until)
+        assert as_dict(partly) == expected_summary(within, by)
+    total = sum((cost for _, cost in entries), Fraction(0))
+    record_property("figures", f"{count} entries in {len(EVERY_BY)} groupings: {float(total)}")
+    kept = [(await store.jobs.get(job.id)).cost_usd for job in jobs]
+    assert sum(map(Fraction, kept), Fraction(0)) == total
+    assert await store.cost_entries.discrepancies() == []
+
+
+async def test_summary__cuts_at_the_millisecond(
+    store: MetadataStore, job: Job, clock: Clock
+) -> None:
+    clock.now = datetime(2026, 3, 31, 23, 59, 59, 997_000, tzinfo=UTC)
+    made = [(await record(store, job, f"{n}")).entry for n in range(4)]
+    assert [entry.created_at.day for entry in made] == [31, 31, 1, 1]
+
+    async def requests(**times: datetime | None) -> list[int]:
+        return [s.totals.requests for s in await store.cost_entries.summary(by="day", **times)]
+
+    assert await requests() == [2, 2]
+    assert await requests(since=made[1].created_at) == [1, 2]
+    assert await requests(until=made[3].created_at) == [2, 1]
+    assert await requests(since=made[1].created_at, until=made[2].created_at) == [1]
+    assert await requests(since=made[2].created_at, until=made[2].created_at) == []
+    days = [group.day for group in await store.cost_entries.summary(by=("day", "model"))]
+    assert days == [date(2026, 3, 31), date(2026, 4, 1)]
+
+
+async def test_summary__groups_in_order_and_leaves_the_rest_out(
+    store: MetadataStore, job: Job
+) -> None:
+    for n, (provider, model) in enumerate([("b", "x"), ("a", "z"), ("a", "y"), ("a", "z")]):
+        await record(store, job, f"{n}", provider=provider, model=model, cost_usd=n)
+    groups = await store.cost_entries.summary(by=["model", "provider"])
+    assert [(it.provider, it.model, int(it.cost_usd)) for it in groups] == [
+        ("a", "y", 2), ("a", "z", 4), ("b", "x", 0)
+    ]  # fmt: skip
+    assert {(it.job_id, it.day) for it in groups} == {(None, None)}
+    assert await store.cost_entries.summary() == groups
+    [per_job] = await store.cost_entries.summary(by="job")
+    assert (per_job.job_id, per_job.provider) == (job.id, None)
+    refused: Any
+    for refused in ("month", ("model", "jobs"), (7,)):
+        with pytest.raises(InvalidValue):
+            await store.cost_entries.summary(by=refused)
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001 - that is what is refused
+    with pytest.raises(InvalidValue):
+        await store.cost_entries.summary(since=naive)
+
+
+async def test_summary__of_nothing(store: MetadataStore) -> None:
+    for by in EVERY_BY:
+        assert await store.cost_entries.summary(by=by) == []
+
+
+@pytest.mark.parametrize("name", ["sum_costs", "sum_costs_by_job"])
+async def test_summary__comes_from_an_index(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "metadata.db"
+    migrations.upgrade(urls.resolve(f"sqlite:///{path}"))
+    statement = read_statements("cost_entries")[name]
+    connection = sqlite3.connect(path)
+    plan = [
+        row[3]
+        for row in connection.execute(
+            f"EXPLAIN QUERY PLAN {statement.sql}", dict.fromkeys(statement.parameters or ())
+        )
+    ]
+    connection.close()
+    assert len(plan) == 1, plan
+    assert plan[0].startswith("SEARCH cost_entries USING COVERING INDEX ix_cost_entries_day")
+
+
+async def test_discrepancies__name_what_was_changed_by_hand(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/metadata.db"
+    async with MetadataStore.open(url, migrate=True) as store:
+        good, wrong, unpaid = [await a_running_job(store) for _ in range(3)]
+        for job in (good, wrong):
+            await record(store, job, "1", cost_usd="0.3", tokens_cached=5)
+            await record(store, job, "2", cost_usd="1.7")
+        assert await store.cost_entries.discrepancies() == []
+    connection = sqlite3.connect(tmp_path / "metadata.db")
+    connection.execute("UPDATE jobs SET cost_nano_usd = 1 WHERE id = ?", (wrong.id,))
+    connection.execute("UPDATE jobs SET requests_made = 1 WHERE id = ?", (unpaid.id,))
+    connection.commit()
+    connection.close()
+    async with MetadataStore.open(url) as store:
+        first, second = await store.cost_entries.discrepancies()
+        assert (first.job_id, second.job_id) == (wrong.id, unpaid.id)
+        assert first.kept == Totals(2, 200, 40, 5, 1)
+        assert first.summed == Totals(2, 200, 40, 5, 2_000_000_000)
+        assert first.summed.cost_usd == 2
+        assert second.kept == Totals(1, 0, 0, 0, 0)
+        assert second.summed == Totals(0, 0, 0, 0, 0)
+        assert await store.cost_entries.discrepancies(limit=1) == [first]
