@@ -56,10 +56,18 @@ async def test_example__does_every_step_within_its_budget(
     assert (progress.done, progress.fraction) == (PAGES, 1.0)
     lines = await example.report(store, job)
     assert "completed, 12 of 12 steps (100%)" in lines[0]
-    assert [line.split()[:3] for line in lines[-2:]] == [
+    assert [line.split()[:3] for line in lines if line.startswith("acme")] == [
         ["acme", "acme-large", "1"],
         ["acme", "acme-small", "12"],
     ]
+    assert f"{PAGES} notes and {PAGES} files are remembered" in lines
+    page = (await store.job_steps.list_by_job(job.id)).items[0].name
+    text = (folder / page).read_text(encoding="utf-8")
+    [closest, *_] = await example.pages_about(store, job, text)
+    assert closest == f"1.00  {page}"
+    stored = await store.memory_files.read(job.id, path=f"summaries/{page}")
+    note = await store.memory_items.get(job.id, kind="summary", key=page)
+    assert note.content == {"summary": stored.bytes.decode()}
 
 
 async def test_example__leaves_out_what_there_is_no_money_for(

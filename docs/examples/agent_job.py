@@ -4,7 +4,8 @@
 
 summarises each page of the documentation, one step of the job for each: four agents take the steps
 as they come, reserve what a call can cost at most, call a model, and record what it did cost. It
-ends with the progress of the job, its budget and a table of the costs. With too small a budget
+ends with the progress of the job, its budget, a table of the costs, and what it remembers: a
+note, a file and a vector for each page. With too small a budget
 there is money for some of the pages only: the agents leave the others out and overspend nothing.
 
 Only what `import metastore` offers is used. The model is made up, so that the example runs offline;
@@ -15,7 +16,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
+import re
 import sys
+import zlib
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -41,6 +45,10 @@ CALL_TIME = timedelta(minutes=2)
 """How long a call can take at most: until then its reservation counts."""
 
 MOST_TOKENS_OUT = 300
+
+DIMENSIONS = 256
+
+QUESTION = "how do I hold a worktree while others wait for it, and what is a fencing number?"
 
 
 class Price(NamedTuple):
@@ -185,8 +193,45 @@ async def work(store: MetadataStore, job: Job, folder: Path) -> None:
             await store.job_steps.fail(step.id, details="the job was called off")
             return
         else:
+            await remember(store, job, step.name, page, summary)
             await store.job_steps.complete(step.id, details=summary)
             await store.jobs.set_last_action(job.id, f"summarised {step.name}")
+
+
+# What the job remembers.
+
+
+async def remember(store: MetadataStore, job: Job, name: str, page: str, summary: str) -> None:
+    """Keep the summary as a note and as a file, and the page where it is found by meaning."""
+    await store.memory_items.put(
+        job.id, kind="summary", key=name, content={"summary": summary}, tags=["documentation"]
+    )
+    await store.memory_files.write(job.id, path=f"summaries/{name}", data=summary.encode())
+    await store.embedding_index.upsert(
+        scope=f"job-{job.id}", ref_id=name, text=summary, vector=embed(page)
+    )
+
+
+def embed(text: str) -> list[float]:
+    """Return a vector for a text. A real embedding model goes here.
+
+    This one counts the text's groups of four letters by their hash: texts with many words in
+    common get vectors that point the same way.
+    """
+    vector = [0.0] * DIMENSIONS
+    plain = " ".join(re.findall(r"[a-z]+", text.lower()))
+    for start in range(max(len(plain) - 3, 1)):
+        vector[zlib.crc32(plain[start : start + 4].encode()) % DIMENSIONS] += 1.0
+    length = math.sqrt(sum(value * value for value in vector))
+    return [value / length for value in vector]
+
+
+async def pages_about(store: MetadataStore, job: Job, question: str) -> list[str]:
+    """Return the pages that are closest to a question, the closest first."""
+    found = await store.embedding_index.search(
+        scope=f"job-{job.id}", vector=embed(question), limit=3
+    )
+    return [f"{match.score:.2f}  {match.ref_id}" for match in found]
 
 
 async def take_step(store: MetadataStore, job: Job) -> JobStep | None:
@@ -234,6 +279,11 @@ async def report(store: MetadataStore, job: Job) -> list[str]:
             f"{group.provider:10}{group.model:12}{totals.requests:>6}{totals.tokens_in:>9}"
             f"{totals.tokens_cached:>9}{totals.tokens_out:>9}{group.cost_usd:>14f}"
         )
+    notes = (await store.memory_items.search(job.id, tags=["documentation"], limit=1000)).items
+    files = (await store.memory_files.list_by_job(job.id, limit=1000)).items
+    lines += ["", f"{len(notes)} notes and {len(files)} files are remembered"]
+    if notes:
+        lines += [f"closest to {QUESTION!r}:", *await pages_about(store, job, QUESTION)]
     return lines
 
 
