@@ -16,6 +16,9 @@ from metastore.repositories.projects import Projects
 from metastore.repositories.repositories import Repositories
 from metastore.repositories.sessions import Sessions
 from metastore.repositories.steps import Steps
+from metastore.repositories.tasks import Tasks
+from metastore.repositories.workflow_tasks import WorkflowTasks
+from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
@@ -89,3 +92,18 @@ class RepositorySet:
     def debugger_state(self) -> DebuggerStates:
         """The debugger checkpoints of sessions."""
         return DebuggerStates(self._scope)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """The tasks that workers claim."""
+        return Tasks(self._scope)
+
+    @cached_property
+    def workflows(self) -> Workflows:
+        """The workflows that tasks belong to."""
+        return Workflows(self._scope)
+
+    @cached_property
+    def workflow_tasks(self) -> WorkflowTasks:
+        """The order of workflows' tasks."""
+        return WorkflowTasks(self._scope)

@@ -1,0 +1,3 @@
+-- 0015-create-workflows, undone: all workflows are lost.
+
+DROP TABLE IF EXISTS workflows;
