@@ -390,16 +390,23 @@ SET
 WHERE lease_expires_at > :after AND lease_token = :lease_token;
 
 -- name: task_is_claimed(id, version, lease_owner, lease_token, now, horizon)^
--- The guard of a transaction. No row: the claim is lost.
+-- The guard of a transaction, in which the holder may have ended the task itself: then it has the
+-- claim's number still, which whatever else ends a claim raises. No row: the claim is lost.
 SELECT id
 FROM tasks
 WHERE
     id = :id
     AND version = :version
-    AND lease_owner = :lease_owner
-    AND lease_token = :lease_token
-    AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon;
+    AND (
+        (
+            lease_owner = :lease_owner
+            AND lease_token = :lease_token
+            AND lease_expires_at > :now
+            AND lease_expires_at <= :horizon
+        )
+        OR status = 'completed'
+        OR status = 'failed'
+    );
 
 -- name: count_live_task_claims(now, horizon)$
 -- How many tasks are claimed.

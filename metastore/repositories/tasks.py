@@ -404,7 +404,10 @@ class Tasks(TableRepository[Task]):
                 raise
 
     def guard(self, lease: TaskLease) -> Guard:
-        """Return the condition that `lease` is still held, for a transaction."""
+        """Return the condition that `lease` is held, or was until its holder ended the task.
+
+        A transaction may so end the task together with what came of it.
+        """
 
         def check() -> Call:
             now = self._now()
