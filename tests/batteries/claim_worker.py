@@ -67,16 +67,16 @@ class Worker:
 
     async def work(self, lease: TaskLease) -> None:
         draw = self.random.random()
-        if draw < 0.003:
+        if draw < 0.012:
             self.note("stopping", lease)
             os.kill(os.getpid(), signal.SIGSTOP)
             # The signal is delivered to some thread, soon.
             await asyncio.sleep(TTL.total_seconds() * 1.2)
             await self.act_late(lease)
-        elif draw < 0.008:
+        elif draw < 0.03:
             await asyncio.sleep(TTL.total_seconds() * 1.2)
             await self.act_late(lease)
-        elif draw < 0.05:
+        elif draw < 0.06:
             self.note("releasing", lease)
             await self.store.tasks.release(lease)
         else:
