@@ -57,6 +57,9 @@ from metastore.repositories.projects import Project
 from metastore.repositories.repositories import Repository
 from metastore.repositories.sessions import Session, SessionMode, SessionStatus, SessionType
 from metastore.repositories.steps import Step, StepStatus
+from metastore.repositories.tasks import Task, TaskLease, TaskStatus
+from metastore.repositories.workflow_tasks import WorkflowTask
+from metastore.repositories.workflows import Workflow, WorkflowProgress, WorkflowStatus
 from metastore.repositories.worktrees import Lease, Worktree, WorktreeState
 from metastore.store import MetadataStore, Transaction
 
@@ -131,11 +134,18 @@ __all__ = [
     "StoreCorrupt",
     "StoreFull",
     "StoreReadOnly",
+    "Task",
+    "TaskLease",
+    "TaskStatus",
     "TokenRejected",
     "Totals",
     "Transaction",
     "TransactionActive",
     "VersionConflict",
+    "Workflow",
+    "WorkflowProgress",
+    "WorkflowStatus",
+    "WorkflowTask",
     "Worktree",
     "WorktreeState",
 ]

@@ -174,15 +174,27 @@ class VersionConflict(MetastoreError):
 class LeaseUnavailable(MetastoreError):
     """The worktree is held by another, moved since it was read, or none became free in time.
 
+    Or there was no task to claim, and came none in time.
+
     Attributes:
+        resource: the table of what was asked for, `worktrees` or `tasks`.
         worktree: the row as it is now; None where any worktree of a repository would have done.
-        repository_id: the repository whose worktrees were asked for.
+        repository_id: the repository whose worktrees were asked for; None for tasks.
     """
 
-    def __init__(self, repository_id: str, worktree: Any | None = None) -> None:
+    def __init__(
+        self,
+        repository_id: str | None = None,
+        worktree: Any | None = None,
+        *,
+        resource: str = "worktrees",
+    ) -> None:
+        self.resource = str(resource)
         self.repository_id = repository_id
         self.worktree = worktree
-        if worktree is None:
+        if self.resource == "tasks":
+            super().__init__("there is no task to claim")
+        elif worktree is None:
             super().__init__(f"no worktree of repository {repository_id} is free")
         elif worktree.lease_owner is None:
             super().__init__(f"worktree {worktree.id} moved to version {worktree.version}")

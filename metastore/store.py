@@ -20,6 +20,7 @@ from metastore.leases import background_work
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
 from metastore.repositories.project_locks import ProjectLock
+from metastore.repositories.tasks import TaskLease
 from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ class MetadataStore(RepositorySet):
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, lease: Lease | ProjectLock | None = None
+        self, lease: Lease | ProjectLock | TaskLease | None = None
     ) -> AsyncIterator[Transaction]:
         """Open a transaction: committed at the end of the body, undone when the body raises.
 
-        With a `lease` (of a worktree, or a project's lock) it commits only while that is still
-        held. It has the writer to itself, so keep the body short; inside, use its repositories,
-        not the store's.
+        With a `lease` (of a worktree or a task, or a project's lock) it commits only while that
+        is still held. It has the writer to itself, so keep the body short; inside, use its
+        repositories, not the store's.
 
         Raises:
             LeaseLost: the lease is gone; nothing was stored.
@@ -113,7 +114,7 @@ class MetadataStore(RepositorySet):
             now = self._clock()
             yield Transaction(Scope(executor, lambda: now, None))
 
-    def _guard(self, lease: Lease | ProjectLock | None) -> Guard | None:
+    def _guard(self, lease: Lease | ProjectLock | TaskLease | None) -> Guard | None:
         match lease:
             case None:
                 return None
@@ -121,6 +122,8 @@ class MetadataStore(RepositorySet):
                 return self.worktrees.guard(lease)
             case ProjectLock():
                 return self.project_locks.guard(lease)
+            case TaskLease():
+                return self.tasks.guard(lease)
 
     async def health(self, *, integrity: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.

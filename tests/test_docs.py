@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-RUNNABLE_PAGES = ["README.md", "docs/leases.md", "docs/budgets.md", "docs/memory.md"]
+RUNNABLE_PAGES = [
+    "README.md",
+    "docs/leases.md",
+    "docs/budgets.md",
+    "docs/memory.md",
+    "docs/orchestration.md",
+]
 """Pages whose Python blocks are run, in their order and in one namespace."""
 
 

@@ -44,6 +44,7 @@ WITHOUT_REPOSITORY = {
     "memory_file_uploads": "memory_files keeps the files that are being written in it",
     "fencing_floors": "triggers keep it and statements of the leased tables read it",
     "sqlite_sequence": "SQLite's own, behind AUTOINCREMENT",
+    "task_turns": "triggers on tasks keep it and claims read it",
 }
 """Tables that no repository operates on, and why."""
 
@@ -84,6 +85,9 @@ NOT_COLUMNS = {
     "sequence": "memory_file_chunks.sequence, in a statement of memory_files",
     "project_id": "projects.id, in a statement of sessions",
     "path": "projects.path, in a statement of sessions",
+    "line_id": "lease_waiters.resource_id, in a statement of tasks",
+    "task_types": "the types that a claim looks at, an array",
+    "workflow_id": "workflow_tasks.workflow_id, in a statement of tasks",
 }
 """Parameters that are no column of their statement's table, and what they are instead.
 
@@ -105,6 +109,10 @@ MAY_SCAN_OR_SORT = {
     ),
     "sessions.list_active_sessions": "SQLite finds the sessions at work by status, which are few, "
     "and sorts them, rather than walk ix_sessions_active",
+    "tasks.claim_task_in_turn": "takes the first row of ix_task_turns_next, whatever it is",
+    "tasks.claim_task_of_types": "walks the types that were asked for, and sorts a task of each",
+    "tasks.claim_task_of_types_in_turn": "the same",
+    "tasks.task_of_types_is_available": "the same, and sorts nothing",
 }
 """Statements whose plan may hold a SCAN or a temporary B-tree, and why."""
 

@@ -26,6 +26,9 @@ from metastore.repositories.projects import Projects
 from metastore.repositories.repositories import Repositories
 from metastore.repositories.sessions import Sessions
 from metastore.repositories.steps import Steps
+from metastore.repositories.tasks import Tasks
+from metastore.repositories.workflow_tasks import WorkflowTasks
+from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
@@ -149,3 +152,18 @@ class RepositorySet:
     def budget_reservations(self) -> BudgetReservations:
         """What is promised to model calls in flight."""
         return BudgetReservations(self._scope)
+
+    @cached_property
+    def tasks(self) -> Tasks:
+        """The tasks that workers claim."""
+        return Tasks(self._scope)
+
+    @cached_property
+    def workflows(self) -> Workflows:
+        """The workflows that tasks belong to."""
+        return Workflows(self._scope)
+
+    @cached_property
+    def workflow_tasks(self) -> WorkflowTasks:
+        """The order of workflows' tasks."""
+        return WorkflowTasks(self._scope)

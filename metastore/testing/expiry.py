@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from metastore.repositories.tasks import TaskLease
 from metastore.repositories.worktrees import Lease
 from metastore.testing.clock import TICK, Clock
 
@@ -19,8 +20,8 @@ LONGEST_WAIT = timedelta(seconds=1)
 """How long a clock may take for a millisecond before it is taken to stand still."""
 
 
-async def expire(store: MetadataStore, held: Lease | ProjectLock) -> None:
-    """Let a lease or a project's lock run out, as if its holder had died a while ago.
+async def expire(store: MetadataStore, held: Lease | ProjectLock | TaskLease) -> None:
+    """Let a lease, a project's lock or a task's claim run out, as if its holder had died.
 
     It is renewed for a millisecond, and then that millisecond passes: a `Clock` is moved, any
     other clock waited for. No other lease is touched.
@@ -31,6 +32,8 @@ async def expire(store: MetadataStore, held: Lease | ProjectLock) -> None:
     """
     if isinstance(held, Lease):
         ends_at = (await store.worktrees.renew(held, ttl=TICK)).expires_at
+    elif isinstance(held, TaskLease):
+        ends_at = (await store.tasks.renew(held, ttl=TICK)).expires_at
     else:
         ends_at = (await store.project_locks.renew(held, ttl=TICK)).expires_at
     clock = store._clock  # noqa: SLF001 - the store's users have no need to see it

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from metastore.repositories.repositories import Repository
     from metastore.repositories.sessions import Session
     from metastore.repositories.steps import Step
+    from metastore.repositories.tasks import Task, TaskLease
+    from metastore.repositories.workflow_tasks import WorkflowTask
+    from metastore.repositories.workflows import Workflow
     from metastore.repositories.worktrees import Lease, Worktree
 
 __all__ = ["Factories"]
@@ -144,6 +147,32 @@ class Factories:
         return await self._store.auth_tokens.issue(
             **_filled(values, user_name=_name("user"), name="test", scopes=scopes)
         )
+
+    async def task(self, **values: Any) -> Task:
+        """Put a task in, see `tasks.create`."""
+        return await self._store.tasks.create(
+            **_filled(values, title=_name("task"), task_type="test")
+        )
+
+    async def claim(self, **values: Any) -> TaskLease:
+        """Claim a task of a type of its own that is put in for it, see `tasks.claim`."""
+        if "task_types" not in values:
+            values["task_types"] = [(await self.task(task_type=_name("type"))).task_type]
+        return await self._store.tasks.claim(**_filled(values, owner=_name("worker"), ttl=TTL))
+
+    async def workflow(self, **values: Any) -> Workflow:
+        """Begin a workflow, see `workflows.create`."""
+        return await self._store.workflows.create(
+            **_filled(values, name=_name("workflow"), definition={})
+        )
+
+    async def workflow_task(self, **values: Any) -> WorkflowTask:
+        """Add a task to a workflow, see `workflow_tasks.add`."""
+        if "workflow_id" not in values:
+            values["workflow_id"] = (await self.workflow()).id
+        if "task_id" not in values:
+            values["task_id"] = (await self.task()).id
+        return await self._store.workflow_tasks.add(**values)
 
     async def _in_session(self, values: dict[str, Any]) -> dict[str, Any]:
         if "session_id" in values:

@@ -48,6 +48,20 @@ async def test_expire__ends_a_lease_and_no_other(clock: Callable[[], datetime]) 
 @pytest.mark.parametrize(
     "clock", [Clock(), stopped(), by_the_machine], ids=lambda it: repr(it)[:20]
 )
+async def test_expire__ends_a_claim_and_no_other(clock: Callable[[], datetime]) -> None:
+    async with MetadataStore.open("sqlite://", clock=clock) as store:
+        factories = Factories(store)
+        lease, other = await factories.claim(), await factories.claim()
+        await expire(store, lease)
+        with pytest.raises(LeaseLost):
+            await store.tasks.complete_claim(lease)
+        await store.tasks.complete_claim(other)
+        assert (await store.tasks.claim(owner="next", ttl=MINUTE)).task_id == lease.task_id
+
+
+@pytest.mark.parametrize(
+    "clock", [Clock(), stopped(), by_the_machine], ids=lambda it: repr(it)[:20]
+)
 async def test_expire__ends_a_lock(clock: Callable[[], datetime]) -> None:
     async with MetadataStore.open("sqlite://", clock=clock) as store:
         factories = Factories(store)

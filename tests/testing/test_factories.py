@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pytest
 
-from metastore import IssuedToken, Lease, NotFound, Session
+from metastore import IssuedToken, Lease, NotFound, Session, TaskLease, WorkflowTask
 from metastore.repositories import RepositorySet
 from metastore.testing import Factories
 
@@ -54,8 +54,10 @@ async def test_factory__makes_one_after_the_other_from_nothing(
 ) -> None:
     first, second = [await getattr(factories, name)() for _ in range(2)]
     assert first != second
-    if not isinstance(first, Lease | IssuedToken):
-        assert await getattr(store, table_of(first)).get(first.id) == first
+    if not isinstance(first, Lease | TaskLease | IssuedToken):
+        is_member = isinstance(first, WorkflowTask)
+        key = (first.workflow_id, first.task_id) if is_member else (first.id,)
+        assert await getattr(store, table_of(first)).get(*key) == first
 
 
 async def test_factories__cover_every_table(factories: Factories) -> None:

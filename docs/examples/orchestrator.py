@@ -1,0 +1,215 @@
+"""An orchestrator: workers that claim the tasks of a workflow and run them as shell commands.
+
+    python docs/examples/orchestrator.py --workers 4 -- "make lint" "make test" "make build"
+
+makes a workflow of three tasks and runs it: each of the workers claims the oldest task that is
+left, runs its command, and ends the task together with what came of it. Start it in as many
+processes as you like with `--join NAME`; they share the work. A worker may be killed at any point:
+its claim runs out, and the next worker takes the task over.
+
+Only what `import metastore` offers is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metastore import LeaseLost, LeaseUnavailable, MetadataStore, TaskStatus, WorkflowStatus
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from metastore import Task, TaskLease, Transaction, Workflow
+
+TASK_TYPE = "command"
+"""The type of the tasks that these workers know how to run."""
+
+LONGEST_OUTPUT = 10_000
+"""How much of a command's output a task keeps, in characters."""
+
+
+async def plan(
+    store: MetadataStore, name: str, commands: Sequence[str], *, workspace: Path
+) -> Workflow:
+    """Make a workflow of shell commands, all of it or nothing, and put it to work."""
+    async with store.transaction() as tx:
+        workflow = await tx.workflows.create(name=name, definition={"commands": list(commands)})
+        for command in commands:
+            task = await tx.tasks.create(
+                title=command[:255],
+                task_type=TASK_TYPE,
+                config={"command": command},
+                workspace_path=str(workspace),
+            )
+            await tx.workflow_tasks.add(workflow.id, task.id)
+        return await tx.workflows.activate(workflow.id)
+
+
+class Worker:
+    """Claims tasks and runs them, one after the other.
+
+    Attributes:
+        ttl: how long a claim outlives its holder.
+        wait: how long to stand in line for a task before looking whether any are left.
+        timeout: how long a command may take.
+    """
+
+    ttl = timedelta(seconds=30)
+    wait = timedelta(seconds=1)
+    timeout = timedelta(minutes=30)
+
+    def __init__(self, store: MetadataStore, workflow_id: str, *, name: str) -> None:
+        """Make a worker that goes on until a workflow has no task left.
+
+        Args:
+            store: where everything is recorded.
+            workflow_id: the workflow; while it is paused, no task is claimed.
+            name: who holds the claims.
+        """
+        self.store = store
+        self.workflow_id = workflow_id
+        self.name = name
+
+    def report(self, step: str, **facts: Any) -> None:
+        """Take note of a step that was done; for subclasses that show or check it."""
+
+    async def run(self) -> int:
+        """Work until the workflow has ended, and return how many tasks this worker ended."""
+        await self.configure()
+        ended = 0
+        async with self.connected():
+            while await self.has_work():
+                try:
+                    ended += await self.run_one()
+                except LeaseUnavailable:
+                    continue
+                except LeaseLost as lost:
+                    # It was taken over, or called off: what was done for it is not on record.
+                    self.report("lost", task_id=lost.resource_id)
+        return ended
+
+    async def has_work(self) -> bool:
+        """Wait while the workflow is paused; tell whether it has tasks that have not ended."""
+        while True:
+            workflow = await self.store.workflows.get(self.workflow_id)
+            if workflow.status is not WorkflowStatus.PAUSED:
+                break
+            await asyncio.sleep(self.wait.total_seconds())
+        counts = (await self.store.workflows.progress(self.workflow_id)).by_status
+        return bool(counts[TaskStatus.PENDING] or counts[TaskStatus.RUNNING])
+
+    async def run_one(self) -> int:
+        """Claim a task, run it, and end it; return 1.
+
+        Raises:
+            LeaseUnavailable: no task came in time.
+            LeaseLost: the task was taken over, or called off.
+        """
+        async with self.store.tasks.hold(
+            owner=self.name, ttl=self.ttl, task_types=[TASK_TYPE], wait=self.wait, spread=True
+        ) as lease:
+            self.report("claimed", lease=lease)
+            execution = await self.audit_start(lease)
+            exit_code, output = await self.execute(lease.task)
+            # The task ends with what came of it, or not at all.
+            async with self.store.transaction(lease=lease) as tx:
+                await self.audit_end(tx, execution, exit_code, output)
+                task = await self.end(tx, lease, exit_code, output)
+            self.report("ended", task=task)
+        return 1
+
+    async def end(
+        self, tx: Transaction, lease: TaskLease, exit_code: int | None, output: str
+    ) -> Task:
+        """End a task as its command ended; None is one that took too long."""
+        if exit_code == 0:
+            return await tx.tasks.complete_claim(lease, metadata={"output": output})
+        what = "took too long" if exit_code is None else f"ended with code {exit_code}"
+        return await tx.tasks.fail_claim(lease, error=f"the command {what}\n{output}".rstrip())
+
+    async def execute(self, task: Task) -> tuple[int | None, str]:
+        """Run a task's command; return its exit code, None if it took too long, and its output."""
+        process = await asyncio.create_subprocess_shell(
+            task.config["command"],
+            cwd=task.workspace_path,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.report("running", task=task, pid=process.pid)
+        output = b""
+        try:
+            async with asyncio.timeout(self.timeout.total_seconds()):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            return None, ""
+        finally:
+            # However this ends, nothing that the command started outlives the claim.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        text = output.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        return process.returncode, text[-LONGEST_OUTPUT:]
+
+    # What else an orchestrator keeps in the store.
+
+    async def configure(self) -> None:
+        """Read the settings of workers. PLACE FOR `store.configurations.value`."""
+
+    @contextlib.asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Be on record as connected. PLACE FOR `store.client_sessions.open` and `heartbeat`."""
+        yield
+
+    async def audit_start(self, lease: TaskLease) -> str | None:
+        """Note that a tool begins, and return its id. PLACE FOR `store.tool_executions.start`."""
+        return None
+
+    async def audit_end(
+        self, tx: Transaction, execution: str | None, exit_code: int | None, output: str
+    ) -> None:
+        """Note how it ended. PLACE FOR `tx.tool_executions.complete`, `fail` and `time_out`."""
+
+
+async def main() -> int:
+    """Run a workflow, or help to; 0 if all of its tasks are done."""
+    parser = argparse.ArgumentParser(description="Run shell commands as a workflow.")
+    parser.add_argument("--db", metavar="URL", help="the database, else METASTORE_DB_URL")
+    parser.add_argument("--name", default="commands", help="what to call the workflow")
+    parser.add_argument("--workspace", type=Path, default=".", help="where the commands run")
+    parser.add_argument("--workers", type=int, default=2, help="how many in this process")
+    parser.add_argument("--join", metavar="NAME", help="help with the newest workflow of this name")
+    parser.add_argument("commands", nargs="*", help="what to run, behind --")
+    options = parser.parse_args()
+    if bool(options.join) == bool(options.commands):
+        parser.error("give commands, or the workflow to join")
+    async with MetadataStore.open(options.db, migrate=True) as store:
+        if options.join:
+            workflow = await store.workflows.find_by_name(options.join)
+            if workflow is None:
+                parser.error(f"no workflow is named {options.join}")
+        else:
+            workspace = await asyncio.to_thread(options.workspace.resolve)
+            workflow = await plan(store, options.name, options.commands, workspace=workspace)
+        async with asyncio.TaskGroup() as group:
+            for number in range(1, options.workers + 1):
+                worker = Worker(store, workflow.id, name=f"worker {os.getpid()}.{number}")
+                group.create_task(worker.run())
+        for task in (await store.tasks.list_by_workflow(workflow.id, limit=1000)).items:
+            print(f"{task.status:9} {task.title}")  # noqa: T201 - it is what this program is for
+        progress = await store.workflows.progress(workflow.id)
+        print(f"{progress.done} of {progress.total} done")  # noqa: T201 - the same
+        return int(progress.done < progress.total)
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,581 @@
+"""tasks: what an orchestrator has to do, claimed by workers and fenced by version."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID, uuid5
+
+import msgspec
+
+from metastore.backends.base import Guard
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, new_id
+from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
+from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+
+    from metastore.statements import Call
+
+__all__ = ["Task", "TaskLease", "TaskStatus", "Tasks"]
+
+MAX_TYPES = 100
+"""How many types of task a claim may name; each costs a look into the index."""
+
+_LINES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
+"""The namespace of the ids of lines, see `Tasks.claim`."""
+
+
+class TaskStatus(StrEnum):
+    """How far a task is. The last three are its ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Task(Row, frozen=True):
+    """A task of an orchestrator.
+
+    Attributes:
+        task_type: what a worker must be able to do to run it.
+        config: what is to be done.
+        metadata: what its creator or its worker added.
+        workspace_path: where it is done; `claim(spread=True)` takes turns between workspaces.
+        started_at: when the run that counts began: the last one, after a take-over.
+        completed_at: when it ended, well or badly.
+        version: the fencing number; it grows with every claim, release and cancellation.
+    """
+
+    id: Id
+    title: Label
+    description: str | None
+    task_type: Label
+    status: TaskStatus
+    config: JsonObject
+    metadata: JsonObject | None
+    workspace_path: str | None
+    created_at: datetime
+    updated_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str | None
+    lease_owner: Label | None
+    lease_token: str | None
+    leased_at: datetime | None
+    lease_expires_at: datetime | None
+    version: int
+
+
+class TaskLease(msgspec.Struct, frozen=True):
+    """The right to run a task and to end it, until it expires. It is what its holder shows.
+
+    Attributes:
+        task: the row as it was when the task was claimed, or the claim last renewed.
+        owner: who claimed it.
+        token: tells this claim from every other of the same owner.
+        fencing_number: larger than that of every earlier holder of the task.
+        expires_at: when it ends unless it is renewed.
+    """
+
+    resource: ClassVar[LeasedResource] = LeasedResource.TASKS
+
+    task: Task
+    owner: str
+    token: str
+    fencing_number: int
+    expires_at: datetime
+
+    @property
+    def task_id(self) -> str:
+        """The id of the claimed task."""
+        return self.task.id
+
+    @classmethod
+    def of(cls, task: Task) -> TaskLease:
+        """Return the lease that a claimed row describes."""
+        if task.lease_owner is None or task.lease_token is None or task.lease_expires_at is None:
+            raise ValueError("the task is not claimed")
+        return cls(task, task.lease_owner, task.lease_token, task.version, task.lease_expires_at)
+
+
+class Tasks(TableRepository[Task]):
+    """The tasks of orchestrators.
+
+    A worker claims a task and ends it with its claim. Whoever needs no claim, say because it
+    runs all tasks itself, starts and ends them by id; such a task is never taken over.
+    """
+
+    table = "tasks"
+    row_type = Task
+
+    async def create(
+        self,
+        *,
+        title: str,
+        task_type: str,
+        config: JsonObject | None = None,
+        description: str | None = None,
+        metadata: JsonObject | None = None,
+        workspace_path: str | None = None,
+        id: str | None = None,
+    ) -> Task:
+        """Put a task behind those that are pending.
+
+        Raises:
+            AlreadyExists: a task has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_task(
+                id=id or new_id(),
+                title=title,
+                description=description,
+                task_type=task_type,
+                config={} if config is None else config,
+                metadata=metadata,
+                workspace_path=workspace_path,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, task_id: str) -> Task:
+        """Return a task.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_task(id=task_id), task_id)
+
+    # Without a claim.
+
+    async def start(self, task_id: str) -> Task:
+        """Begin a pending task without a claim: nobody takes it over.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not pending.
+        """
+        return await self._moved(
+            self._sql.start_task(id=task_id, now=self._now()), task_id, TaskStatus.RUNNING
+        )
+
+    async def complete(self, task_id: str, *, metadata: JsonObject | None = None) -> Task:
+        """End a task well that was started without a claim.
+
+        With `metadata`, that takes the place of what the task had.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not running, or is claimed: then its holder ends it.
+        """
+        return await self._moved(
+            self._sql.complete_task(id=task_id, metadata=metadata, now=self._now()),
+            task_id,
+            TaskStatus.COMPLETED,
+        )
+
+    async def fail(self, task_id: str, *, error: str) -> Task:
+        """End a task badly that is pending, or was started without a claim.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already, or is claimed: then its holder ends it.
+        """
+        return await self._moved(
+            self._sql.fail_task(id=task_id, error=error, now=self._now()),
+            task_id,
+            TaskStatus.FAILED,
+        )
+
+    async def cancel(self, task_id: str) -> Task:
+        """Call a task off that has not ended, whoever runs it: what its holder does is too late.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it has ended already.
+        """
+        return await self._moved(
+            self._sql.cancel_task(id=task_id, now=self._now()), task_id, TaskStatus.CANCELLED
+        )
+
+    async def delete(self, task_id: str) -> None:
+        """Delete a task that nobody holds; it leaves its workflows, and those behind it move up.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is claimed; carries the row as it is now.
+        """
+        now = self._now()
+        row = await self._find(self._sql.delete_task(id=task_id, now=now, horizon=horizon(now)))
+        if row is None:
+            task = await self.get(task_id)
+            raise InvalidTransition(self.table, task.status, "deleted", task)
+
+    # With a claim.
+
+    async def claim(
+        self,
+        *,
+        owner: str,
+        ttl: timedelta,
+        task_types: Collection[str] | None = None,
+        wait: timedelta | None = None,
+        spread: bool = False,
+    ) -> TaskLease:
+        """Take the oldest pending task for `owner` until `ttl` from now, and begin it.
+
+        A task whose claim ran out comes before all others. With `task_types` only tasks of these
+        types are looked at. With `spread` the task comes from the workspace whose last claim is
+        longest ago, so that a busy workspace does not starve the others. With `wait`, the caller
+        gets in line for that long when there is none: first come, first served, across
+        processes, among those who ask for the same types.
+
+        Raises:
+            LeaseUnavailable: there is no such task, or came none in time.
+            InvalidValue: a value is refused.
+            TransactionActive: `wait` was given in a transaction.
+        """
+        duration("ttl", ttl)
+        types = None if task_types is None else _checked(task_types)
+        line_id = _line_of(types)
+        waiters = LeaseWaiters(self._scope)
+        token = secrets.token_hex(16)
+
+        def attempt(position: int) -> Call:
+            now = self._now()
+            asked = {
+                "line_id": line_id,
+                "position": position,
+                "lease_owner": owner,
+                "lease_token": token,
+                "lease_expires_at": now + ttl,
+                "now": now,
+                "horizon": horizon(now),
+            }
+            if types is None:
+                if spread:
+                    return self._sql.claim_task_in_turn(**asked)
+                return self._sql.claim_task(**asked)
+            if spread:
+                return self._sql.claim_task_of_types_in_turn(task_types=types, **asked)
+            return self._sql.claim_task_of_types(task_types=types, **asked)
+
+        async def is_available(position: int) -> bool:
+            now = self._now()
+            asked = {
+                "line_id": line_id,
+                "position": position,
+                "now": now,
+                "horizon": horizon(now),
+            }
+            call = (
+                self._sql.task_is_available(**asked)
+                if types is None
+                else self._sql.task_of_types_is_available(task_types=types, **asked)
+            )
+            return await self._scalar(call) is not None
+
+        async def take(ticket: LeaseWaiter) -> TaskLease | None:
+            return await self._take(attempt(ticket.position), waiters.leaving(ticket), token=token)
+
+        lease = await self._take(attempt(FRONT), token=token)
+        if lease is None and wait is not None:
+            lease = await waiters.wait_in_line(
+                LeasedResource.TASKS,
+                line_id,
+                owner=owner,
+                wait=wait,
+                is_available=is_available,
+                take=take,
+            )
+        if lease is None:
+            raise LeaseUnavailable(resource=LeasedResource.TASKS)
+        return lease
+
+    async def renew(self, lease: TaskLease, *, ttl: timedelta) -> TaskLease:
+        """Let a claim run until `ttl` from now and return it so.
+
+        Raises:
+            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.renew_task_claim(
+                **_held(lease),
+                lease_expires_at=now + duration("ttl", ttl),
+                now=now,
+                horizon=horizon(now),
+            )
+        )
+        return TaskLease.of(_unless_lost(lease, row))
+
+    async def complete_claim(self, lease: TaskLease, *, metadata: JsonObject | None = None) -> Task:
+        """End a claimed task well and return it.
+
+        With `metadata`, that takes the place of what the task had.
+
+        Raises:
+            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.complete_task_claim(
+                **_held(lease), metadata=metadata, now=now, horizon=horizon(now)
+            )
+        )
+        return _unless_lost(lease, row)
+
+    async def fail_claim(self, lease: TaskLease, *, error: str) -> Task:
+        """End a claimed task badly and return it.
+
+        Raises:
+            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.fail_task_claim(**_held(lease), error=error, now=now, horizon=horizon(now))
+        )
+        return _unless_lost(lease, row)
+
+    async def release(self, lease: TaskLease) -> Task:
+        """Give a claimed task back and return it: it is pending again, where it was before.
+
+        Raises:
+            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+        """
+        now = self._now()
+        row = await self._find(
+            self._sql.release_task_claim(**_held(lease), now=now, horizon=horizon(now))
+        )
+        return _unless_lost(lease, row)
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        *,
+        owner: str,
+        ttl: timedelta,
+        task_types: Collection[str] | None = None,
+        wait: timedelta | None = None,
+        spread: bool = False,
+    ) -> AsyncIterator[TaskLease]:
+        """Run a task in a body: `claim`, renew in the background, end with the body.
+
+        The task is completed when the body ends, has failed when the body raises, and is given
+        back when it is cancelled. The body may also end it itself, say in a transaction with
+        what came of it. When the claim is lost, the body is cancelled and `LeaseLost` raised in
+        its place.
+
+        Raises:
+            LeaseUnavailable: there is no such task, or came none in time.
+            LeaseLost: the claim was lost before the body ended, or the task was cancelled.
+        """
+        lease = await self.claim(
+            owner=owner, ttl=ttl, task_types=task_types, wait=wait, spread=spread
+        )
+        end: Callable[[TaskLease], Awaitable[object]] = self.complete_claim
+        async with kept(
+            lease,
+            ttl=ttl,
+            renew=lambda: self._unless_ended(lease, self.renew(lease, ttl=ttl)),
+            release=lambda: self._unless_ended(lease, end(lease)),
+            lost=lambda: _lost(lease),
+        ):
+            try:
+                yield lease
+            except Exception as error:
+                # Awaited: whoever closes the store next has the failure on record.
+                with suppress(LeaseLost):
+                    await self.fail_claim(lease, error=_described(error))
+                raise
+            except BaseException:
+                end = self.release
+                raise
+
+    def guard(self, lease: TaskLease) -> Guard:
+        """Return the condition that `lease` is held, or was until its holder ended the task.
+
+        A transaction may so end the task together with what came of it.
+        """
+
+        def check() -> Call:
+            now = self._now()
+            return self._sql.task_is_claimed(**_held(lease), now=now, horizon=horizon(now))
+
+        return Guard(check, lambda: _lost(lease))
+
+    async def count_claims(self) -> tuple[int, int]:
+        """Return how many claims are live, and how many ran out and were not taken over."""
+        now = self._now()
+        live = await self._scalar(self._sql.count_live_task_claims(now=now, horizon=horizon(now)))
+        expired = await self._scalar(
+            self._sql.count_expired_task_claims(now=now, horizon=horizon(now))
+        )
+        return live, expired
+
+    # Lists.
+
+    async def list_by_status(
+        self, status: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Task, str]:
+        """Return a page of the tasks in one status, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_tasks_by_status(
+                status=status,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_type(
+        self, task_type: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Task, str]:
+        """Return a page of the tasks of one type, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_tasks_by_type(
+                task_type=task_type,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_workspace(
+        self, workspace_path: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Task, str]:
+        """Return a page of the tasks in one workspace, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_tasks_by_workspace(
+                workspace_path=workspace_path,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Task, str]:
+        """Return a page of all tasks, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_recent_tasks(
+                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_workflow(
+        self, workflow_id: str, *, after: int = 0, limit: int = 50
+    ) -> Page[Task, int]:
+        """Return a page of a workflow's tasks in their order, from behind place `after`."""
+        rows = await self._run(
+            self._sql.list_tasks_by_workflow(
+                workflow_id=workflow_id, after=after, limit=checked_limit(limit)
+            )
+        )
+        tasks = self._decode([row[:-1] for row in rows[:limit]])
+        return Page(tasks, rows[limit - 1][-1] if len(rows) > limit else None)
+
+    async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
+        return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
+
+    async def _take(self, *calls: Call, token: str) -> TaskLease | None:
+        """Run a statement that claims a task, and what goes with it, and return the lease."""
+        try:
+            rows, *_ = await self._run_all(*calls)
+        except asyncio.CancelledError:
+            # It may have been claimed all the same, and nobody would know.
+            if self._scope.backend is not None:
+                finish_in_background(self._abandon(token))
+            raise
+        if not rows:
+            return None
+        [task] = self._decode(rows)
+        return TaskLease.of(task)
+
+    async def _abandon(self, token: str) -> None:
+        await self._run(
+            self._sql.abandon_task_claim(lease_token=token, after=LONG_AGO, now=self._now())
+        )
+
+    async def _unless_ended(self, lease: TaskLease, step: Awaitable[object]) -> None:
+        """Take a step under a claim; that it is over is no loss if its holder ended the task."""
+        try:
+            await step
+        except LeaseLost:
+            task = await self._find(self._sql.get_task(id=lease.task.id))
+            ended = (TaskStatus.COMPLETED, TaskStatus.FAILED)
+            if task is None or task.status not in ended or task.version != lease.fencing_number:
+                raise
+
+
+def _checked(task_types: Collection[str]) -> list[str]:
+    """Return the types that a claim looks at in the one order that makes equal sets equal lines.
+
+    Raises:
+        InvalidValue: they are none, too many, or no texts.
+    """
+    is_valid = (
+        not isinstance(task_types, str)
+        and 1 <= len(task_types) <= MAX_TYPES
+        and all(isinstance(each, str) for each in task_types)
+    )
+    if not is_valid:
+        raise InvalidValue(
+            Tasks.table,
+            "task_types",
+            f"must be 1 to {MAX_TYPES} texts",
+            value_type=type(task_types).__name__,
+        )
+    return sorted(set(task_types))
+
+
+def _line_of(task_types: list[str] | None) -> str:
+    """Return the id of the line in which those wait who look at these types."""
+    return str(uuid5(_LINES, msgspec.json.encode(task_types).decode()))
+
+
+def _described(error: Exception) -> str:
+    """Return what a task failed with, as text that a column takes."""
+    text = f"{type(error).__name__}: {error}".replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return text.encode(errors="replace").decode()[:MAX_TEXT]
+
+
+def _held(lease: TaskLease) -> dict[str, Any]:
+    return {
+        "id": lease.task.id,
+        "version": lease.fencing_number,
+        "lease_owner": lease.owner,
+        "lease_token": lease.token,
+    }
+
+
+def _lost(lease: TaskLease) -> LeaseLost:
+    return LeaseLost(LeasedResource.TASKS, lease.task.id, lease.fencing_number)
+
+
+def _unless_lost(lease: TaskLease, row: Task | None) -> Task:
+    if row is None:
+        raise _lost(lease)
+    return row
+
+
+def _cursor(task: Task) -> str:
+    return str(TimeCursor(task.created_at, task.id))

@@ -1,0 +1,221 @@
+"""workflows: what tasks are put together to."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.errors import NotFound
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+from metastore.repositories.tasks import TaskStatus
+
+if TYPE_CHECKING:
+    from metastore.statements import Call
+
+__all__ = ["Workflow", "WorkflowProgress", "WorkflowStatus", "Workflows"]
+
+
+class WorkflowStatus(StrEnum):
+    """Whether a workflow is at work. An archived one takes no more tasks."""
+
+    DRAFT = "draft"
+    ACTIVE = "active"
+    ARCHIVED = "archived"
+    PAUSED = "paused"
+
+
+class Workflow(Row, frozen=True):
+    """A workflow: a definition, and tasks in an order, see `workflow_tasks`.
+
+    Attributes:
+        name: what people call it; several may share a name.
+        definition: what it is made from.
+    """
+
+    id: Id
+    name: Label
+    description: str | None
+    definition: JsonObject
+    status: WorkflowStatus
+    created_at: datetime
+    updated_at: datetime
+
+
+class WorkflowProgress(msgspec.Struct, frozen=True):
+    """How far a workflow's tasks are.
+
+    Attributes:
+        done: how many are completed. Failed and cancelled ones have ended, but are not done.
+        total: how many there are.
+        fraction: `done` of `total`, from 0 to 1; None where there are no tasks to be done.
+        by_status: how many are in each status.
+    """
+
+    done: int
+    total: int
+    fraction: float | None
+    by_status: dict[TaskStatus, int]
+
+    @classmethod
+    def of(cls, by_status: dict[TaskStatus, int]) -> WorkflowProgress:
+        """Return the progress of tasks that are so many in each status."""
+        done = by_status[TaskStatus.COMPLETED]
+        total = sum(by_status.values())
+        return cls(done, total, done / total if total else None, by_status)
+
+
+class Workflows(TableRepository[Workflow]):
+    """The workflows. A workflow's status says what people want of it; its tasks run on their own.
+
+    Pausing or archiving one stops no task: whoever claims tasks for it asks for its status.
+    """
+
+    table = "workflows"
+    row_type = Workflow
+
+    async def create(
+        self,
+        *,
+        name: str,
+        definition: JsonObject,
+        description: str | None = None,
+        id: str | None = None,
+    ) -> Workflow:
+        """Begin a workflow, as a draft.
+
+        Raises:
+            AlreadyExists: a workflow has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.create_workflow(
+                id=id or new_id(),
+                name=name,
+                description=description,
+                definition=definition,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, workflow_id: str) -> Workflow:
+        """Return a workflow.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_workflow(id=workflow_id), workflow_id)
+
+    async def find_by_name(self, name: str) -> Workflow | None:
+        """Return the newest workflow of this name, or None."""
+        return await self._find(self._sql.find_workflow_by_name(name=name))
+
+    async def activate(self, workflow_id: str) -> Workflow:
+        """Put a draft to work, or go on with a paused workflow.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is active or archived.
+        """
+        return await self._moved(
+            self._sql.activate_workflow(id=workflow_id, now=self._now()),
+            workflow_id,
+            WorkflowStatus.ACTIVE,
+        )
+
+    async def pause(self, workflow_id: str) -> Workflow:
+        """Hold an active workflow.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is not active.
+        """
+        return await self._moved(
+            self._sql.pause_workflow(id=workflow_id, now=self._now()),
+            workflow_id,
+            WorkflowStatus.PAUSED,
+        )
+
+    async def archive(self, workflow_id: str) -> Workflow:
+        """Put a workflow away, whatever it was doing: it takes no more tasks.
+
+        Raises:
+            NotFound: there is none with this id.
+            InvalidTransition: it is archived already.
+        """
+        return await self._moved(
+            self._sql.archive_workflow(id=workflow_id, now=self._now()),
+            workflow_id,
+            WorkflowStatus.ARCHIVED,
+        )
+
+    async def progress(self, workflow_id: str) -> WorkflowProgress:
+        """Return how far a workflow's tasks are, all counted at one moment.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        rows = await self._run(self._sql.workflow_progress(id=workflow_id))
+        if not rows:
+            raise NotFound(self.table, workflow_id)
+        return WorkflowProgress.of(dict(zip(TaskStatus, rows[0], strict=True)))
+
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Workflow, str]:
+        """Return a page of all workflows, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_workflows(
+                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_status(
+        self, status: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Workflow, str]:
+        """Return a page of the workflows in one status, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_workflows_by_status(
+                status=status,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def list_by_name(
+        self, name: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Workflow, str]:
+        """Return a page of the workflows that share a name, newest first."""
+        cursor = TimeCursor.parse(after)
+        rows = await self._all(
+            self._sql.list_workflows_by_name(
+                name=name,
+                created_at=cursor.created_at,
+                after_id=cursor.id,
+                limit=checked_limit(limit),
+            )
+        )
+        return page_of(rows, limit, _cursor)
+
+    async def delete(self, workflow_id: str) -> None:
+        """Delete a workflow; its tasks stay.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        await self._one(self._sql.delete_workflow(id=workflow_id), workflow_id)
+
+    async def _moved(self, call: Call, workflow_id: str, to_status: WorkflowStatus) -> Workflow:
+        current = self._sql.get_workflow(id=workflow_id)
+        return await self._advanced(call, current, workflow_id, to_status)
+
+
+def _cursor(workflow: Workflow) -> str:
+    return str(TimeCursor(workflow.created_at, workflow.id))

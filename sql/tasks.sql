@@ -1,0 +1,553 @@
+-- tasks: what is to be done, by whom, and until when.
+-- status is a state machine: each verb is an UPDATE on the statuses that allow it. A claim is live
+-- while :now < lease_expires_at <= :horizon; an expiry behind the horizon was written by a clock that
+-- has jumped back since, and is not believed. version is the fence: claiming, releasing and cancelling
+-- raise it. A task that its holder ended keeps the number it ended it under.
+
+-- name: create_task(id, title, description, task_type, config, metadata, workspace_path, created_at)<!
+-- Put a task behind those that wait. Its version starts above that of every task that was ever deleted.
+INSERT INTO tasks (
+    id,
+    title,
+    description,
+    task_type,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    version
+)
+SELECT
+    :id,
+    :title,
+    :description,
+    :task_type,
+    :config,
+    :metadata,
+    :workspace_path,
+    :created_at,
+    :created_at,
+    number
+FROM fencing_floors
+WHERE resource = 'tasks'
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: get_task(id)^
+-- No row: there is no such task.
+SELECT
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version
+FROM tasks
+WHERE id = :id;
+
+-- name: start_task(id, now)<!
+-- Begin a task without a claim. No row: it is not pending.
+UPDATE tasks
+SET
+    status = 'running',
+    started_at = :now,
+    updated_at = :now
+WHERE id = :id AND status = 'pending'
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: complete_task(id, metadata, now)<!
+-- End well what was started without a claim. No row: it is not running, or claimed.
+UPDATE tasks
+SET
+    status = 'completed',
+    metadata = coalesce(:metadata, metadata),
+    completed_at = :now,
+    updated_at = :now
+WHERE id = :id AND status = 'running' AND lease_token IS NULL
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: fail_task(id, error, now)<!
+-- End badly what nobody has claimed. No row: it has ended already, or is claimed.
+UPDATE tasks
+SET
+    status = 'failed',
+    error = :error,
+    completed_at = :now,
+    updated_at = :now
+WHERE id = :id AND (status = 'pending' OR status = 'running') AND lease_token IS NULL
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: cancel_task(id, now)<!
+-- Call it off, also from under its holder, who is fenced. No row: it has ended already.
+UPDATE tasks
+SET
+    status = 'cancelled',
+    completed_at = :now,
+    updated_at = :now,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1
+WHERE id = :id AND (status = 'pending' OR status = 'running')
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: delete_task(id, now, horizon)<!
+-- Forget a task that nobody holds; its version stays spent. No row: it is held, or gone.
+DELETE FROM tasks
+WHERE
+    id = :id
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: renew_task_claim(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- Move the end of a live claim. No row: it is lost.
+-- A clock that jumped back behind the claim leaves the end where it is.
+UPDATE tasks
+SET
+    lease_expires_at = CASE
+        WHEN :lease_expires_at > leased_at THEN :lease_expires_at
+        ELSE lease_expires_at
+    END,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: complete_task_claim(id, version, lease_owner, lease_token, metadata, now, horizon)<!
+-- End a claimed task well. No row: the claim is lost.
+UPDATE tasks
+SET
+    status = 'completed',
+    metadata = coalesce(:metadata, metadata),
+    completed_at = :now,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: fail_task_claim(id, version, lease_owner, lease_token, error, now, horizon)<!
+-- End a claimed task badly. No row: the claim is lost.
+UPDATE tasks
+SET
+    status = 'failed',
+    error = :error,
+    completed_at = :now,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: release_task_claim(id, version, lease_owner, lease_token, now, horizon)<!
+-- Give a claimed task back, to the place it had. No row: the claim is lost.
+UPDATE tasks
+SET
+    status = 'pending',
+    started_at = NULL,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1,
+    updated_at = :now
+WHERE
+    id = :id
+    AND version = :version
+    AND lease_owner = :lease_owner
+    AND lease_token = :lease_token
+    AND lease_expires_at > :now
+    AND lease_expires_at <= :horizon
+RETURNING
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version;
+
+-- name: abandon_task_claim(lease_token, after, now)!
+-- Give back what a cancelled caller claimed without ever seeing the answer. Tokens have no index: it
+-- walks the claimed tasks, which have one.
+UPDATE tasks
+SET
+    status = 'pending',
+    started_at = NULL,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1,
+    updated_at = :now
+WHERE lease_expires_at > :after AND lease_token = :lease_token;
+
+-- name: task_is_claimed(id, version, lease_owner, lease_token, now, horizon)^
+-- The guard of a transaction, in which the holder may have ended the task itself: then it has the
+-- claim's number still, which whatever else ends a claim raises. No row: the claim is lost.
+SELECT id
+FROM tasks
+WHERE
+    id = :id
+    AND version = :version
+    AND (
+        (
+            lease_owner = :lease_owner
+            AND lease_token = :lease_token
+            AND lease_expires_at > :now
+            AND lease_expires_at <= :horizon
+        )
+        OR status = 'completed'
+        OR status = 'failed'
+    );
+
+-- name: count_live_task_claims(now, horizon)$
+-- How many tasks are claimed.
+SELECT count(*)
+FROM tasks
+WHERE lease_expires_at > :now AND lease_expires_at <= :horizon;
+
+-- name: count_expired_task_claims(now, horizon)$
+-- How many holders went without an end, and nobody has come since.
+SELECT count(*)
+FROM tasks
+WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
+
+-- name: list_tasks_by_status(status, created_at, after_id, limit)
+-- A page of the tasks in one status, newest first.
+SELECT
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version
+FROM tasks
+WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_tasks_by_type(task_type, created_at, after_id, limit)
+-- A page of the tasks of one type, newest first.
+SELECT
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version
+FROM tasks
+WHERE task_type = :task_type AND (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_tasks_by_workspace(workspace_path, created_at, after_id, limit)
+-- A page of the tasks in one workspace, newest first.
+SELECT
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version
+FROM tasks
+WHERE workspace_path = :workspace_path AND (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_recent_tasks(created_at, after_id, limit)
+-- A page of all tasks, newest first.
+SELECT
+    id,
+    title,
+    description,
+    task_type,
+    status,
+    config,
+    metadata,
+    workspace_path,
+    created_at,
+    updated_at,
+    started_at,
+    completed_at,
+    error,
+    lease_owner,
+    lease_token,
+    leased_at,
+    lease_expires_at,
+    version
+FROM tasks
+WHERE (created_at, id) < (:created_at, :after_id)
+ORDER BY created_at DESC, id DESC
+LIMIT :limit;
+
+-- name: list_tasks_by_workflow(workflow_id, after, limit)
+-- A page of a workflow's tasks in their order, each with its place.
+SELECT
+    t.id,
+    t.title,
+    t.description,
+    t.task_type,
+    t.status,
+    t.config,
+    t.metadata,
+    t.workspace_path,
+    t.created_at,
+    t.updated_at,
+    t.started_at,
+    t.completed_at,
+    t.error,
+    t.lease_owner,
+    t.lease_token,
+    t.leased_at,
+    t.lease_expires_at,
+    t.version,
+    w.sequence
+FROM workflow_tasks AS w
+INNER JOIN tasks AS t ON w.task_id = t.id
+WHERE w.workflow_id = :workflow_id AND w.sequence > :after
+ORDER BY w.sequence
+LIMIT :limit;

@@ -1,0 +1,213 @@
+"""Processes that claim tasks, are killed and stopped, and finish each task exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from metastore import MetadataStore
+from tests.batteries.claim_worker import TTL, TYPES, WORKERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WORKER = Path(__file__).with_name("claim_worker.py")
+
+
+class Crew:
+    """The processes, and what is done to them."""
+
+    def __init__(self, database: str, folder: Path, session: str) -> None:
+        self.database = database
+        self.session = session
+        self.folder = folder
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.stopped: dict[int, float] = {}
+        self.started = 0
+        self.kills = 0
+        self.stops = 0
+        self.random = random.Random(7)
+
+    def start(self) -> None:
+        self.started += 1
+        ledger = str(self.folder / f"{self.started}.jsonl")
+        with (self.folder / f"{self.started}.stderr").open("wb") as errors:
+            self.processes.append(
+                subprocess.Popen(
+                    [
+                        sys.executable,
+                        WORKER,
+                        self.database,
+                        ledger,
+                        self.session,
+                        str(self.started),
+                    ],
+                    stderr=errors,
+                )
+            )
+
+    def kill_one(self) -> None:
+        process = self.random.choice(self.processes)
+        process.kill()
+        process.wait()
+        self.stopped.pop(process.pid, None)
+        self.processes.remove(process)
+        self.kills += 1
+        self.start()
+
+    def wake_the_stopped(self) -> None:
+        """Let a stopped process go on when its claims have expired."""
+        for process in self.processes:
+            assert process.poll() is None, self.stderr()
+            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "T" and process.pid not in self.stopped:
+                self.stopped[process.pid] = time.monotonic() + TTL.total_seconds() * 1.5
+        for pid, when in list(self.stopped.items()):
+            if time.monotonic() >= when:
+                os.kill(pid, signal.SIGCONT)
+                del self.stopped[pid]
+                self.stops += 1
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+    def ledger(self) -> list[dict[str, Any]]:
+        entries = [
+            msgspec.json.decode(line)
+            for file in self.folder.glob("*.jsonl")
+            for line in file.read_bytes().split(b"\n")
+            if line
+        ]
+        return sorted(entries, key=lambda entry: entry["at"])
+
+    def stderr(self) -> str:
+        return "".join(file.read_text() for file in self.folder.glob("*.stderr"))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "processes", "kills"),
+    [
+        pytest.param(600, 4, 5, id="short"),
+        pytest.param(10_000, 8, 40, id="torture", marks=pytest.mark.torture),
+    ],
+)
+async def test_claims__each_task_is_finished_exactly_once(
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+    tasks: int,
+    processes: int,
+    kills: int,
+) -> None:
+    database = f"sqlite:///{tmp_path}/metadata.db"
+    folder = tmp_path / "ledgers"
+    folder.mkdir()
+    began = time.monotonic()
+    async with MetadataStore.open(database, migrate=True) as store:
+        repository = await store.repositories.create(name="r", remote_url="")
+        session = await store.sessions.create(session_type="debug", repository_id=repository.id)
+        workflow = await store.workflows.create(name="all", definition={})
+
+        async def add(number: int) -> str:
+            task = await store.tasks.create(
+                title=f"{number}",
+                task_type=TYPES[number % len(TYPES)],
+                workspace_path=f"/workspaces/{number % 7}" if number % 2 else "/workspaces/busy",
+            )
+            await store.workflow_tasks.add(workflow.id, task.id)
+            return task.id
+
+        made = await asyncio.gather(*(add(number) for number in range(tasks)))
+        crew = Crew(database, folder, session.id)
+        try:
+            for _ in range(processes):
+                crew.start()
+            done = 0
+            while done < tasks:
+                assert time.monotonic() - began < 300, "the battery did not end in time"
+                await asyncio.sleep(0.05)
+                crew.wake_the_stopped()
+                done = (await store.workflows.progress(workflow.id)).done
+                # All kills have fallen while there is work left to lose.
+                if crew.kills < min(kills, kills * done / (tasks * 0.8)):
+                    crew.kill_one()
+        finally:
+            crew.end()
+        progress = await store.workflows.progress(workflow.id)
+        claims = await store.tasks.count_claims()
+
+    ledger = crew.ledger()
+    counts = Counter(entry["what"] for entry in ledger)
+    unheard = tasks - counts["finished"]
+    record_property(
+        "figures",
+        f"{dict(counts)}, {crew.kills} kills, {crew.stops} stops, {unheard} finished by a process "
+        f"that was killed before it noted the answer, {time.monotonic() - began:.1f} s",
+    )
+
+    assert "locked" not in crew.stderr()
+    assert "Traceback" not in crew.stderr()
+    assert not [entry for entry in ledger if entry["what"] == "error"]
+    assert crew.kills >= kills
+    assert (progress.done, progress.total, claims) == (tasks, tasks, (0, 0))
+    assert counts["accepted late"] == 0
+    assert counts["refused"] >= 6, "nobody was late"
+
+    finished = Counter(entry["task"] for entry in ledger if entry["what"] == "finished")
+    assert finished.keys() <= set(made)
+    assert set(finished.values()) == {1}, "a finish was acknowledged twice"
+    # A process may be killed when its finish is committed and its ledger does not have it yet.
+    assert 0 <= unheard <= crew.kills * WORKERS
+    _assert_one_effect_each(tmp_path / "metadata.db", set(made))
+    _assert_no_overlap(ledger)
+
+
+def _assert_one_effect_each(path: Path, made: set[str]) -> None:
+    """By the database: one event for each task, by the holder who finished it."""
+    connection = sqlite3.connect(path)
+    effects = connection.execute(
+        "SELECT t.id, t.version, e.context ->> 'fence' FROM events AS e "
+        "JOIN tasks AS t ON t.id = e.message"
+    ).fetchall()
+    statuses = connection.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall()
+    turns = connection.execute("SELECT sum(pending) FROM task_turns").fetchone()
+    assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    connection.close()
+    assert statuses == [("completed", len(made))]
+    assert turns == (0,)
+    assert len(effects) == len(made)
+    assert {task for task, _, _ in effects} == made
+    assert all(version == fence for _, version, fence in effects)
+
+
+def _assert_no_overlap(ledger: list[dict[str, Any]]) -> None:
+    """By the holders' own books: no claim begins before the one before it is over."""
+    ends: dict[tuple[str, int], datetime] = {}
+    claims: dict[str, list[tuple[int, datetime]]] = defaultdict(list)
+    for entry in ledger:
+        at = datetime.fromisoformat(entry["at"])
+        if entry["what"] == "claimed":
+            claims[entry["task"]].append((entry["fence"], at))
+            ends[entry["task"], entry["fence"]] = datetime.fromisoformat(entry["until"])
+        elif entry["what"] == "releasing":
+            ends[entry["task"], entry["fence"]] = at
+    for task, held in claims.items():
+        assert len({fence for fence, _ in held}) == len(held), "a number was given out twice"
+        by_number = sorted(held)
+        for (fence, _), (_, claimed) in pairwise(by_number):
+            assert claimed >= ends[task, fence], "two held the task"
