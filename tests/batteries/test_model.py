@@ -206,14 +206,19 @@ class Operations:
                 known[column] = row[column]
         return known
 
-    def stored(self, table: str, row: Any, expected: Values) -> None:
+    async def stored(self, table: str, row: Any, expected: Values) -> None:
         """Note a row that was answered, which must be `expected`."""
         got = dict(row)
         known = self.learned(got, expected)
         assert got == known, {c: (got[c], known[c]) for c in known if got[c] != known[c]}
         times = {known[column] for column, value in expected.items() if value is Now}
         assert len(times) <= 1, "an operation has one time"
+        old = self.model.tables[table].get(got["id"], {})
         self.model.tables[table][got["id"]] = known
+        if self.frozen and "updated_at" in known and old.get("updated_at") == known["updated_at"]:
+            # In a transaction time stands still, and a second UPDATE looks like one by hand.
+            again = await getattr(self.repos, table).get(got["id"])
+            known["updated_at"] = again.updated_at
 
     def is_live(self, expires_at: datetime | None, horizon: bool = True) -> bool:
         if expires_at is None or expires_at <= self.now:
@@ -240,7 +245,7 @@ class Operations:
                 "id": id_, "name": name, "remote_url": "u", "default_branch": "main",
                 "metadata": {"n": n}, "created_at": Now, "updated_at": Now,
             }  # fmt: skip
-            self.stored("repositories", row, expected)
+            await self.stored("repositories", row, expected)
 
     async def update_repository(self, n: list[int]) -> None:
         id_ = self.key(n[0], "repositories")
@@ -248,7 +253,7 @@ class Operations:
         new = {"remote_url": str(n[1]), "default_branch": f"b{n[2]}", "metadata": {"a": [n[3]]}}
         row = await self.ask(None if old else NotFound, self.repos.repositories.update(id_, **new))
         if old:
-            self.stored("repositories", row, old | new | {"updated_at": Now})
+            await self.stored("repositories", row, old | new | {"updated_at": Now})
 
     async def delete_repository(self, n: list[int]) -> None:
         id_ = self.key(n[0], "repositories")
@@ -285,7 +290,7 @@ class Operations:
                 "lease_expires_at": None, "version": self.model.floors["worktrees"],
                 "created_at": Now, "updated_at": Now,
             }  # fmt: skip
-            self.stored("worktrees", row, expected)
+            await self.stored("worktrees", row, expected)
             self.seen.append(row)
 
     async def retire_worktree(self, n: list[int]) -> None:
@@ -306,7 +311,7 @@ class Operations:
             return
         if verb == "retire":
             new = {"state": "retired", "version": old["version"] + 1, "updated_at": Now}
-            self.stored("worktrees", row, old | _FREE | new)
+            await self.stored("worktrees", row, old | _FREE | new)
             return
         del self.model.worktrees[id_]
         self.model.floors["worktrees"] = max(self.model.floors["worktrees"], old["version"])
@@ -321,7 +326,7 @@ class Operations:
         row = await self.ask(None if retired else NotFound, self.repos.worktrees.put_back(id_))
         if row and old:
             new = {"state": "ready", "version": old["version"] + 1, "updated_at": Now}
-            self.stored("worktrees", row, old | new)
+            await self.stored("worktrees", row, old | new)
 
     # --- leases
 
@@ -343,7 +348,7 @@ class Operations:
             error, self.repos.worktrees.reserve(shown, owner=f"o{n[2]}", ttl=span), **facts
         )
         if lease and old:
-            self._leased(lease, old, f"o{n[2]}", span)
+            await self._leased(lease, old, f"o{n[2]}", span)
 
     async def acquire(self, n: list[int]) -> None:
         repository_id = self.key(n[0], "repositories")
@@ -373,9 +378,9 @@ class Operations:
             # In a transaction several rows may have the same time.
             equals = {row["id"] for row in best if _least_recently_used(row) == least}
             assert lease.worktree_id in equals
-            self._leased(lease, self.model.worktrees[lease.worktree_id], f"o{n[2]}", span)
+            await self._leased(lease, self.model.worktrees[lease.worktree_id], f"o{n[2]}", span)
 
-    def _leased(self, lease: Lease, old: Values, owner: str, span: timedelta) -> None:
+    async def _leased(self, lease: Lease, old: Values, owner: str, span: timedelta) -> None:
         new = {
             "lease_owner": owner,
             "lease_token": lease.token,
@@ -384,7 +389,7 @@ class Operations:
             "version": old["version"] + 1,
             "updated_at": Now,
         }
-        self.stored("worktrees", lease.worktree, old | new)
+        await self.stored("worktrees", lease.worktree, old | new)
         assert (lease.owner, lease.fencing_number) == (owner, old["version"] + 1)
         assert lease.expires_at == new["lease_expires_at"]
         self.leases.append(lease)
@@ -419,7 +424,7 @@ class Operations:
                 if ends <= old["leased_at"]:
                     ends = old["lease_expires_at"]
                 new = {"lease_expires_at": ends, "updated_at": Now}
-                self.stored("worktrees", renewed.worktree, old | new)
+                await self.stored("worktrees", renewed.worktree, old | new)
                 self.leases.append(renewed)
 
     async def record_checkout(self, n: list[int]) -> None:
@@ -431,7 +436,7 @@ class Operations:
             )
             if old:
                 new |= {"environment_hashes": {}, "updated_at": Now}
-                self.stored("worktrees", row.worktree, old | new)
+                await self.stored("worktrees", row.worktree, old | new)
 
     async def release(self, n: list[int]) -> None:
         if found := self._of_lease(n[0]):
@@ -439,7 +444,7 @@ class Operations:
             row = await self.ask(None if old else LeaseLost, self.repos.worktrees.release(lease))
             if old:
                 new = {"version": old["version"] + 1, "updated_at": Now}
-                self.stored("worktrees", row, old | _FREE | new)
+                await self.stored("worktrees", row, old | _FREE | new)
                 self.seen.append(row)
 
     # --- projects and their locks
@@ -457,7 +462,7 @@ class Operations:
         [old] = self.model.of("projects", path=path) or [
             {"id": row.id, "path": path, "name": None, "config": {}, "created_at": Now}
         ]
-        self.stored("projects", row, old | new)
+        await self.stored("projects", row, old | new)
 
     async def delete_project(self, n: list[int]) -> None:
         id_ = self.key(n[0], "projects")
@@ -497,7 +502,7 @@ class Operations:
                 "acquired_at": Now, "expires_at": lock.acquired_at + span,
                 "fencing_number": number + 1,
             }  # fmt: skip
-            self.stored("project_locks", lock, expected)
+            await self.stored("project_locks", lock, expected)
             self.locks.append(lock)
 
     def _of_lock(self, n: int) -> tuple[ProjectLock, Values | None] | None:
@@ -521,7 +526,7 @@ class Operations:
                     assert abs(ends - span - self.now) < MINUTE / 4
                 else:
                     assert self.now + span - MINUTE / 4 <= old["acquired_at"]
-                self.stored("project_locks", row, old | {"expires_at": ends})
+                await self.stored("project_locks", row, old | {"expires_at": ends})
 
     async def unlock(self, n: list[int]) -> None:
         if found := self._of_lock(n[0]):
@@ -563,13 +568,14 @@ class Operations:
             "metadata": {}, "error_message": None, "created_at": Now, "updated_at": Now,
             "completed_at": None,
         }  # fmt: skip
-        self.stored("sessions", row, expected)
+        await self.stored("sessions", row, expected)
         if path := values["project_path"]:
             project = await self.repos.projects.find_by_path(path)
+            touched = Unknown if self.frozen else row.created_at
             [old] = self.model.of("projects", path=path) or [
                 {"id": project.id, "path": path, "name": None, "config": {}, "created_at": Now}
             ]
-            self.stored("projects", project, old | {"updated_at": row.created_at})
+            await self.stored("projects", project, old | {"updated_at": touched})
 
     async def advance_session(self, n: list[int]) -> None:
         await self._advance("sessions", n)
@@ -616,7 +622,7 @@ class Operations:
                 new["started_at"] = Now
             if to_state not in ("in_progress", "paused", "running"):
                 new["completed_at"] = Now
-            self.stored(table, row, old | new)
+            await self.stored(table, row, old | new)
 
     async def delete_session(self, n: list[int]) -> None:
         id_ = self.key(n[0], "sessions")
@@ -651,7 +657,7 @@ class Operations:
                 "status": "pending", "input": n, "output": None, "error_message": None,
                 "started_at": None, "completed_at": None,
             }  # fmt: skip
-            self.stored("steps", row, expected)
+            await self.stored("steps", row, expected)
 
     async def create_command(self, n: list[int]) -> None:
         id_, session_id = self.new_id(n[0], "commands"), self.key(n[1], "sessions")
@@ -677,7 +683,7 @@ class Operations:
                 "exit_code": None, "log_path": None, "error_message": None, "created_at": Now,
                 "started_at": None, "completed_at": None,
             }  # fmt: skip
-            self.stored("commands", row, expected)
+            await self.stored("commands", row, expected)
 
     async def create_artifact(self, n: list[int]) -> None:
         id_, session_id = self.new_id(n[0], "artifacts"), self.key(n[1], "sessions")
@@ -696,7 +702,7 @@ class Operations:
         row = await self.ask(error, self.repos.artifacts.create(**values), table="artifacts")
         if row:
             expected = values | {"sha256": None, "metadata": {}, "created_at": Now}
-            self.stored("artifacts", row, expected)
+            await self.stored("artifacts", row, expected)
 
     async def delete_artifact(self, n: list[int]) -> None:
         id_ = self.key(n[0], "artifacts")
@@ -732,7 +738,7 @@ class Operations:
                     "event_type": "t", "level": "info", "message": event.message,
                     "context": event.context, "created_at": Now,
                 }  # fmt: skip
-                self.stored("events", row, expected)
+                await self.stored("events", row, expected)
 
     async def take_checkpoint(self, n: list[int]) -> None:
         id_, session_id = self.new_id(n[0], "debugger_state"), self.key(n[1], "sessions")
@@ -751,7 +757,7 @@ class Operations:
                 "id": id_, "session_id": session_id, "label": "l", "state": n, "created_at": Now,
                 "sequence": self._place("debugger_state", session_id),
             }  # fmt: skip
-            self.stored("debugger_state", row, expected)
+            await self.stored("debugger_state", row, expected)
 
     # --- tokens
 
@@ -774,7 +780,7 @@ class Operations:
                 "expires_at": record.created_at + span if span else None,
                 "last_used_at": None, "revoked_at": None, "replaced_by": None,
             }  # fmt: skip
-            self.stored("auth_tokens", record, expected)
+            await self.stored("auth_tokens", record, expected)
             self.model.tokens[id_] = issued.token
 
     async def verify(self, n: list[int]) -> None:
@@ -795,7 +801,7 @@ class Operations:
             last = old["last_used_at"]
             # Half a minute aside, for the clock ticks while it is asked.
             unused = last is None or last <= self.now - MINUTE + timedelta(milliseconds=1)
-            self.stored("auth_tokens", row, old | ({"last_used_at": Now} if unused else {}))
+            await self.stored("auth_tokens", row, old | ({"last_used_at": Now} if unused else {}))
 
     async def rotate(self, n: list[int]) -> None:
         id_ = self.key(n[0], "auth_tokens")
@@ -818,13 +824,13 @@ class Operations:
                 "expires_at": record.created_at + lifetime if lifetime else None,
                 "last_used_at": None,
             }  # fmt: skip
-            self.stored("auth_tokens", record, expected)
+            await self.stored("auth_tokens", record, expected)
             self.model.tokens[record.id] = issued.token
             ends = record.created_at + grace
             if old["expires_at"]:
                 ends = min(ends, old["expires_at"])
             replaced = await self.repos.auth_tokens.get(id_)
-            self.stored(
+            await self.stored(
                 "auth_tokens", replaced, old | {"expires_at": ends, "replaced_by": record.id}
             )
 
@@ -833,7 +839,7 @@ class Operations:
         old = self.model.auth_tokens.get(id_)
         row = await self.ask(None if old else NotFound, self.repos.auth_tokens.revoke(id_))
         if row and old:
-            self.stored("auth_tokens", row, old | {"revoked_at": old["revoked_at"] or Now})
+            await self.stored("auth_tokens", row, old | {"revoked_at": old["revoked_at"] or Now})
 
 
 _FREE = dict.fromkeys(("lease_owner", "lease_token", "leased_at", "lease_expires_at"))
@@ -847,7 +853,9 @@ def _least_recently_used(row: Values) -> tuple[Any, Any]:
 OPERATIONS: dict[str, Callable[[Operations, list[int]], Coroutine[Any, Any, None]]] = {
     name: method
     for name, method in vars(Operations).items()
-    if inspect.iscoroutinefunction(method) and not name.startswith("_") and name != "ask"
+    if inspect.iscoroutinefunction(method)
+    and not name.startswith("_")
+    and name not in ("ask", "stored")
 }
 NUMBERS = st.lists(st.integers(0, TOP), min_size=4, max_size=4)
 BODY = st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), NUMBERS), max_size=5)
