@@ -266,8 +266,8 @@ def mutations(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
                     sql.replace(text, f"CONSTRAINT {constraint} CHECK (1)"),
                 )
             for word in ("NOT NULL", "ON DELETE CASCADE", "ON DELETE RESTRICT", "STRICT"):
-                if word in sql:
-                    yield type_, name, "different", sql.replace(word, "", 1)
+                if re.search(rf"\b{word}\b", sql):
+                    yield type_, name, "different", re.sub(rf"\b{word}\b", "", sql, count=1)
             if "DEFAULT '" in sql:
                 yield type_, name, "different", sql.replace("DEFAULT '", "DEFAULT 'x", 1)
 
