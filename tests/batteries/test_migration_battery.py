@@ -92,7 +92,8 @@ def test_kill__during_an_upgrade_leaves_whole_migrations(
             done = applied(path)
             assert done == known[: len(done)]
             halfway += 0 < len(done) < len(known)
-            assert migrations.verify(url_of(path)) == []
+            # Killed before the file was marked, it is still nobody's.
+            assert not done or migrations.verify(url_of(path)) == []
             assert query(path, "PRAGMA integrity_check") == [("ok",)]
         # Without help: no lock is left over.
         left = known[len(done) :]
