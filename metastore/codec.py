@@ -367,11 +367,23 @@ def _encoder(column: _Column) -> Encoder:
 def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[str, Encoder]:
     """Return the encoder of each parameter of a statement that deals with `row_type`.
 
-    A parameter that is named as a column takes that column's type, any other is encoded by the
-    type of its value. An encoder raises `RefusedError`.
+    A parameter that is named as a column takes that column's type, and `after` and `after_id`
+    what pages are read from; any other is encoded by the type of its value. An encoder raises
+    `RefusedError`.
     """
     hints = typing.get_type_hints(row_type, include_extras=True)
-    return {name: encoder(hints[name]) if name in hints else untyped for name in parameters}
+    encoders = {name: encoder(hint) for name, hint in hints.items()}
+    return {name: encoders.get(name) or _CURSORS.get(name, untyped) for name in parameters}
+
+
+def _cursor(value: Any) -> Any:
+    # SQLite compares whatever it is given, and would answer with some page or other.
+    if not isinstance(value, int | datetime) or isinstance(value, bool):
+        raise RefusedError("must be the `next` of a page")
+    return untyped(value)
+
+
+_CURSORS: dict[str, Encoder] = {"after": _cursor, "after_id": encoder(Id)}
 
 
 def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:

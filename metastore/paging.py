@@ -57,10 +57,10 @@ class TimeCursor(msgspec.Struct, frozen=True):
         """
         if text is None:
             return NEWEST
-        moment, _, row_id = text.partition("/")
         try:
+            moment, _, row_id = text.partition("/")
             return cls(datetime.fromisoformat(moment), row_id)
-        except ValueError:
+        except (AttributeError, ValueError):
             raise InvalidValue(
                 None, "after", "must be the `next` of a page", value_type=type(text).__name__
             ) from None

@@ -50,6 +50,10 @@ def resolve(url: str | None) -> DatabaseUrl:
         raise InvalidValue(None, "url", "must begin with sqlite://", value_type="str")
     if not rest:
         return DatabaseUrl(text, "sqlite", None)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidValue(None, "url", "must not hold lone surrogates", value_type="str") from None
     if not rest.startswith("/") or rest == "/" or "\0" in rest:
         raise InvalidValue(
             None, "url", "must be sqlite:///relative.db or sqlite:////absolute.db", value_type="str"
