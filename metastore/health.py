@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from metastore import migrations
+from metastore.backends import sqlite_file
 from metastore.backends.base import KnownFault  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends.sqlite import SqliteBackend
 from metastore.errors import (
@@ -176,7 +177,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
 
 def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
     head = migrations.head(url.dialect)
-    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+    if not sqlite_file.exists(path) or (path.is_file() and path.stat().st_size == 0):
         error = SchemaOutdated(str(url), None, head)
     return Health(
         url=str(url),

@@ -421,7 +421,7 @@ def _connect_to_write(
     path = _file(url)
     if create:
         sqlite_file.create(path)
-    elif not path.exists():
+    elif not sqlite_file.exists(path):
         raise SchemaOutdated(str(url), None, head(url.dialect, directory))
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
@@ -499,7 +499,7 @@ def _claim(connection: sqlite3.Connection) -> None:
 def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[SchemaBackend | None]:
     """Connect to a database to look at one state of it; None where there is no metastore yet."""
     path = _file(url)
-    if not path.exists():
+    if not sqlite_file.exists(path):
         yield None
         return
     if not path.is_file():

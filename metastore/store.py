@@ -232,8 +232,7 @@ class _Opening:
 
 
 def _refuse_missing(url: urls.DatabaseUrl, path: Path) -> None:
-    # Unlike Path.exists, for a name that is too long for any file it says no.
-    if not os.path.exists(path):  # noqa: PTH110 - see above
+    if not sqlite_file.exists(path):
         migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 
 

@@ -87,7 +87,7 @@ def open_writer(
     Raises:
         StoreCorrupt: it is missing, empty, or no metastore.
     """
-    if not path.exists():
+    if not sqlite_file.exists(path):
         raise StoreCorrupt("does not exist", path=path)
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)

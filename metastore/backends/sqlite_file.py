@@ -18,7 +18,15 @@ from metastore.errors import StoreCorrupt, StoreReadOnly
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["APPLICATION_ID", "BUSY_TIMEOUT_MS", "connect", "create", "is_metastore", "mark"]
+__all__ = [
+    "APPLICATION_ID",
+    "BUSY_TIMEOUT_MS",
+    "connect",
+    "create",
+    "exists",
+    "is_metastore",
+    "mark",
+]
 
 APPLICATION_ID = 0x6D657461
 """`meta` in ASCII: what `PRAGMA application_id` and `file(1)` show for a metastore."""
@@ -48,6 +56,14 @@ def _checks_may_use_json() -> bool:
 
 
 _CHECKS_MAY_USE_JSON = _checks_may_use_json()
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is something at `path`; of a name too long for any file, that there is not.
+
+    `Path.exists` raises for such a name.
+    """
+    return os.path.exists(path)  # noqa: PTH110 - see above
 
 
 def create(path: Path) -> bool:

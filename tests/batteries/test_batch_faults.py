@@ -294,7 +294,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB, a third of it taken by a file that can be deleted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a small disk takes the right to mount")
     try:

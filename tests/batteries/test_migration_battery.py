@@ -244,8 +244,10 @@ def mutations(path: Path) -> Iterator[tuple[str, str, str, str | None]]:
             yield type_, name, "missing", None
         if type_ == "index":
             other_way = sql.replace(" DESC", "") if " DESC" in sql else None
-            descending = re.sub(r"\((\w+)", r"(\1 DESC", sql, count=1)
-            yield type_, name, "different", other_way or descending
+            descending = re.sub(r"(ON \w+ \(\w+)(?=[,)])", r"\1 DESC", sql, count=1)
+            # The columns of some are expressions first.
+            other = f"{sql} AND 1" if "WHERE" in sql else f"{sql} WHERE 1"
+            yield type_, name, "different", other_way or descending.replace(sql, other)
             if "UNIQUE" in sql:
                 yield type_, name, "different", sql.replace("UNIQUE ", "")
             if "WHERE" in sql:
