@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "APPLICATION_ID",
     "BUSY_TIMEOUT_MS",
+    "WAL_SIZE_LIMIT",
     "connect",
     "create",
     "exists",
@@ -59,9 +60,9 @@ _CHECKS_MAY_USE_JSON = _checks_may_use_json()
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is something at `path`; of a name too long for any file, that there is not.
+    """Tell whether there is something at `path`.
 
-    `Path.exists` raises for such a name.
+    For a name that is too long for any file, where `Path.exists` raises, there is not.
     """
     return os.path.exists(path)  # noqa: PTH110 - see above
 
