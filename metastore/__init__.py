@@ -14,6 +14,8 @@ from metastore.errors import (
     NotFound,
     SchemaOutdated,
     SchemaTooNew,
+    SecretKeyUnavailable,
+    SecretRejected,
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
@@ -27,6 +29,7 @@ from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
 from metastore.repositories.commands import Command, CommandStatus
+from metastore.repositories.configurations import Configuration, ConfigurationType
 from metastore.repositories.debugger_state import DebuggerState
 from metastore.repositories.events import Event, EventLevel, NewEvent
 from metastore.repositories.lease_waiters import LeaseWaiter
@@ -46,6 +49,8 @@ __all__ = [
     "BudgetExceeded",
     "Command",
     "CommandStatus",
+    "Configuration",
+    "ConfigurationType",
     "DebuggerState",
     "Event",
     "EventLevel",
@@ -69,6 +74,8 @@ __all__ = [
     "Repository",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SecretKeyUnavailable",
+    "SecretRejected",
     "Session",
     "SessionMode",
     "SessionStatus",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.commands import Commands
+from metastore.repositories.configurations import Configurations
 from metastore.repositories.debugger_state import DebuggerStates
 from metastore.repositories.events import Events
 from metastore.repositories.lease_waiters import LeaseWaiters
@@ -89,3 +90,8 @@ class RepositorySet:
     def debugger_state(self) -> DebuggerStates:
         """The debugger checkpoints of sessions."""
         return DebuggerStates(self._scope)
+
+    @cached_property
+    def configurations(self) -> Configurations:
+        """The settings, secrets among them."""
+        return Configurations(self._scope)
