@@ -28,6 +28,7 @@ from metastore.errors import (
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
+from metastore.repositories.client_sessions import ClientConnectionType, ClientSession
 from metastore.repositories.commands import Command, CommandStatus
 from metastore.repositories.configurations import Configuration, ConfigurationType
 from metastore.repositories.debugger_state import DebuggerState
@@ -47,6 +48,8 @@ __all__ = [
     "ArtifactType",
     "AuthToken",
     "BudgetExceeded",
+    "ClientConnectionType",
+    "ClientSession",
     "Command",
     "CommandStatus",
     "Configuration",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.auth_tokens import AuthTokens
+from metastore.repositories.client_sessions import ClientSessions
 from metastore.repositories.commands import Commands
 from metastore.repositories.configurations import Configurations
 from metastore.repositories.debugger_state import DebuggerStates
@@ -95,3 +96,8 @@ class RepositorySet:
     def configurations(self) -> Configurations:
         """The settings, secrets among them."""
         return Configurations(self._scope)
+
+    @cached_property
+    def client_sessions(self) -> ClientSessions:
+        """The connections of clients."""
+        return ClientSessions(self._scope)

@@ -5,7 +5,7 @@
 -- Locks:    none (new table).
 -- Rollback: drops the table; every setting is lost. Dump them first; secrets are not in a dump.
 --
--- depends: 0014-create-tasks
+-- depends: 0016-create-client-sessions
 
 CREATE TABLE IF NOT EXISTS configurations (
     -- Settings by key, each of one type.
