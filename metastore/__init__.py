@@ -1,5 +1,6 @@
 """metastore: the metadata database of an execution service, in plain SQL."""
 
+from metastore.audit import Finding
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
@@ -27,6 +28,7 @@ from metastore.errors import (
 )
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
+from metastore.repositories.audit_chains import AuditChain, AuditedTable, AuditReport
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
 from metastore.repositories.client_sessions import ClientConnectionType, ClientSession
 from metastore.repositories.commands import Command, CommandStatus
@@ -39,6 +41,7 @@ from metastore.repositories.projects import Project
 from metastore.repositories.repositories import Repository
 from metastore.repositories.sessions import Session, SessionMode, SessionStatus, SessionType
 from metastore.repositories.steps import Step, StepStatus
+from metastore.repositories.tool_executions import ToolExecution, ToolExecutionStatus
 from metastore.repositories.worktrees import Lease, Worktree, WorktreeState
 from metastore.store import MetadataStore, Transaction
 
@@ -46,6 +49,9 @@ __all__ = [
     "AlreadyExists",
     "Artifact",
     "ArtifactType",
+    "AuditChain",
+    "AuditReport",
+    "AuditedTable",
     "AuthToken",
     "BudgetExceeded",
     "ClientConnectionType",
@@ -57,6 +63,7 @@ __all__ = [
     "DebuggerState",
     "Event",
     "EventLevel",
+    "Finding",
     "InvalidReference",
     "InvalidTransition",
     "InvalidValue",
@@ -91,6 +98,8 @@ __all__ = [
     "StoreFull",
     "StoreReadOnly",
     "TokenRejected",
+    "ToolExecution",
+    "ToolExecutionStatus",
     "Transaction",
     "TransactionActive",
     "VersionConflict",

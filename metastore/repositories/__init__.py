@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from metastore.repositories.artifacts import Artifacts
+from metastore.repositories.audit_chains import AuditChains
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.client_sessions import ClientSessions
 from metastore.repositories.commands import Commands
@@ -18,6 +19,7 @@ from metastore.repositories.projects import Projects
 from metastore.repositories.repositories import Repositories
 from metastore.repositories.sessions import Sessions
 from metastore.repositories.steps import Steps
+from metastore.repositories.tool_executions import ToolExecutions
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
@@ -101,3 +103,13 @@ class RepositorySet:
     def client_sessions(self) -> ClientSessions:
         """The connections of clients."""
         return ClientSessions(self._scope)
+
+    @cached_property
+    def tool_executions(self) -> ToolExecutions:
+        """The audit log of tools."""
+        return ToolExecutions(self._scope)
+
+    @cached_property
+    def audit_chains(self) -> AuditChains:
+        """Whether events and tool executions are what the store wrote."""
+        return AuditChains(self._scope)

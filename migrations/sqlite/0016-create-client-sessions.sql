@@ -4,7 +4,7 @@
 -- Locks:    none (new table).
 -- Rollback: drops the table; clients must connect again.
 --
--- depends: 0014-create-tasks
+-- depends: 0015-create-tool-executions
 
 CREATE TABLE IF NOT EXISTS client_sessions (
     -- Connections of clients, the closed ones too until they are deleted.

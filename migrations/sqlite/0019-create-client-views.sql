@@ -4,7 +4,7 @@
 -- Locks:    none (view).
 -- Rollback: drops the view; no data is lost.
 --
--- depends: 0017-create-configurations
+-- depends: 0018-create-audit-chains
 
 CREATE VIEW IF NOT EXISTS stale_clients AS
 -- Every open connection that nothing was heard of for five minutes, the longest silent first.
