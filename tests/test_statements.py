@@ -41,6 +41,7 @@ TESTS = Path(__file__).parent
 
 WITHOUT_REPOSITORY = {
     "fencing_floors": "triggers keep it and statements of the leased tables read it",
+    "audit_checkpoints": "audit_chains notes them and checks them",
     "sqlite_sequence": "SQLite's own, behind AUTOINCREMENT",
 }
 """Tables that no repository operates on, and why."""
@@ -70,6 +71,13 @@ NOT_COLUMNS = {
     "unused_since": "compared with last_used_at",
     "after": "where a page begins",
     "after_id": "where a page begins",
+    "after_key": "where a page begins",
+    "after_chain": "where a page begins: a session or task",
+    "after_position": "where a page begins within the session",
+    "after_row": "where a page begins within the task",
+    "after_checkpoint": "where a page begins",
+    "after_resource": "where a page begins within the checkpoint",
+    "beaten_before": "compared with last_heartbeat",
     "limit": "how long a page is",
     "project_id": "projects.id, in a statement of sessions",
     "path": "projects.path, in a statement of sessions",
@@ -80,6 +88,7 @@ Any other is named as the column whose value it is, which is how the codec knows
 """
 
 MAY_SCAN_OR_SORT = {
+    "audit_chains.create_audit_checkpoint": "a checkpoint looks at every chain, now and then",
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     "sessions.list_active_sessions": "SQLite finds the sessions at work by status, which are few, "
     "and sorts them, rather than walk ix_sessions_active",

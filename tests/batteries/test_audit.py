@@ -68,10 +68,13 @@ async def history(url: str, dice: random.Random) -> None:
             *(call(n) for n in range(15)),
         )
         await store.events.append_many(sessions[0].id, [NewEvent("a", "b"), NewEvent("c", "d")])
-        if dice.random() < 0.3:
-            await store.sessions.cancel(sessions[2].id)
-            with contextlib.suppress(Exception):
-                await store.sessions.delete(sessions[2].id)
+    if dice.random() < 0.3:
+        # A purge is no tampering.
+        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+            connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("DELETE FROM sessions WHERE id = ?", (sessions[2].id,))
+            connection.execute("DELETE FROM tasks WHERE id = ?", (tasks[2],))
+            connection.commit()
 
 
 class Tamperer:
