@@ -12,6 +12,7 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
+from metastore.audit import link_hash
 from metastore.schema_comparison import SchemaObject, objects
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ class ForeignKey(NamedTuple):
 def migrated() -> sqlite3.Connection:
     """Return a database in memory that all migrations were run on."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
+    # Statements that are prepared on it call this.
+    connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
     for migration in migrations.known("sqlite"):
         for statement in migration.statements:
             connection.execute(statement.sql)

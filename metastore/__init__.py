@@ -1,5 +1,6 @@
 """metastore: the metadata database of an execution service, in plain SQL."""
 
+from metastore.audit import Finding
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
@@ -19,6 +20,8 @@ from metastore.errors import (
     PriceUnknown,
     SchemaOutdated,
     SchemaTooNew,
+    SecretKeyUnavailable,
+    SecretRejected,
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
@@ -31,9 +34,12 @@ from metastore.errors import (
 from metastore.health import Health, LeaseCount
 from metastore.paging import Page
 from metastore.repositories.artifacts import Artifact, ArtifactType
+from metastore.repositories.audit_chains import AuditChain, AuditedTable, AuditReport
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
 from metastore.repositories.budget_reservations import Budget, BudgetReservation, Reserved
+from metastore.repositories.client_sessions import ClientConnectionType, ClientSession
 from metastore.repositories.commands import Command, CommandStatus
+from metastore.repositories.configurations import Configuration, ConfigurationType
 from metastore.repositories.context_metrics import ContextMetric, ContextTotals
 from metastore.repositories.cost_entries import (
     CostDiscrepancy,
@@ -58,6 +64,7 @@ from metastore.repositories.repositories import Repository
 from metastore.repositories.sessions import Session, SessionMode, SessionStatus, SessionType
 from metastore.repositories.steps import Step, StepStatus
 from metastore.repositories.tasks import Task, TaskLease, TaskStatus
+from metastore.repositories.tool_executions import ToolExecution, ToolExecutionStatus
 from metastore.repositories.workflow_tasks import WorkflowTask
 from metastore.repositories.workflows import Workflow, WorkflowProgress, WorkflowStatus
 from metastore.repositories.worktrees import Lease, Worktree, WorktreeState
@@ -67,12 +74,19 @@ __all__ = [
     "AlreadyExists",
     "Artifact",
     "ArtifactType",
+    "AuditChain",
+    "AuditReport",
+    "AuditedTable",
     "AuthToken",
     "Budget",
     "BudgetExceeded",
     "BudgetReservation",
+    "ClientConnectionType",
+    "ClientSession",
     "Command",
     "CommandStatus",
+    "Configuration",
+    "ConfigurationType",
     "ContextMetric",
     "ContextTotals",
     "CostDiscrepancy",
@@ -85,6 +99,7 @@ __all__ = [
     "Event",
     "EventLevel",
     "ExportRefused",
+    "Finding",
     "Health",
     "InvalidReference",
     "InvalidTransition",
@@ -123,6 +138,8 @@ __all__ = [
     "Reserved",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SecretKeyUnavailable",
+    "SecretRejected",
     "Session",
     "SessionMode",
     "SessionStatus",
@@ -138,6 +155,8 @@ __all__ = [
     "TaskLease",
     "TaskStatus",
     "TokenRejected",
+    "ToolExecution",
+    "ToolExecutionStatus",
     "Totals",
     "Transaction",
     "TransactionActive",

@@ -32,6 +32,8 @@ __all__ = [
     "PriceUnknown",
     "SchemaOutdated",
     "SchemaTooNew",
+    "SecretKeyUnavailable",
+    "SecretRejected",
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
@@ -333,6 +335,32 @@ class TokenRejected(MetastoreError):
     def __init__(self, scope: str | None = None) -> None:
         self.scope = scope
         super().__init__("the token is not valid for this")
+
+
+class SecretKeyUnavailable(MetastoreError):
+    """There is no key to encrypt or decrypt a secret with; nothing was stored.
+
+    Attributes:
+        key_id: the fingerprint of the key that a secret needs; None where any would do.
+    """
+
+    def __init__(self, reason: str, *, key_id: str | None = None) -> None:
+        self.key_id = key_id
+        super().__init__(reason)
+
+
+class SecretRejected(MetastoreError):
+    """A ciphertext does not belong where it is: it was altered, or comes from another row.
+
+    Attributes:
+        key_id: the fingerprint of the key it claims to be encrypted under.
+    """
+
+    def __init__(self, key_id: str) -> None:
+        self.key_id = key_id
+        super().__init__(
+            f"a ciphertext under key {key_id} was altered, or was not made for this row"
+        )
 
 
 class MigrationFailed(MetastoreError):

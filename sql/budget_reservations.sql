@@ -57,7 +57,7 @@ GROUP BY j.id;
 DELETE FROM budget_reservations
 WHERE job_id = :job_id AND request_id = :request_id;
 
--- name: list_reservations_by_job(job_id, after, limit)
+-- name: list_reservations_by_job(job_id, after_request, limit)
 -- A page of a job's reservations by request, also of those that ran out and were not removed yet.
 SELECT
     id,
@@ -67,6 +67,6 @@ SELECT
     expires_at,
     created_at
 FROM budget_reservations
-WHERE job_id = :job_id AND request_id > :after
+WHERE job_id = :job_id AND request_id > :after_request
 ORDER BY request_id
 LIMIT :limit;

@@ -70,13 +70,13 @@ SELECT
 FROM embedding_index
 WHERE scope = :scope AND ref_id = :ref_id;
 
--- name: scan_embeddings(scope, dimensions, after_id, limit)
+-- name: scan_embeddings(scope, dimensions, after_ref, limit)
 -- A block of a scope's vectors in the order of their references, each of which a search sees once.
 SELECT
     ref_id,
     vector
 FROM embedding_index
-WHERE scope = :scope AND ref_id > :after_id AND dimensions = :dimensions
+WHERE scope = :scope AND ref_id > :after_ref AND dimensions = :dimensions
 ORDER BY ref_id
 LIMIT :limit;
 

@@ -1,16 +1,66 @@
 -- events: what happened in a session, in the order in which it became visible.
 -- position is that order and the cursor of every reader; SQLite gives each row the next one.
+-- hash covers the event and the one it follows in its session, see audit_chains: a trigger moves the
+-- chain's end on with each row.
 
 -- name: append_event(id, session_id, event_type, level, message, context, created_at)<!
 -- The hottest statement of all.
-INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
-VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at)
-RETURNING position, id, session_id, event_type, level, message, context, created_at;
+INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
+VALUES (
+    :id,
+    :session_id,
+    :event_type,
+    :level,
+    :message,
+    :context,
+    :created_at,
+    metastore_sha256(
+        coalesce(
+            (
+                SELECT c.last FROM audit_chains AS c
+                WHERE c.resource = 'events' AND c.resource_id = :session_id
+            ),
+            ''
+        ),
+        :id,
+        :session_id,
+        :event_type,
+        :level,
+        :message,
+        :context,
+        :created_at
+    )
+)
+RETURNING position, id, session_id, event_type, level, message, context, created_at, hash;
 
 -- name: append_events(id, session_id, event_type, level, message, context, created_at)*!
 -- Many at once: all of them or none.
-INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
-VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at);
+INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
+VALUES (
+    :id,
+    :session_id,
+    :event_type,
+    :level,
+    :message,
+    :context,
+    :created_at,
+    metastore_sha256(
+        coalesce(
+            (
+                SELECT c.last FROM audit_chains AS c
+                WHERE c.resource = 'events' AND c.resource_id = :session_id
+            ),
+            ''
+        ),
+        :id,
+        :session_id,
+        :event_type,
+        :level,
+        :message,
+        :context,
+        :created_at
+    )
+);
 
 -- name: get_event(id)^
 -- No row: there is no such event.
@@ -22,7 +72,8 @@ SELECT
     level,
     message,
     context,
-    created_at
+    created_at,
+    hash
 FROM events
 WHERE id = :id;
 
@@ -36,7 +87,8 @@ SELECT
     level,
     message,
     context,
-    created_at
+    created_at,
+    hash
 FROM events
 WHERE session_id = :session_id AND position > :after
 ORDER BY position
@@ -52,7 +104,8 @@ SELECT
     level,
     message,
     context,
-    created_at
+    created_at,
+    hash
 FROM events
 WHERE position > :after
 ORDER BY position

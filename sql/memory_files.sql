@@ -149,7 +149,7 @@ SELECT bytes
 FROM memory_file_chunks
 WHERE file_id = :id AND sequence = :sequence;
 
--- name: list_memory_files_by_job(job_id, after, limit)
+-- name: list_memory_files_by_job(job_id, after_path, limit)
 -- A page of what is known of a job's files, in the order of their paths.
 SELECT
     id,
@@ -159,7 +159,7 @@ SELECT
     sha256,
     created_at
 FROM memory_files
-WHERE job_id = :job_id AND path > :after
+WHERE job_id = :job_id AND path > :after_path
 ORDER BY path
 LIMIT :limit;
 

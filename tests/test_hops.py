@@ -30,6 +30,8 @@ TTL = timedelta(minutes=1)
 MORE_HOPS = {
     "auth_tokens.rotate": (2, "the new token takes over what is read of the old one"),
     "auth_tokens.verify": (2, "the use is noted, once a minute"),
+    "configurations.set": (2, "a secret stays one, whatever is set"),
+    "tasks.count_claims": (2, "the live and the expired are two counts"),
     "embedding_index.search": (3, "dimensions, a block of the scope, the texts that were found"),
     "memory_limits.set": (2, "what is not given stays as it is read"),
     "memory_limits.set_default": (2, "what is not given stays as it is read"),
@@ -39,6 +41,13 @@ MORE_HOPS = {
 """Operations of more than one statement that are not one transaction."""
 
 NOT_COUNTED = {
+    "audit_chains.checkpoint": "reads the chains that grew",
+    "audit_chains.verify": "reads every chain",
+    "configurations.dump": "is a read for each page",
+    "configurations.load": "is a write for each key",
+    "configurations.reveal": "is value, for secrets",
+    "configurations.rotate_keys": "is a read and a write for each batch",
+    "tasks.hold": "is a claim and its end",
     "events.follow": "goes on for ever",
     "lease_waiters.wait_in_line": "waits",
     "memory_files.export": "is a list and a read for each file",
@@ -303,13 +312,84 @@ async def memory(store: Any, _make: Factories) -> None:
     await store.embedding_index.delete(scope="s", ref_id="r")
 
 
+async def orchestration(store: Any, _make: Factories) -> None:
+    workflow = (await store.workflows.create(name="w", definition={})).id
+    await store.workflows.get(workflow)
+    await store.workflows.find_by_name("w")
+    await store.workflows.list()
+    await store.workflows.list_by_name("w")
+    await store.workflows.list_by_status("draft")
+    await store.workflows.progress(workflow)
+    ids = [(await store.tasks.create(title="t", task_type="t")).id for _ in range(3)]
+    for task in ids[:2]:
+        await store.workflow_tasks.add(workflow, task)
+    await store.workflow_tasks.get(workflow, ids[0])
+    await store.workflow_tasks.move(workflow, ids[0], 2)
+    await store.workflow_tasks.list_by_workflow(workflow)
+    await store.workflow_tasks.list_by_task(ids[0])
+    await store.tasks.list_by_workflow(workflow)
+    await store.workflow_tasks.remove(workflow, ids[0])
+    await store.workflows.activate(workflow)
+    await store.workflows.pause(workflow)
+    await store.workflows.archive(workflow)
+    await store.workflows.delete(workflow)
+    await store.tasks.get(ids[0])
+    await store.tasks.list_by_status("pending")
+    await store.tasks.list_by_type("t")
+    await store.tasks.list_by_workspace("/w")
+    await store.tasks.list_recent()
+    await store.tasks.start(ids[0])
+    await store.tasks.complete(ids[0])
+    await store.tasks.start(ids[1])
+    await store.tasks.fail(ids[1], error="e")
+    await store.tasks.cancel(ids[2])
+    for end in ("complete_claim", "fail_claim", "release"):
+        await store.tasks.create(title="t", task_type=end)
+        lease = await store.tasks.claim(owner="o", ttl=TTL, task_types=[end])
+        await store.tasks.renew(lease, ttl=TTL)
+        if end == "fail_claim":
+            await store.tasks.fail_claim(lease, error="e")
+        else:
+            await getattr(store.tasks, end)(lease)
+    await store.tasks.count_claims()
+    tools = store.tool_executions
+    for end in ("complete", "fail", "time_out"):
+        run = (await tools.start(task_id=ids[0], tool_name="t", arguments={})).id
+        if end == "fail":
+            await tools.fail(run, error="e")
+        else:
+            await getattr(tools, end)(run)
+    await tools.get(run)
+    await tools.list_by_status("completed")
+    await tools.list_by_task(ids[0])
+    await tools.list_by_tool("t")
+    await store.audit_chains.get("tool_executions", ids[0])
+    await store.audit_chains.list("tool_executions")
+    await store.tasks.delete(ids[0])
+    clients = store.client_sessions
+    client = (await clients.open(client_id="c", connection_type="http", user_id="u")).id
+    await clients.get(client)
+    await clients.list_active()
+    await clients.list_by_client("c")
+    await clients.list_by_user("u")
+    await clients.heartbeat(client)
+    await clients.close(client)
+    await clients.close_stale(older_than=TTL)
+    await clients.delete(client)
+    await store.configurations.set("k", 1)
+    await store.configurations.get("k")
+    await store.configurations.value("k")
+    await store.configurations.list()
+    await store.configurations.delete("k")
+
+
 async def _job(store: Any) -> Any:
     return await store.jobs.create(task="t", repo_owner="o", repo_name="r")
 
 
 async def test_operation__one_hop(store: MetadataStore) -> None:
     counting = Counting(store)
-    for scene in (registry, tokens, sessions, execution, jobs, memory):
+    for scene in (registry, tokens, sessions, execution, jobs, memory, orchestration):
         await scene(counting, Factories(store))
     expected = dict.fromkeys(operations() - NOT_COUNTED.keys(), 1)
     expected |= {name: hops for name, (hops, _) in MORE_HOPS.items()}

@@ -43,6 +43,7 @@ WITHOUT_REPOSITORY = {
     "memory_file_chunks": "memory_files keeps its large files in it",
     "memory_file_uploads": "memory_files keeps the files that are being written in it",
     "fencing_floors": "triggers keep it and statements of the leased tables read it",
+    "audit_checkpoints": "audit_chains notes them and checks them",
     "sqlite_sequence": "SQLite's own, behind AUTOINCREMENT",
     "task_turns": "triggers on tasks keep it and claims read it",
 }
@@ -74,6 +75,17 @@ NOT_COLUMNS = {
     "unused_since": "compared with last_used_at",
     "after": "where a page begins",
     "after_id": "where a page begins",
+    "after_key": "where a page begins",
+    "after_path": "where a page begins",
+    "after_place": "where a page begins: an id, or nothing",
+    "after_ref": "where a page begins",
+    "after_request": "where a page begins",
+    "after_chain": "where a page begins: a session or task",
+    "after_position": "where a page begins within the session",
+    "after_row": "where a page begins within the task",
+    "after_checkpoint": "where a page begins",
+    "after_resource": "where a page begins within the checkpoint",
+    "beaten_before": "compared with last_heartbeat",
     "limit": "how long a page is",
     "since": "compared with created_at",
     "until": "compared with created_at",
@@ -97,6 +109,7 @@ Any other is named as the column whose value it is, which is how the codec knows
 MAY_SCAN_OR_SORT = {
     "cost_entries.list_cost_discrepancies": "the doctor adds up every entry there is",
     "jobs.add_job_pr_link": "the array that json_each walks is no table",
+    "audit_chains.create_audit_checkpoint": "a checkpoint looks at every chain, now and then",
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     **dict.fromkeys(
         (

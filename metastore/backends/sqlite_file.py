@@ -13,6 +13,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
+from metastore.audit import link_hash
 from metastore.errors import StoreCorrupt, StoreReadOnly
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def connect(
         cached_statements=STATEMENT_CACHE,
     )
     try:
+        # For statements only: the schema holds no function of ours, so that the sqlite3 shell
+        # works on it.
+        connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
         if _CHECKS_MAY_USE_JSON:
             # Nothing in the schema may call what it should not.
             connection.execute("PRAGMA trusted_schema = OFF")

@@ -6,9 +6,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from metastore.repositories.artifacts import Artifacts
+from metastore.repositories.audit_chains import AuditChains
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.budget_reservations import BudgetReservations
+from metastore.repositories.client_sessions import ClientSessions
 from metastore.repositories.commands import Commands
+from metastore.repositories.configurations import Configurations
 from metastore.repositories.context_metrics import ContextMetrics
 from metastore.repositories.cost_entries import CostEntries
 from metastore.repositories.debugger_state import DebuggerStates
@@ -27,6 +30,7 @@ from metastore.repositories.repositories import Repositories
 from metastore.repositories.sessions import Sessions
 from metastore.repositories.steps import Steps
 from metastore.repositories.tasks import Tasks
+from metastore.repositories.tool_executions import ToolExecutions
 from metastore.repositories.workflow_tasks import WorkflowTasks
 from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
@@ -167,3 +171,23 @@ class RepositorySet:
     def workflow_tasks(self) -> WorkflowTasks:
         """The order of workflows' tasks."""
         return WorkflowTasks(self._scope)
+
+    @cached_property
+    def configurations(self) -> Configurations:
+        """The settings, secrets among them."""
+        return Configurations(self._scope)
+
+    @cached_property
+    def client_sessions(self) -> ClientSessions:
+        """The connections of clients."""
+        return ClientSessions(self._scope)
+
+    @cached_property
+    def tool_executions(self) -> ToolExecutions:
+        """The audit log of tools."""
+        return ToolExecutions(self._scope)
+
+    @cached_property
+    def audit_chains(self) -> AuditChains:
+        """Whether events and tool executions are what the store wrote."""
+        return AuditChains(self._scope)

@@ -192,7 +192,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         """Return a page of a job's reservations by request, also of some that have expired."""
         rows = await self._all(
             self._sql.list_reservations_by_job(
-                job_id=job_id, after=after or _NOTHING, limit=checked_limit(limit)
+                job_id=job_id, after_request=after or _NOTHING, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.request_id)

@@ -174,7 +174,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
         while True:
             block = await self._run(
                 self._sql.scan_embeddings(
-                    scope=scope, dimensions=dimensions, after_id=after, limit=rows
+                    scope=scope, dimensions=dimensions, after_ref=after, limit=rows
                 )
             )
             nearest.add(block)

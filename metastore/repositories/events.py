@@ -36,6 +36,8 @@ class Event(Row, frozen=True):
 
     Attributes:
         position: the place in the global order in which events became visible.
+        hash: covers the event and the one before it in its session; None of events from before
+            there were hashes.
     """
 
     position: int
@@ -46,6 +48,7 @@ class Event(Row, frozen=True):
     message: str
     context: JsonObject
     created_at: datetime
+    hash: str | None
 
 
 class NewEvent(msgspec.Struct, frozen=True):

@@ -275,7 +275,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         """Return a page of what is known of a job's files, in the order of their paths."""
         rows = await self._run(
             self._sql.list_memory_files_by_job(
-                job_id=job_id, after=after or "", limit=checked_limit(limit)
+                job_id=job_id, after_path=after or "", limit=checked_limit(limit)
             )
         )
         return page_of(_entries(rows), limit, lambda row: row.path)

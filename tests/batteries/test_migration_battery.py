@@ -202,7 +202,9 @@ def test_down_and_up__the_schema_is_identical_and_the_other_tables_keep_their_ro
         assert schema(path) == schemas[index]
         for name in tables_of(path).keys() & filled.keys():
             # What the rollback does not promise to lose is all there.
-            assert query(path, f"SELECT * FROM {name} ORDER BY 1") == content[name]
+            rows = query(path, f"SELECT * FROM {name} ORDER BY 1")
+            # Columns that later migrations added come last and go with them.
+            assert rows == [row[: len(rows[0])] for row in content[name]]
             kept += ROWS
         assert query(path, "PRAGMA foreign_key_check") == []
     assert migrations.upgrade(url_of(path)) == known[1:]

@@ -20,6 +20,9 @@ METHODS = [
 ]
 
 NOT_MADE = {
+    "audit_chains": "rows of what is audited make them",
+    "client_sessions": "one call of its repository makes one",
+    "configurations": "one call of its repository makes one",
     "lease_waiters": "tickets are drawn by whoever waits",
     **dict.fromkeys(
         (
@@ -29,11 +32,12 @@ NOT_MADE = {
             "memory_items",
             "memory_files",
             "memory_limits",
+            "tool_executions",
             "message_summaries",
             "embedding_index",
             "context_metrics",
         ),
-        "one call of its repository makes one from a job's id",
+        "one call of its repository makes one from the id of a job or task",
     ),
 }
 """Tables without a factory, and why."""

@@ -1,0 +1,229 @@
+"""`metastore config`: settings from the command line.
+
+A secret is read from standard input, or asked for, and never taken as an argument: arguments
+are seen by everyone on the machine, and kept by the shell.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from metastore.cli import database_option, json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from metastore.repositories.configurations import Configuration
+    from metastore.store import MetadataStore
+    from metastore.urls import DatabaseUrl
+
+__all__ = ["config"]
+
+Result = TypeVar("Result")
+
+_TYPES = click.Choice(["string", "integer", "float", "boolean", "json"])
+_FORMATS = click.Choice(["toml", "json"])
+
+
+@click.group()
+def config() -> None:
+    """Set, read, load and dump settings; keep secrets."""
+
+
+@config.command("set")
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--type", "value_type", type=_TYPES, default="string", show_default=True)
+@click.option("--description", help="What the setting is for.")
+@click.option("--secret", is_flag=True, help="Encrypt it; its value comes from standard input.")
+@click.option("--if-version", type=int, help="Only if it is at this version; 0: only if not set.")
+@database_option
+@json_option
+def set_(
+    key: str,
+    value: str | None,
+    value_type: str,
+    description: str | None,
+    secret: bool,
+    if_version: int | None,
+    url: DatabaseUrl,
+    as_json: bool,
+) -> None:
+    """Give KEY a VALUE; without VALUE it is read from standard input."""
+    if secret and value is not None:
+        raise click.UsageError("A secret is no argument: give it on standard input.")
+    text = _read_value(key, hidden=secret) if value is None else value
+    parsed = _parsed(text, value_type)
+    row = _with_store(
+        url,
+        lambda store: store.configurations.set(
+            key, parsed, value_type, description, secret, if_version=if_version
+        ),
+    )
+    if as_json:
+        print_json(row)
+    click.echo(f"{row.key} is at version {row.version}.", err=True)
+
+
+@config.command()
+@click.argument("key")
+@database_option
+@json_option
+def get(key: str, url: DatabaseUrl, as_json: bool) -> None:
+    """Print the value of KEY; of a secret, that it is one."""
+    row = _with_store(url, lambda store: store.configurations.get(key))
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(row.value)
+
+
+@config.command("list")
+@database_option
+@json_option
+def list_(url: DatabaseUrl, as_json: bool) -> None:
+    """List the settings; the values of secrets are hidden."""
+    rows = _with_store(url, _all_settings)
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo("There are no settings.", err=True)
+        return
+    print_table(
+        ("KEY", "TYPE", "VALUE", "VERSION", "DESCRIPTION"),
+        [
+            (
+                _printable(row.key),
+                row.value_type.value,
+                _printable(row.value),
+                str(row.version),
+                _printable(row.description or ""),
+            )
+            for row in rows
+        ],
+    )
+
+
+@config.command()
+@click.argument("key")
+@database_option
+def reveal(key: str, url: DatabaseUrl) -> None:
+    """Print the value of KEY, decrypted if it is a secret."""
+    import msgspec
+
+    value = _with_store(url, lambda store: store.configurations.reveal(key))
+    click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+
+
+@config.command()
+@click.argument("key")
+@database_option
+def unset(key: str, url: DatabaseUrl) -> None:
+    """Forget KEY."""
+    _with_store(url, lambda store: store.configurations.delete(key))
+
+
+@config.command("rotate-keys")
+@database_option
+@json_option
+def rotate_keys(url: DatabaseUrl, as_json: bool) -> None:
+    """Encrypt every secret under the newest key. Interrupted, it goes on when run again."""
+    count = _with_store(url, lambda store: store.configurations.rotate_keys())
+    if as_json:
+        print_json({"rotated": count})
+    click.echo(f"{count} secrets were put under the newest key.", err=True)
+
+
+@config.command("generate-key")
+def generate_key() -> None:
+    """Print a fresh key for METASTORE_SECRET_KEYS or a key file."""
+    from metastore import secrets
+
+    click.echo(secrets.generate_key())
+    click.echo("Keep it outside of the database and its backups.", err=True)
+
+
+@config.command()
+@click.option("--format", "form", type=_FORMATS, default="toml", show_default=True)
+@database_option
+def dump(form: Any, url: DatabaseUrl) -> None:
+    """Print every setting but the secrets as one document."""
+    click.echo(_with_store(url, lambda store: store.configurations.dump(form)), nl=False)
+
+
+@config.command()
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.option("--format", "form", type=_FORMATS, help="Default: what the file's name ends in.")
+@database_option
+@json_option
+def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
+    """Set every key of FILE (- is standard input), all or none."""
+    form = form or ("json" if file.name.endswith(".json") else "toml")
+    document = file.read()
+    count = _with_store(url, lambda store: store.configurations.load(document, form))
+    if as_json:
+        print_json({"changed": count})
+    click.echo(f"{count} settings changed.", err=True)
+
+
+def _read_value(key: str, *, hidden: bool) -> str:
+    if sys.stdin.isatty():
+        text: str = click.prompt(
+            f"Value of {_printable(key)}",
+            hide_input=hidden,
+            confirmation_prompt=hidden,
+            err=True,
+        )
+        return text
+    return sys.stdin.read().removesuffix("\n")
+
+
+def _parsed(text: str, value_type: str) -> Any:
+    """Return the Python value of a text from the command line."""
+    import msgspec
+
+    if value_type == "string":
+        return text
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, ValueError):
+        pass
+    # Outside of the handler, which knows the text: it may be a secret.
+    raise click.UsageError(f"The value is no {value_type}.")
+
+
+def _with_store(
+    url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]
+) -> Result:
+    import asyncio
+
+    from metastore.store import MetadataStore
+
+    async def run() -> Result:
+        async with MetadataStore.open(url.text) as store:
+            return await operation(store)
+
+    return asyncio.run(run())
+
+
+async def _all_settings(store: MetadataStore) -> list[Configuration]:
+    rows: list[Configuration] = []
+    after: str | None = None
+    while True:
+        page = await store.configurations.list(after=after, limit=1000)
+        rows += page.items
+        after = page.next
+        if after is None:
+            return rows
+
+
+def _printable(text: str) -> str:
+    """Return `text` without what a terminal would obey."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

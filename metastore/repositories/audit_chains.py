@@ -1,0 +1,261 @@
+"""audit_chains: whether events and tool executions are what the store wrote."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from metastore.audit import End, Finding, check_events, check_tool_executions, digest_of
+from metastore.codec import Id, Row
+from metastore.errors import InvalidValue
+from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from metastore.backends.base import Values
+
+__all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable"]
+
+Rows = list["Values"]
+"""The rows of one chain as they are in the file."""
+
+Marks = dict[tuple[str, str], dict[int, str]]
+
+
+class AuditedTable(StrEnum):
+    """The tables whose rows are chained."""
+
+    EVENTS = "events"
+    TOOL_EXECUTIONS = "tool_executions"
+
+
+class AuditChain(Row, frozen=True):
+    """Where a chain ends; of a chain that was purged, the stub.
+
+    Attributes:
+        resource_id: the session or task.
+        unchained: how many rows are from before there were chains.
+        length: how many links there ever were.
+        last: place and hash of the last one, what the next one follows.
+        purged: how many links went with their session or task, and `base` the last of them.
+    """
+
+    resource: AuditedTable
+    resource_id: Id
+    unchained: int
+    length: int
+    last: str
+    purged: int
+    base: str
+    purged_at: datetime | None
+
+
+class AuditReport(msgspec.Struct, frozen=True):
+    """What a verification found.
+
+    Attributes:
+        chains: how many chains were checked.
+        rows: how many rows.
+        findings: the first fault of each chain that has one.
+    """
+
+    chains: int
+    rows: int
+    findings: list[Finding]
+
+
+class AuditChains(TableRepository[AuditChain]):
+    """The chains of events and tool executions."""
+
+    table = "audit_chains"
+    row_type = AuditChain
+
+    async def get(self, resource: str, resource_id: str) -> AuditChain:
+        """Return the chain of a session's events or a task's tool executions.
+
+        Raises:
+            NotFound: nothing was ever chained there.
+        """
+        return await self._one(
+            self._sql.get_audit_chain(resource=resource, resource_id=resource_id), resource_id
+        )
+
+    async def list(
+        self, resource: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[AuditChain, str]:
+        """Return a page of the chains of a table, stubs among them."""
+        rows = await self._all(
+            self._sql.list_audit_chains(
+                resource=resource, after_place=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.resource_id)
+
+    async def checkpoint(self) -> str:
+        """Note where every chain ends, and return a digest of it, to be kept elsewhere."""
+        await self._run(self._sql.create_audit_checkpoint(now=self._now()))
+        digests = [digest async for digest, _ in self._checkpoints()]
+        return digests[-1] if digests else digest_of("", ())
+
+    async def verify(self, *, checkpoint: str | None = None) -> AuditReport:
+        """Check every chain, beside the store's other work, and report the first fault of each.
+
+        With the digest of a `checkpoint` it also proves that nothing before that was rewritten,
+        not even as a whole. The rows of one session or task are held in memory at a time.
+
+        Raises:
+            InvalidValue: no checkpoint has this digest; what it noted was rewritten, if it was
+                ever given out.
+        """
+        marks = await self._marks(checkpoint) if checkpoint is not None else {}
+        findings: list[Finding] = []
+        chains = rows = 0
+        for resource in AuditedTable:
+            seen: set[str] = set()
+            async for resource_id, found in self._groups(resource):
+                seen.add(resource_id)
+                rows += len(found)
+                end = (
+                    await self._find(
+                        self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
+                    )
+                    if _is_id(resource_id)
+                    else None
+                )
+                noted = marks.get((resource, resource_id), {})
+                if _judge(resource, resource_id, found, end, noted) is not None:
+                    # A row may have come in between: what is read at once decides.
+                    finding = await self._second_look(resource, resource_id, found, noted)
+                    findings += [finding] if finding else []
+            chains += len(seen)
+            async for chain in self._chains(resource):
+                if chain.resource_id in seen:
+                    continue
+                chains += 1
+                seen.add(chain.resource_id)
+                noted = marks.get((resource, chain.resource_id), {})
+                if _judge(resource, chain.resource_id, [], chain, noted) is not None:
+                    finding = await self._second_look(resource, chain.resource_id, [], noted)
+                    findings += [finding] if finding else []
+            findings += [
+                Finding(resource.value, resource_id, None, "removed")
+                for (of, resource_id), noted in marks.items()
+                if of == resource and resource_id not in seen and max(noted) > 0
+            ]
+        return AuditReport(chains, rows, findings)
+
+    async def _second_look(
+        self, resource: AuditedTable, resource_id: str, rows: Rows, marks: dict[int, str]
+    ) -> Finding | None:
+        if not _is_id(resource_id):
+            return _judge(resource, resource_id, rows, None, marks)
+        head = self._sql.find_audit_chain(resource=resource, resource_id=resource_id)
+        if resource is AuditedTable.EVENTS:
+            of_chain = self._sql.list_audited_events_of(resource_id=resource_id)
+        else:
+            of_chain = self._sql.list_audited_tool_executions_of(resource_id=resource_id)
+        heads, rows = await self._run_all(head, of_chain)
+        ends = self._decode(heads)
+        return _judge(resource, resource_id, rows, ends[0] if ends else None, marks)
+
+    async def _groups(self, resource: AuditedTable) -> AsyncIterator[tuple[str, Rows]]:
+        """Yield the rows of each session or task."""
+        group: Rows = []
+        chain, place = b"", b"" if resource is AuditedTable.TOOL_EXECUTIONS else 0
+        while True:
+            if resource is AuditedTable.EVENTS:
+                page = await self._run(
+                    self._sql.list_audited_events(
+                        after_chain=chain, after_position=place, limit=MAX_PAGE
+                    )
+                )
+            else:
+                page = await self._run(
+                    self._sql.list_audited_tool_executions(
+                        after_chain=chain, after_row=place, limit=MAX_PAGE
+                    )
+                )
+            for row in page:
+                if group and group[0][0] != row[0]:
+                    yield group[0][0].decode(errors="replace"), group
+                    group = []
+                group.append(row)
+            if len(page) < MAX_PAGE:
+                break
+            chain, place = page[-1][:2]
+        if group:
+            yield group[0][0].decode(errors="replace"), group
+
+    async def _chains(self, resource: AuditedTable) -> AsyncIterator[AuditChain]:
+        after: str | None = None
+        while True:
+            page = await self.list(resource, after=after, limit=MAX_PAGE)
+            for chain in page.items:
+                yield chain
+            after = page.next
+            if after is None:
+                return
+
+    async def _checkpoints(self) -> AsyncIterator[tuple[str, Rows]]:
+        """Yield the digest of each checkpoint, and what it noted, the oldest first."""
+        digest = ""
+        noted: Rows = []
+        after: tuple[Any, ...] = (0, "", "")
+        while True:
+            page = await self._run(
+                self._sql.list_audit_checkpoints(
+                    after_checkpoint=after[0],
+                    after_resource=after[1],
+                    after_place=after[2],
+                    limit=MAX_PAGE,
+                )
+            )
+            for row in page:
+                if noted and noted[0][0] != row[0]:
+                    digest = digest_of(digest, noted)
+                    yield digest, noted
+                    noted = []
+                noted.append(row)
+            if len(page) < MAX_PAGE:
+                break
+            after = page[-1][:3]
+        if noted:
+            yield digest_of(digest, noted), noted
+
+    async def _marks(self, checkpoint: str) -> Marks:
+        """Return what the checkpoints up to `checkpoint` noted."""
+        marks: Marks = defaultdict(dict)
+        if checkpoint == digest_of("", ()):
+            return marks
+        async for digest, noted in self._checkpoints():
+            for _, resource, resource_id, length, last in noted:
+                marks[resource, resource_id][length] = last
+            if digest == checkpoint:
+                return marks
+        raise InvalidValue(
+            None, "checkpoint", "is none of this store's, or what it noted was rewritten"
+        )
+
+
+def _judge(
+    resource: AuditedTable,
+    resource_id: str,
+    rows: Rows,
+    chain: AuditChain | None,
+    marks: dict[int, str],
+) -> Finding | None:
+    end = None
+    if chain is not None:
+        end = End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
+    check = check_events if resource is AuditedTable.EVENTS else check_tool_executions
+    return check(resource_id, rows, end, marks)
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 36 and all(character in "0123456789abcdef-" for character in text)

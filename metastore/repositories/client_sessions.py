@@ -1,0 +1,186 @@
+"""client_sessions: who is connected, and who was heard of when."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
+from metastore.errors import InvalidTransition
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["HEARTBEAT_INTERVAL", "ClientConnectionType", "ClientSession", "ClientSessions"]
+
+HEARTBEAT_INTERVAL = timedelta(seconds=10)
+"""How often a heartbeat is written at most, unless the caller says otherwise."""
+
+_LONGEST_SILENCE = timedelta(days=3650)
+
+
+class ClientConnectionType(StrEnum):
+    """How a client is connected."""
+
+    WEBSOCKET = "websocket"
+    HTTP = "http"
+    GRPC = "grpc"
+
+
+class ClientSession(Row, frozen=True):
+    """A connection of a client.
+
+    Attributes:
+        client_id: who is connected; a client may be so more than once.
+        user_id: who is logged in; None if nobody is.
+        last_heartbeat: when the client was heard of, to within the interval of heartbeats.
+    """
+
+    id: Id
+    client_id: Label
+    user_id: Label | None
+    connection_type: ClientConnectionType
+    is_active: bool
+    metadata: JsonObject | None
+    created_at: datetime
+    updated_at: datetime
+    last_heartbeat: datetime
+
+
+class ClientSessions(TableRepository[ClientSession]):
+    """The connections of clients."""
+
+    table = "client_sessions"
+    row_type = ClientSession
+
+    async def open(
+        self,
+        *,
+        client_id: str,
+        connection_type: str,
+        user_id: str | None = None,
+        metadata: JsonObject | None = None,
+        id: str | None = None,
+    ) -> ClientSession:
+        """Note that a client has connected.
+
+        Raises:
+            AlreadyExists: a session has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.open_client_session(
+                id=new_id() if id is None else id,
+                client_id=client_id,
+                user_id=user_id,
+                connection_type=connection_type,
+                metadata=metadata,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, session_id: str) -> ClientSession:
+        """Return a session.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_client_session(id=session_id), session_id)
+
+    async def heartbeat(
+        self, session_id: str, *, interval: timedelta = HEARTBEAT_INTERVAL
+    ) -> ClientSession:
+        """Note that a client was heard of, and return its session.
+
+        However often and from however many processes it is called, one write per `interval` is
+        made for a session; any other call is a read.
+
+        Raises:
+            NotFound: there is no session with this id.
+            InvalidTransition: it is closed; the client opens another.
+            InvalidValue: `interval` is refused.
+        """
+        duration("interval", interval)
+        current = self._sql.get_client_session(id=session_id)
+        row = _open(await self._one(current, session_id))
+        now = self._now()
+        if timedelta(0) <= now - row.last_heartbeat < interval:
+            return row
+        beat = await self._find(
+            self._sql.beat_client_session(id=session_id, now=now, beaten_before=now - interval)
+        )
+        return beat or _open(await self._one(current, session_id))
+
+    async def close(self, session_id: str) -> ClientSession:
+        """Note that a client has gone.
+
+        Raises:
+            NotFound: there is no session with this id.
+            InvalidTransition: it is closed already.
+        """
+        closed = await self._find(
+            self._sql.close_client_session(id=session_id, updated_at=self._now())
+        )
+        if closed is None:
+            row = await self.get(session_id)
+            raise InvalidTransition(self.table, "closed", "closed", row)
+        return closed
+
+    async def close_stale(self, *, older_than: timedelta) -> int:
+        """Close every session that nothing was heard of for `older_than`; return how many.
+
+        Raises:
+            InvalidValue: `older_than` is refused.
+        """
+        duration("older_than", older_than, longest=_LONGEST_SILENCE)
+        now = self._now()
+        closed = await self._run(
+            self._sql.close_stale_client_sessions(beaten_before=now - older_than, now=now)
+        )
+        return len(closed)
+
+    async def list_active(
+        self, *, after: str | None = None, limit: int = 50
+    ) -> Page[ClientSession, str]:
+        """Return a page of the open sessions, in the order in which they were opened."""
+        rows = await self._all(
+            self._sql.list_active_client_sessions(
+                after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_client(
+        self, client_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ClientSession, str]:
+        """Return a page of a client's sessions, open or closed, the oldest first."""
+        rows = await self._all(
+            self._sql.list_client_sessions_by_client(
+                client_id=client_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_user(
+        self, user_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ClientSession, str]:
+        """Return a page of a user's sessions, open or closed, the oldest first."""
+        rows = await self._all(
+            self._sql.list_client_sessions_by_user(
+                user_id=user_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def delete(self, session_id: str) -> None:
+        """Forget a session, open or closed.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        await self._one(self._sql.delete_client_session(id=session_id), session_id)
+
+
+def _open(row: ClientSession) -> ClientSession:
+    if not row.is_active:
+        raise InvalidTransition(ClientSessions.table, "closed", "open", row)
+    return row

@@ -1,0 +1,423 @@
+"""configurations: typed settings by key, secrets among them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+
+from metastore import codec, secrets
+from metastore.codec import Label, Row
+from metastore.errors import (
+    InvalidValue,
+    SecretKeyUnavailable,
+    SecretRejected,
+    VersionConflict,
+)
+from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from metastore.statements import Call
+
+__all__ = ["HIDDEN", "Configuration", "ConfigurationType", "Configurations"]
+
+HIDDEN = "********"
+"""What a row shows in place of a secret's value."""
+
+Format = Literal["toml", "json"]
+
+_FIELDS = {"value", "value_type", "description"}
+"""What a document may say of a key."""
+
+
+class ConfigurationType(StrEnum):
+    """What a value is in Python: str, int, float, bool, or what JSON can hold."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    FLOAT = "float"
+    BOOLEAN = "boolean"
+    JSON = "json"
+
+
+class Configuration(Row, frozen=True):
+    """A setting.
+
+    Attributes:
+        value: its text, as the column holds it; `HIDDEN` if it is a secret.
+        version: grows with every change of the value.
+        secret_key_id: the fingerprint of the key that a secret is encrypted under.
+    """
+
+    key: Label
+    value: str
+    value_type: ConfigurationType
+    description: str | None
+    is_secret: bool
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    secret_key_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Configurations(TableRepository[Configuration]):
+    """The settings."""
+
+    table = "configurations"
+    row_type = Configuration
+
+    async def set(
+        self,
+        key: str,
+        value: Any,
+        value_type: str | None = None,
+        description: str | None = None,
+        is_secret: bool = False,
+        *,
+        if_version: int | None = None,
+    ) -> Configuration:
+        """Give a key a value and return its row, in which a secret is hidden.
+
+        A description stays as it is unless there is another. What is a secret stays one: to
+        make it a plain value, delete it first.
+
+        Args:
+            key: 1 to 255 characters.
+            value: what `value` or `reveal` return.
+            value_type: a `ConfigurationType`; None takes it from the type of `value`.
+            description: what it is for, in a person's words.
+            is_secret: Whether it is encrypted, and shown by `reveal` only.
+            if_version: the version that the caller has read; 0 if there must be none yet.
+
+        Raises:
+            VersionConflict: the key is not at `if_version`; carries the row as it is now, or None.
+            InvalidValue: a value is refused, or the key is a secret and `is_secret` is not set.
+            SecretKeyUnavailable: there is no key to encrypt a secret with.
+        """
+        kind, text = _encoded(value, value_type, is_secret=is_secret)
+        keys = secrets.keyring() if is_secret else None
+        while True:
+            current = await self._find(self._sql.get_configuration(key=key))
+            if if_version is not None and if_version != (current.version if current else 0):
+                raise VersionConflict(self.table, if_version, current and _hidden(current))
+            call = self._write(current, key, text, kind, description, keys)
+            row = await self._find(call)
+            if row is not None:
+                return _hidden(row)
+
+    async def value(self, key: str) -> Any:
+        """Return the value of a key, of the Python type that it was set with.
+
+        Raises:
+            NotFound: the key has no value.
+            InvalidValue: it is a secret, which only `reveal` returns.
+        """
+        row = await self._one(self._sql.get_configuration(key=key), key)
+        if row.is_secret:
+            raise InvalidValue(self.table, "key", "names a secret, which only reveal returns")
+        return _decoded(row.value_type, row.value)
+
+    async def get(self, key: str) -> Configuration:
+        """Return the row of a key, in which a secret is hidden.
+
+        Raises:
+            NotFound: the key has no value.
+        """
+        return _hidden(await self._one(self._sql.get_configuration(key=key), key))
+
+    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Configuration, str]:
+        """Return a page of the settings in the order of their keys; secrets are hidden."""
+        rows = await self._all(
+            self._sql.list_configurations(after_key=after or "", limit=checked_limit(limit))
+        )
+        return page_of([_hidden(row) for row in rows], limit, lambda row: row.key)
+
+    async def reveal(self, key: str) -> Any:
+        """Return the value of a key, decrypted if it is a secret.
+
+        Raises:
+            NotFound: the key has no value.
+            SecretKeyUnavailable: the key that it is encrypted under is not there.
+            SecretRejected: its ciphertext was altered, or comes from elsewhere.
+        """
+        row = await self._one(self._sql.get_configuration(key=key), key)
+        if not row.is_secret:
+            return _decoded(row.value_type, row.value)
+        return _decoded(row.value_type, _opened(row, secrets.keyring()))
+
+    async def delete(self, key: str) -> None:
+        """Forget a key. Set again, its versions begin at 1.
+
+        Raises:
+            NotFound: it has no value.
+        """
+        await self._one(self._sql.delete_configuration(key=key), key)
+
+    async def rotate_keys(self, *, batch: int = 100) -> int:
+        """Encrypt every secret under the newest key that is not, and return how many there were.
+
+        It commits batch by batch: one that was interrupted goes on where it ended. A secret that
+        does not open is left as it is, and told when the others are done.
+
+        Raises:
+            SecretKeyUnavailable: there is no key, or one that a secret is encrypted under is
+                missing.
+            SecretRejected: a ciphertext was altered, or comes from elsewhere.
+        """
+        keys = secrets.keyring()
+        rotated, after = 0, ""
+        failed: SecretKeyUnavailable | SecretRejected | None = None
+        while True:
+            rows = await self._all(
+                self._sql.list_secret_configurations(after_key=after, limit=checked_limit(batch))
+            )
+            calls = []
+            for row in rows[:batch]:
+                if row.secret_key_id == keys.newest:
+                    continue
+                try:
+                    sealed = keys.seal(_opened(row, keys), _place(row.key, row.version, row))
+                except (SecretKeyUnavailable, SecretRejected) as error:
+                    failed = failed or error
+                    continue
+                calls.append(
+                    self._sql.reencrypt_configuration(
+                        key=row.key,
+                        value=sealed,
+                        version=row.version,
+                        secret_key_id=keys.newest,
+                        updated_at=self._now(),
+                    )
+                )
+            if calls:
+                await self._run_all(*calls)
+                rotated += len(calls)
+            if len(rows) <= batch:
+                break
+            after = rows[batch - 1].key
+        if failed is not None:
+            raise failed
+        return rotated
+
+    async def dump(self, form: Format = "toml") -> str:
+        """Return every setting but the secrets as one document, which `load` takes."""
+        document: dict[str, dict[str, Any]] = {}
+        after: str | None = None
+        while True:
+            page = await self.list(after=after, limit=MAX_PAGE)
+            for row in page.items:
+                if not row.is_secret:
+                    document[row.key] = _entry(row, form)
+            after = page.next
+            if after is None:
+                break
+        if form == "json":
+            return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+        import tomli_w
+
+        return tomli_w.dumps(document)
+
+    async def load(self, document: str, form: Format = "toml") -> int:
+        """Set every key of a document, all or none, and return how many values changed.
+
+        Each key has a table of `value`, and if need be `value_type` and `description`; or the
+        value alone, where that is text, a number or a boolean.
+
+        Raises:
+            InvalidValue: the document is malformed, a value is refused, or a key is a secret.
+        """
+        entries = [_read_entry(key, entry, form) for key, entry in _parsed(document, form).items()]
+        while True:
+            calls = []
+            for key, kind, text, description in entries:
+                current = await self._find(self._sql.get_configuration(key=key))
+                if current is None or _differs(current, kind, text, description):
+                    calls.append(self._write(current, key, text, kind, description, None))
+            if not calls:
+                return 0
+            answers = await self._run_all(*calls)
+            if len(answers) == len(calls) and answers[-1]:
+                return len(calls)
+
+    def _write(
+        self,
+        current: Configuration | None,
+        key: str,
+        text: str,
+        kind: ConfigurationType,
+        description: str | None,
+        keys: secrets.Keyring | None,
+    ) -> Call:
+        """Return the statement that makes the version behind `current`."""
+        if current is not None and current.is_secret and keys is None:
+            raise InvalidValue(
+                self.table, "is_secret", "must be set: the key is a secret; delete it first if not"
+            )
+        version = current.version + 1 if current else 1
+        value = keys.seal(text, _place(key, version, kind)) if keys else text
+        secret_key_id = keys.newest if keys else None
+        if current is None:
+            return self._sql.create_configuration(
+                key=key,
+                value=value,
+                value_type=kind,
+                description=description,
+                is_secret=keys is not None,
+                secret_key_id=secret_key_id,
+                created_at=self._now(),
+            )
+        return self._sql.update_configuration(
+            key=key,
+            value=value,
+            value_type=kind,
+            description=description,
+            is_secret=keys is not None,
+            version=version,
+            secret_key_id=secret_key_id,
+            updated_at=self._now(),
+        )
+
+
+def _place(key: str, version: int, kind: ConfigurationType | Configuration) -> tuple[str, ...]:
+    """Return what a secret's ciphertext is bound to."""
+    value_type = kind.value_type if isinstance(kind, Configuration) else kind
+    return ("configurations", key, str(version), value_type.value)
+
+
+def _opened(row: Configuration, keys: secrets.Keyring) -> str:
+    return keys.open(row.value, row.secret_key_id or "", _place(row.key, row.version, row))
+
+
+def _hidden(row: Configuration) -> Configuration:
+    return msgspec.structs.replace(row, value=HIDDEN) if row.is_secret else row
+
+
+_TEXT: Callable[[Any], str] = codec.encoder(str)
+_INTEGER = codec.encoder(int)
+_FLOAT = codec.encoder(float)
+_JSON: Callable[[Any], str] = codec.encoder(Any)
+
+
+def _inferred(value: Any) -> ConfigurationType:
+    if isinstance(value, bool):
+        return ConfigurationType.BOOLEAN
+    if isinstance(value, str):
+        return ConfigurationType.STRING
+    if isinstance(value, int):
+        return ConfigurationType.INTEGER
+    if isinstance(value, float):
+        return ConfigurationType.FLOAT
+    return ConfigurationType.JSON
+
+
+def _encoded(
+    value: Any, value_type: str | None, *, is_secret: bool
+) -> tuple[ConfigurationType, str]:
+    """Return a value's type and text.
+
+    Raises:
+        InvalidValue: the type is none, or not the value's.
+    """
+    try:
+        kind = _inferred(value) if value_type is None else ConfigurationType(value_type)
+    except ValueError:
+        raise InvalidValue(
+            Configurations.table,
+            "value_type",
+            f"must be one of {', '.join(ConfigurationType)}",
+            value_type=type(value_type).__name__,
+        ) from None
+    reason = None
+    try:
+        return kind, _text(kind, value)
+    except codec.RefusedError as refused:
+        reason = str(refused)
+    # Outside of the handler: what went wrong while encoding may hold the value.
+    if is_secret:
+        reason = f"is refused as {kind.value}"
+    raise InvalidValue(Configurations.table, "value", reason, value_type=type(value).__name__)
+
+
+def _text(kind: ConfigurationType, value: Any) -> str:
+    match kind:
+        case ConfigurationType.STRING:
+            return _TEXT(value)
+        case ConfigurationType.INTEGER:
+            return str(_INTEGER(value))
+        case ConfigurationType.FLOAT:
+            return repr(_FLOAT(value))
+        case ConfigurationType.BOOLEAN:
+            if not isinstance(value, bool):
+                raise codec.RefusedError("must be a boolean")
+            return "true" if value else "false"
+        case ConfigurationType.JSON:
+            return _JSON(value)
+
+
+def _decoded(kind: ConfigurationType, text: str) -> Any:
+    match kind:
+        case ConfigurationType.STRING:
+            return text
+        case ConfigurationType.INTEGER:
+            return int(text)
+        case ConfigurationType.FLOAT:
+            return float(text)
+        case ConfigurationType.BOOLEAN | ConfigurationType.JSON:
+            return msgspec.json.decode(text)
+
+
+def _entry(row: Configuration, form: Format) -> dict[str, Any]:
+    """Return what a document says of a setting."""
+    # TOML has no null, so that JSON stays text in it.
+    as_text = form == "toml" and row.value_type is ConfigurationType.JSON
+    entry = {
+        "value": row.value if as_text else _decoded(row.value_type, row.value),
+        "value_type": row.value_type.value,
+    }
+    return entry if row.description is None else entry | {"description": row.description}
+
+
+def _parsed(document: str, form: Format) -> dict[str, Any]:
+    try:
+        parsed = tomllib.loads(document) if form == "toml" else json.loads(document)
+    except (ValueError, RecursionError) as error:
+        raise InvalidValue(None, "document", f"is no {form.upper()}: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidValue(None, "document", "must be an object of settings by key")
+    return parsed
+
+
+def _read_entry(
+    key: str, entry: Any, form: Format
+) -> tuple[str, ConfigurationType, str, str | None]:
+    if not isinstance(entry, dict):
+        entry = {"value": entry}
+    if "value" not in entry or not entry.keys() <= _FIELDS:
+        raise InvalidValue(
+            None, f"document: {key!r}", f"must hold value, and of {sorted(_FIELDS)} no others"
+        )
+    value, value_type = entry["value"], entry.get("value_type")
+    if form == "toml" and value_type == ConfigurationType.JSON and isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise InvalidValue(None, f"document: {key!r}", "must hold JSON as text") from None
+    kind, text = _encoded(value, value_type, is_secret=False)
+    return key, kind, text, entry.get("description")
+
+
+def _differs(
+    row: Configuration, kind: ConfigurationType, text: str, description: str | None
+) -> bool:
+    return (
+        row.is_secret
+        or (row.value_type, row.value) != (kind, text)
+        or description not in (None, row.description)
+    )

@@ -1,0 +1,162 @@
+"""tool_executions: the audit log of tools."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statements import Call
+
+__all__ = ["ToolExecution", "ToolExecutionStatus", "ToolExecutions"]
+
+
+class ToolExecutionStatus(StrEnum):
+    """How far a call is. The last three are its ends."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+
+
+class ToolExecution(Row, frozen=True):
+    """A call of a tool. It is history: it ends once, and nothing else of it changes.
+
+    Attributes:
+        output: what the tool gave, any JSON.
+        duration_ms: from its beginning to its end.
+        sequence: the place of its beginning in the chain of its task, and `hash` what covers it.
+        finished_sequence: the place of its end, and `finished_hash` what covers it.
+    """
+
+    id: Id
+    task_id: Id
+    tool_name: Label
+    arguments: JsonObject
+    output: Any | None
+    status: ToolExecutionStatus
+    error: str | None
+    created_at: datetime
+    completed_at: datetime | None
+    duration_ms: int | None
+    sequence: int | None
+    hash: str | None
+    finished_sequence: int | None
+    finished_hash: str | None
+
+
+class ToolExecutions(TableRepository[ToolExecution]):
+    """The calls of tools."""
+
+    table = "tool_executions"
+    row_type = ToolExecution
+
+    async def start(
+        self,
+        *,
+        task_id: str,
+        tool_name: str,
+        arguments: JsonObject | None = None,
+        id: str | None = None,
+    ) -> ToolExecution:
+        """Note that a task calls a tool.
+
+        Raises:
+            InvalidReference: there is no such task.
+            AlreadyExists: a call has this `id`.
+            InvalidValue: a value is refused.
+        """
+        return await self._created(
+            self._sql.start_tool_execution(
+                id=new_id() if id is None else id,
+                task_id=task_id,
+                tool_name=tool_name,
+                arguments={} if arguments is None else arguments,
+                created_at=self._now(),
+            )
+        )
+
+    async def get(self, execution_id: str) -> ToolExecution:
+        """Return a call.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return await self._one(self._sql.get_tool_execution(id=execution_id), execution_id)
+
+    async def complete(self, execution_id: str, *, output: Any | None = None) -> ToolExecution:
+        """Note what the tool gave.
+
+        Raises:
+            NotFound: there is no call with this id.
+            InvalidTransition: it has ended already.
+            InvalidValue: `output` is refused.
+        """
+        call = self._sql.complete_tool_execution(id=execution_id, output=output, now=self._now())
+        return await self._ended(call, execution_id, ToolExecutionStatus.COMPLETED)
+
+    async def fail(self, execution_id: str, *, error: str) -> ToolExecution:
+        """Note that the tool failed.
+
+        Raises:
+            NotFound: there is no call with this id.
+            InvalidTransition: it has ended already.
+        """
+        call = self._sql.fail_tool_execution(id=execution_id, error=error, now=self._now())
+        return await self._ended(call, execution_id, ToolExecutionStatus.FAILED)
+
+    async def time_out(self, execution_id: str, *, error: str | None = None) -> ToolExecution:
+        """Note that the tool was ended for taking too long.
+
+        Raises:
+            NotFound: there is no call with this id.
+            InvalidTransition: it has ended already.
+        """
+        call = self._sql.time_out_tool_execution(id=execution_id, error=error, now=self._now())
+        return await self._ended(call, execution_id, ToolExecutionStatus.TIMEOUT)
+
+    async def list_by_task(
+        self, task_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ToolExecution, str]:
+        """Return a page of a task's calls, in their order."""
+        rows = await self._all(
+            self._sql.list_tool_executions_by_task(
+                task_id=task_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_tool(
+        self, tool_name: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ToolExecution, str]:
+        """Return a page of a tool's calls, in their order."""
+        rows = await self._all(
+            self._sql.list_tool_executions_by_tool(
+                tool_name=tool_name, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def list_by_status(
+        self, status: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[ToolExecution, str]:
+        """Return a page of the calls in `status`, in their order."""
+        rows = await self._all(
+            self._sql.list_tool_executions_by_status(
+                status=status, after_id=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.id)
+
+    async def _ended(
+        self, call: Call, execution_id: str, to_status: ToolExecutionStatus
+    ) -> ToolExecution:
+        current = self._sql.get_tool_execution(id=execution_id)
+        return await self._advanced(call, current, execution_id, to_status)

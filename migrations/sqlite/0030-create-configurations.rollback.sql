@@ -1,0 +1,3 @@
+-- 0030-create-configurations, undone: every setting is lost.
+
+DROP TABLE IF EXISTS configurations;

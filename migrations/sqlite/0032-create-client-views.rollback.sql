@@ -1,0 +1,3 @@
+-- 0032-create-client-views, undone: nothing is lost.
+
+DROP VIEW IF EXISTS stale_clients;

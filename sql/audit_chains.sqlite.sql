@@ -1,0 +1,81 @@
+-- audit_chains: the rows that the chains cover, as they are in the file.
+
+-- name: list_audited_events(after_chain, after_position, limit)
+-- Differs: text is read as bytes, for who tampers need not write UTF-8.
+-- A page of all events, session by session, each in the order of its chain.
+SELECT
+    cast(session_id AS BLOB) AS session_id,
+    position,
+    cast(id AS BLOB) AS id,
+    cast(event_type AS BLOB) AS event_type,
+    cast(level AS BLOB) AS level,
+    cast(message AS BLOB) AS message,
+    cast(context AS BLOB) AS context,
+    cast(created_at AS BLOB) AS created_at,
+    cast(hash AS BLOB) AS hash
+FROM events
+WHERE (session_id, position) > (cast(:after_chain AS TEXT), :after_position)
+ORDER BY events.session_id, events.position
+LIMIT :limit;
+
+-- name: list_audited_events_of(resource_id)
+-- Differs: text is read as bytes, for who tampers need not write UTF-8.
+-- All events of one session, for a second look.
+SELECT
+    cast(session_id AS BLOB) AS session_id,
+    position,
+    cast(id AS BLOB) AS id,
+    cast(event_type AS BLOB) AS event_type,
+    cast(level AS BLOB) AS level,
+    cast(message AS BLOB) AS message,
+    cast(context AS BLOB) AS context,
+    cast(created_at AS BLOB) AS created_at,
+    cast(hash AS BLOB) AS hash
+FROM events
+WHERE session_id = :resource_id
+ORDER BY events.position;
+
+-- name: list_audited_tool_executions(after_chain, after_row, limit)
+-- Differs: text is read as bytes, for who tampers need not write UTF-8.
+-- A page of all tool executions, task by task.
+SELECT
+    cast(task_id AS BLOB) AS task_id,
+    cast(id AS BLOB) AS id,
+    cast(tool_name AS BLOB) AS tool_name,
+    cast(arguments AS BLOB) AS arguments,
+    cast(output AS BLOB) AS output,
+    cast(status AS BLOB) AS status,
+    cast(error AS BLOB) AS error,
+    cast(created_at AS BLOB) AS created_at,
+    cast(completed_at AS BLOB) AS completed_at,
+    cast(duration_ms AS BLOB) AS duration_ms,
+    sequence,
+    cast(hash AS BLOB) AS hash,
+    finished_sequence,
+    cast(finished_hash AS BLOB) AS finished_hash
+FROM tool_executions
+WHERE (task_id, id) > (cast(:after_chain AS TEXT), cast(:after_row AS TEXT))
+ORDER BY tool_executions.task_id, tool_executions.id
+LIMIT :limit;
+
+-- name: list_audited_tool_executions_of(resource_id)
+-- Differs: text is read as bytes, for who tampers need not write UTF-8.
+-- All tool executions of one task, for a second look.
+SELECT
+    cast(task_id AS BLOB) AS task_id,
+    cast(id AS BLOB) AS id,
+    cast(tool_name AS BLOB) AS tool_name,
+    cast(arguments AS BLOB) AS arguments,
+    cast(output AS BLOB) AS output,
+    cast(status AS BLOB) AS status,
+    cast(error AS BLOB) AS error,
+    cast(created_at AS BLOB) AS created_at,
+    cast(completed_at AS BLOB) AS completed_at,
+    cast(duration_ms AS BLOB) AS duration_ms,
+    sequence,
+    cast(hash AS BLOB) AS hash,
+    finished_sequence,
+    cast(finished_hash AS BLOB) AS finished_hash
+FROM tool_executions
+WHERE task_id = :resource_id
+ORDER BY tool_executions.id;

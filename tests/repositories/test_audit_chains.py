@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from metastore import Finding, InvalidValue, MetadataStore, NewEvent, NotFound, Repository, Session
+from metastore.audit import link_hash
+from metastore.cli import main
+from metastore.codec import new_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def shell(store_url: str) -> Iterator[sqlite3.Connection]:
+    """A connection behind the store's back, without the triggers that guard history."""
+    path = store_url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        yield connection
+
+
+@pytest.fixture
+async def session(file_store: MetadataStore) -> Session:
+    repository = await file_store.repositories.create(name="app", remote_url="")
+    return await another(file_store, repository)
+
+
+async def another(store: MetadataStore, repository: Repository) -> Session:
+    return await store.sessions.create(session_type="debug", repository_id=repository.id)
+
+
+def unguard(shell: sqlite3.Connection) -> None:
+    for name in ("events_no_update", "events_no_delete", "events_chain"):
+        shell.execute(f"DROP TRIGGER {name}")
+
+
+def forge(shell: sqlite3.Connection, session_id: str, *, keep: int) -> None:
+    """Rewrite a session's events as a whole: shorter, another message, every hash and end right."""
+    unguard(shell)
+    rows = shell.execute(
+        "SELECT position, id, event_type, level, context, created_at FROM events"
+        " WHERE session_id = ? ORDER BY position",
+        (session_id,),
+    ).fetchall()
+    last = ""
+    for position, id_, event_type, level, context, created_at in rows[:keep]:
+        hash_ = link_hash(last, id_, session_id, event_type, level, "forged", context, created_at)
+        shell.execute(
+            "UPDATE events SET message = 'forged', hash = ? WHERE position = ?", (hash_, position)
+        )
+        last = f"{position}:{hash_}"
+    for position, *_ in rows[keep:]:
+        shell.execute("DELETE FROM events WHERE position = ?", (position,))
+    shell.execute(
+        "UPDATE audit_chains SET length = ?, last = ? WHERE resource_id = ?",
+        (keep, last, session_id),
+    )
+
+
+async def test_verify__of_an_empty_store_finds_nothing(store: MetadataStore) -> None:
+    report = await store.audit_chains.verify()
+    assert (report.chains, report.rows, report.findings) == (0, 0, [])
+    digest = await store.audit_chains.checkpoint()
+    assert (await store.audit_chains.verify(checkpoint=digest)).findings == []
+    with pytest.raises(NotFound):
+        await store.audit_chains.get("events", new_id())
+
+
+async def test_verify__names_the_row(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection
+) -> None:
+    ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(9)])
+    assert (await file_store.audit_chains.verify()).findings == []
+    unguard(shell)
+
+    async def finding(statement: str) -> Finding:
+        shell.execute("BEGIN")
+        shell.execute(statement)
+        shell.execute("COMMIT")
+        [found] = (await file_store.audit_chains.verify()).findings
+        return found
+
+    edited = await finding(f"UPDATE events SET message = 'x' WHERE id = '{ids[4]}'")
+    assert edited == Finding("events", session.id, ids[4], "edited")
+    shell.execute(f"UPDATE events SET message = '4' WHERE id = '{ids[4]}'")
+    removed = await finding(f"DELETE FROM events WHERE id = '{ids[8]}'")
+    assert removed == Finding("events", session.id, ids[7], "removed")
+    inner = await finding(f"DELETE FROM events WHERE id = '{ids[2]}'")
+    assert inner == Finding("events", session.id, ids[3], "removed")
+    everything = await finding("DELETE FROM events")
+    assert everything == Finding("events", session.id, None, "removed")
+
+
+async def test_verify__beside_writers_raises_no_alarm(
+    file_store: MetadataStore, session: Session
+) -> None:
+    done = asyncio.Event()
+
+    async def write() -> None:
+        for n in range(150):
+            await file_store.events.append(session.id, "a", str(n))
+        done.set()
+
+    async def watch() -> int:
+        looked = 0
+        while not done.is_set():
+            assert (await file_store.audit_chains.verify()).findings == []
+            looked += 1
+        return looked
+
+    *_, looked = await asyncio.gather(write(), write(), watch())
+    assert looked > 0
+
+
+async def test_purge__leaves_a_stub_and_the_rest_verifies(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection
+) -> None:
+    repository = await file_store.repositories.find_by_name("app")
+    assert repository is not None
+    other = await another(file_store, repository)
+    for each in (session, other):
+        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(3)])
+    digest = await file_store.audit_chains.checkpoint()
+    before = await file_store.audit_chains.get("events", session.id)
+    shell.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+    stub = await file_store.audit_chains.get("events", session.id)
+    assert (stub.length, stub.purged, stub.base) == (3, 3, before.last)
+    assert stub.purged_at is not None
+    assert (await file_store.audit_chains.list("events")).items[0] == stub
+    report = await file_store.audit_chains.verify(checkpoint=digest)
+    assert (report.chains, report.rows, report.findings) == (2, 3, [])
+
+
+async def test_checkpoint__shows_a_rewriting_that_is_consistent_in_itself(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection
+) -> None:
+    await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(5)])
+    first = await file_store.audit_chains.checkpoint()
+    assert await file_store.audit_chains.checkpoint() == first
+    await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(5)])
+    second = await file_store.audit_chains.checkpoint()
+    assert second != first
+    for digest in (first, second):
+        assert (await file_store.audit_chains.verify(checkpoint=digest)).findings == []
+    forge(shell, session.id, keep=10)
+    assert (await file_store.audit_chains.verify()).findings == []
+    for digest in (first, second):
+        [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
+        assert (finding.what, finding.resource_id) == ("rewritten", session.id)
+    # What the checkpoints noted is covered by the digests.
+    shell.execute("UPDATE audit_checkpoints SET last = (SELECT last FROM audit_chains)")
+    for digest in (first, second, "0" * 64):
+        with pytest.raises(InvalidValue):
+            await file_store.audit_chains.verify(checkpoint=digest)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+async def test_checkpoint__shows_an_end_that_was_cut_off(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, keep: int
+) -> None:
+    await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(5)])
+    digest = await file_store.audit_chains.checkpoint()
+    forge(shell, session.id, keep=keep)
+    assert (await file_store.audit_chains.verify()).findings == []
+    [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
+    assert (finding.what, finding.resource_id) == ("rewritten", session.id)
+    shell.execute("DELETE FROM events")
+    shell.execute("DELETE FROM audit_chains")
+    [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
+    assert finding.what == "removed"
+
+
+async def test_command__tells_and_ends_with_a_code(
+    file_store: MetadataStore, store_url: str, session: Session, shell: sqlite3.Connection
+) -> None:
+    event = await file_store.events.append(session.id, "a", "b")
+    await file_store.close()
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(main, ["audit", *arguments, "--db", store_url])
+
+    digest = await asyncio.to_thread(lambda: run("checkpoint").stdout.strip())
+    assert len(digest) == 64
+    fine = await asyncio.to_thread(run, "verify", "--checkpoint", digest)
+    assert (fine.exit_code, fine.stdout) == (0, "")
+    unguard(shell)
+    shell.execute("UPDATE events SET message = 'c'")
+    found = await asyncio.to_thread(run, "verify")
+    assert found.exit_code == 1
+    assert event.id in found.stdout
+    document = json.loads((await asyncio.to_thread(run, "verify", "--json")).stdout)
+    assert document["findings"][0]["row_id"] == event.id
+    unknown = await asyncio.to_thread(run, "verify", "--checkpoint", "0" * 64)
+    assert (unknown.exit_code, len(unknown.stderr.splitlines())) == (1, 1)
+
+
+def test_link_hash__no_two_links_read_the_same() -> None:
+    links: list[tuple[Any, ...]] = [
+        ("a", "b"),
+        ("ab", ""),
+        ("", "ab"),
+        ("a", None),
+        ("a", "-"),
+        ("=a", "-"),
+        (None, "a"),
+        ("a", "1"),
+    ]
+    assert len({link_hash(*link) for link in links}) == len(links)
