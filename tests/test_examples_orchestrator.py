@@ -52,6 +52,12 @@ async def test_program__two_processes_share_a_workflow(url: str, tmp_path: Path)
             assert output.decode().endswith("12 of 12 done\n")
         tasks = (await store.tasks.list_by_workflow(workflow.id)).items
         assert [task.metadata for task in tasks] == [{"output": f"out {n}\n"} for n in range(12)]
+        for task in tasks:
+            [tool] = (await store.tool_executions.list_by_task(task.id)).items
+            assert (tool.tool_name, tool.status) == ("shell", "completed")
+            assert tool.duration_ms is not None
+        assert (await store.client_sessions.list_active()).items == []
+        assert (await store.audit_chains.verify()).findings == []
         assert sorted((workspace / "ran").read_text().split(), key=int) == [
             str(n) for n in range(12)
         ]
@@ -163,3 +169,21 @@ async def test_worker__stops_what_was_called_off_and_waits_while_it_is_paused(
         assert worker.steps == ["claimed", "running", "lost", "claimed", "running", "ended"]
         progress = await store.workflows.progress(workflow.id)
         assert (progress.by_status["cancelled"], progress.by_status["completed"]) == (1, 1)  # type: ignore[index]
+
+
+async def test_worker__reads_its_settings_and_strikes_off_who_is_gone(
+    url: str, tmp_path: Path
+) -> None:
+    async with MetadataStore.open(url, migrate=True) as store:
+        await store.configurations.set("worker.timeout_seconds", 0.2)
+        gone = await store.client_sessions.open(client_id="gone", connection_type="grpc")
+        workflow = await plan(store, "slow", ["sleep 30"], workspace=tmp_path)
+        worker = Worker(store, workflow.id, name="w")
+        await worker.run()
+        assert worker.timeout == timedelta(seconds=0.2)
+        [task] = (await store.tasks.list_by_workflow(workflow.id)).items
+        [tool] = (await store.tool_executions.list_by_task(task.id)).items
+        assert (task.status, tool.status) == ("failed", "timeout")
+        # Not stale yet: nobody is struck off before three heartbeats are missed.
+        assert [it.id for it in (await store.client_sessions.list_active()).items] == [gone.id]
+        assert await store.client_sessions.close_stale(older_than=timedelta(milliseconds=1)) == 1

@@ -22,7 +22,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metastore import LeaseLost, LeaseUnavailable, MetadataStore, TaskStatus, WorkflowStatus
+from metastore import (
+    LeaseLost,
+    LeaseUnavailable,
+    MetadataStore,
+    NotFound,
+    TaskStatus,
+    WorkflowStatus,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -31,6 +38,9 @@ if TYPE_CHECKING:
 
 TASK_TYPE = "command"
 """The type of the tasks that these workers know how to run."""
+
+HEARTBEAT = timedelta(seconds=5)
+"""How often a worker says that it is there."""
 
 LONGEST_OUTPUT = 10_000
 """How much of a command's output a task keeps, in characters."""
@@ -163,21 +173,50 @@ class Worker:
     # What else an orchestrator keeps in the store.
 
     async def configure(self) -> None:
-        """Read the settings of workers. PLACE FOR `store.configurations.value`."""
+        """Take over what `metastore config set worker.timeout_seconds 60` has set for workers."""
+        try:
+            seconds = await self.store.configurations.value("worker.timeout_seconds")
+        except NotFound:
+            return
+        self.timeout = timedelta(seconds=seconds)
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Be on record as connected. PLACE FOR `store.client_sessions.open` and `heartbeat`."""
-        yield
+        """Be on record as connected while the body runs, and strike off who was not heard of."""
+        await self.store.client_sessions.close_stale(older_than=3 * HEARTBEAT)
+        client = await self.store.client_sessions.open(
+            client_id=self.name, connection_type="grpc", metadata={"workflow": self.workflow_id}
+        )
 
-    async def audit_start(self, lease: TaskLease) -> str | None:
-        """Note that a tool begins, and return its id. PLACE FOR `store.tool_executions.start`."""
-        return None
+        async def beat() -> None:
+            while True:
+                await asyncio.sleep(HEARTBEAT.total_seconds())
+                await self.store.client_sessions.heartbeat(client.id)
+
+        beating = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            beating.cancel()
+            await self.store.client_sessions.close(client.id)
+
+    async def audit_start(self, lease: TaskLease) -> str:
+        """Note that the shell begins, and return the id of the note."""
+        execution = await self.store.tool_executions.start(
+            task_id=lease.task.id, tool_name="shell", arguments=lease.task.config
+        )
+        return execution.id
 
     async def audit_end(
-        self, tx: Transaction, execution: str | None, exit_code: int | None, output: str
+        self, tx: Transaction, execution: str, exit_code: int | None, output: str
     ) -> None:
-        """Note how it ended. PLACE FOR `tx.tool_executions.complete`, `fail` and `time_out`."""
+        """Note how the shell ended. What was lost before stays on record as begun."""
+        if exit_code == 0:
+            await tx.tool_executions.complete(execution, output={"text": output})
+        elif exit_code is None:
+            await tx.tool_executions.time_out(execution)
+        else:
+            await tx.tool_executions.fail(execution, error=f"code {exit_code}\n{output}".rstrip())
 
 
 async def main() -> int:
