@@ -24,8 +24,8 @@ demo: $(READY) ## Run real workers on this checkout, on embedded SQLite
 
 test: lint types sql verify suite ## Lint, types, SQL, generated files, and the whole suite
 
-suite: $(READY) ## Run the tests
-	$(BIN)/python -m pytest
+suite: $(READY) ## Run the tests, on as many cores as there are
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(READY) ## Check style with ruff
 	$(BIN)/ruff check .

@@ -101,7 +101,7 @@ def test_budget__64_tasks_spend_it_and_not_a_nano_dollar_more(
 @pytest.mark.parametrize(
     "requests",
     [
-        pytest.param(150, id="short"),
+        pytest.param(600, id="short"),
         pytest.param(10_000, id="torture", marks=pytest.mark.torture),
     ],
 )

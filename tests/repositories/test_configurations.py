@@ -446,7 +446,9 @@ def test_keyring__takes_base64_and_hex_newest_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", ["", " , ", "short", "x" * 44, generate_key()[:-3], f"{generate_key()},nonsense"]
+    "keys",
+    ["", " , ", "short", "x" * 44, generate_key()[:-3], f"{generate_key()},nonsense"],
+    ids=["empty", "comma", "short", "no base64", "cut off", "one of two"],
 )
 def test_keyring__refuses_what_is_no_key_and_does_not_repeat_it(keys: str) -> None:
     with pytest.raises(SecretKeyUnavailable) as refused:
