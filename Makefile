@@ -5,9 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_BIN := .venv-bench/bin
+BENCH := .venv-bench/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite lint types sql verify format torture mutants wheel clean
+.PHONY: help setup demo test suite lint types sql verify format torture mutants bench bench-quick wheel clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,17 @@ torture: $(READY) ## Run the long batteries: racing, killed and stopped processe
 
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants
+
+bench: $(BENCH) ## Compare with every peer and write docs/performance.md
+	$(BENCH_BIN)/python -m benchmarks --write
+
+bench-quick: $(BENCH) ## The same in under two minutes, printed only
+	$(BENCH_BIN)/python -m benchmarks --quick
+
+$(BENCH): pyproject.toml benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	$(BENCH_BIN)/python -m pip install --quiet --editable . --requirement benchmarks/requirements.txt
+	@touch $@
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

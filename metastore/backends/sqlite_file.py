@@ -121,9 +121,7 @@ def connect(
             connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
-        if not read_only:
-            # It makes SQLite read the whole schema, and who only reads commits nothing.
-            connection.execute(f"PRAGMA synchronous = {durability}")
+        connection.execute(f"PRAGMA synchronous = {durability}")
         # Checkpoints are explicit, see SqliteBackend: SQLite before 3.51.3 may damage the file
         # when one connection checkpoints while another writes.
         connection.execute("PRAGMA wal_autocheckpoint = 0")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import sqlite3
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -32,6 +34,7 @@ __all__ = [
     "Operation",
     "ReaderLane",
     "WriterLane",
+    "begin",
     "execute",
     "roll_back",
     "told",
@@ -46,6 +49,8 @@ MAX_QUEUE = 4096
 CHECKPOINT_AFTER = 4_000
 """Row changes after which the WAL is copied back into the database file."""
 
+ASK_AGAIN = (0.0002, 0.001)
+"""The shortest and the longest pause before the write lock is asked for again, in seconds."""
 
 Result = TypeVar("Result")
 
@@ -375,7 +380,7 @@ class WriterLane(Lane):
             BatchLostError: the transaction did not survive; nothing of the batch is stored.
         """
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection)
             for operation in batch:
                 self.run_in_transaction(connection, operation)
                 # Some errors (disk full, I/O, interrupt) end the whole transaction. The next
@@ -409,10 +414,12 @@ class WriterLane(Lane):
         call: Call | None = operation.calls[0]
         try:
             if operation.is_atomic:
-                operation.answers = [execute(connection, operation.calls[0])]
+                operation.answers = [
+                    when_free(connection, partial(execute, connection, operation.calls[0]))
+                ]
                 return
             call = None
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection)
             if self._run_calls(connection, operation):
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the caller is told
@@ -452,7 +459,7 @@ class WriterLane(Lane):
         """
         if self._checkpointer is None:
             self._checkpointer = sqlite_file.connect(self._path, read_only=True)
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection)
         try:
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
@@ -474,6 +481,37 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def begin(connection: sqlite3.Connection) -> None:
+    """Begin a transaction that writes."""
+    when_free(connection, partial(connection.execute, "BEGIN IMMEDIATE"))
+
+
+def when_free(connection: sqlite3.Connection, work: Callable[[], Result]) -> Result:
+    """Run `work`, which takes the write lock, when no other connection has it.
+
+    SQLite's own waiting starves: it sleeps for ever longer, up to 100 ms, and whoever has the
+    lock takes it again meanwhile. Who asks often, at random times, finds the moment between two
+    batches of another, however many ask.
+
+    Raises:
+        sqlite3.Error: the lock did not come free in time, or the database refused.
+    """
+    [milliseconds] = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute("PRAGMA busy_timeout = 0")
+    deadline = time.monotonic() + milliseconds / 1000
+    try:
+        while True:
+            try:
+                return work()
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() >= deadline:
+                    raise
+            time.sleep(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

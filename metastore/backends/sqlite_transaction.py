@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_lanes import Operation, execute, roll_back, told
+from metastore.backends.sqlite_lanes import Operation, begin, execute, roll_back, told
 from metastore.errors import StoreClosed, TransactionActive
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class OpenTransaction:
         if self._begun:
             calls = () if self._guard is None else (self._guard.check(),)
             answers = await self._hop(calls, self._commit)
+            # Committed or undone: no hop is needed to hand the writer on.
+            self._begun = False
             if self._guard is not None and not answers[-1]:
                 raise self._guard.error()
         self._ended = "the transaction has ended"
@@ -135,7 +137,7 @@ class OpenTransaction:
         """Begin, unless it has begun; tell whether the transaction is there."""
         if not self._begun_in_thread:
             try:
-                connection.execute("BEGIN IMMEDIATE")
+                begin(connection)
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, None)
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import threading
@@ -162,8 +163,8 @@ async def test_cancellation__during_connect_and_close(tmp_path: Path, cancellati
         if threading.active_count() <= before + 1:
             break
         await asyncio.sleep(0.02)
-    # asyncio keeps a thread or two for `to_thread`.
-    assert threading.active_count() <= before + 3
+    # asyncio keeps some threads for `to_thread`; a leak would be one for every other round.
+    assert threading.active_count() <= before + (os.cpu_count() or 1) + 4
     await cycle()
 
 

@@ -1,0 +1,97 @@
+"""The contenders side by side: in each round every one of them, in another order."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks import contenders, database, operations
+from benchmarks.results import OperationFigure
+from benchmarks.worker import Sample, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.noise import Patience
+
+__all__ = ["compare"]
+
+TEMPLATE = database.DIRECTORY / "template.db"
+QUICK_TASKS = (1, 64)
+
+
+def compare(
+    rounds: int, seconds: float, patience: Patience, *, quick: bool, say: Callable[[str], None]
+) -> list[OperationFigure]:
+    """Measure every operation with every contender, in windows of so many seconds."""
+    database.fill(TEMPLATE)
+    figures = []
+    with contextlib.ExitStack() as stack:
+        workers = {
+            entry.key: stack.enter_context(Worker(entry.key))
+            for entry in contenders.ALL.values()
+            if entry.quick or not quick
+        }
+        _verify(workers)
+        for name, operation in operations.ALL.items():
+            able = {key: worker for key, worker in workers.items() if worker.offers(name)}
+            if contenders.OURS not in able:
+                say(f"{operation.title}: metastore has no such operation, left out")
+                continue
+            for tasks in operation.tasks:
+                if quick and tasks not in QUICK_TASKS:
+                    continue
+                say(f"{operation.title}, {tasks} tasks")
+                chosen = {
+                    key: worker
+                    for key, worker in able.items()
+                    if tasks == 1 or contenders.ALL[key].concurrent
+                }
+                samples = _measure(chosen, name, tasks, rounds, seconds, patience)
+                figures += [
+                    OperationFigure(name, tasks, key, taken) for key, taken in samples.items()
+                ]
+    database.remove(TEMPLATE)
+    return figures
+
+
+def _verify(workers: dict[str, Worker]) -> None:
+    for worker in workers.values():
+        with _opened({worker.key: worker}):
+            worker.verify()
+
+
+def _measure(
+    workers: dict[str, Worker],
+    operation: str,
+    tasks: int,
+    rounds: int,
+    seconds: float,
+    patience: Patience,
+) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    keys = list(workers)
+    with _opened(workers):
+        for key in keys:
+            workers[key].run(operation, tasks, seconds / 4)
+        for number in range(rounds):
+            first = number % len(keys)
+            for key in keys[first:] + keys[:first]:
+                window = partial(workers[key].run, operation, tasks, seconds)
+                samples[key].append(patience.measure(window, lambda sample: sample.cpu_seconds))
+    return {key: samples[key] for key in keys}
+
+
+@contextlib.contextmanager
+def _opened(workers: dict[str, Worker]) -> Iterator[None]:
+    """Give each a database of its own, as fresh as the others'."""
+    paths = {key: database.DIRECTORY / f"{key}.db" for key in workers}
+    for key, worker in workers.items():
+        database.copy(TEMPLATE, paths[key])
+        worker.open(paths[key])
+    yield
+    for key, worker in workers.items():
+        worker.close()
+        database.remove(paths[key])
