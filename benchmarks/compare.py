@@ -13,12 +13,12 @@ from benchmarks.worker import Sample, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from benchmarks.noise import Patience
 
 __all__ = ["compare"]
 
-TEMPLATE = database.DIRECTORY / "template.db"
 QUICK_TASKS = (1, 64)
 
 
@@ -26,7 +26,8 @@ def compare(
     rounds: int, seconds: float, patience: Patience, *, quick: bool, say: Callable[[str], None]
 ) -> list[OperationFigure]:
     """Measure every operation with every contender, in windows of so many seconds."""
-    database.fill(TEMPLATE)
+    template = database.scratch("template.db")
+    database.fill(template)
     figures = []
     with contextlib.ExitStack() as stack:
         workers = {
@@ -34,7 +35,7 @@ def compare(
             for entry in contenders.ALL.values()
             if entry.quick or not quick
         }
-        _verify(workers)
+        _verify(workers, template)
         for name, operation in operations.ALL.items():
             able = {key: worker for key, worker in workers.items() if worker.offers(name)}
             if contenders.OURS not in able:
@@ -49,22 +50,22 @@ def compare(
                     for key, worker in able.items()
                     if tasks == 1 or contenders.ALL[key].concurrent
                 }
-                samples = _measure(chosen, name, tasks, rounds, seconds, patience)
+                samples = _measure(chosen, template, name, tasks, rounds, seconds, patience)
                 figures += [
                     OperationFigure(name, tasks, key, taken) for key, taken in samples.items()
                 ]
-    database.remove(TEMPLATE)
     return figures
 
 
-def _verify(workers: dict[str, Worker]) -> None:
+def _verify(workers: dict[str, Worker], template: Path) -> None:
     for worker in workers.values():
-        with _opened({worker.key: worker}):
+        with _opened({worker.key: worker}, template):
             worker.verify()
 
 
 def _measure(
     workers: dict[str, Worker],
+    template: Path,
     operation: str,
     tasks: int,
     rounds: int,
@@ -73,7 +74,7 @@ def _measure(
 ) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = defaultdict(list)
     keys = list(workers)
-    with _opened(workers):
+    with _opened(workers, template):
         for key in keys:
             workers[key].run(operation, tasks, seconds / 4)
         for number in range(rounds):
@@ -85,11 +86,11 @@ def _measure(
 
 
 @contextlib.contextmanager
-def _opened(workers: dict[str, Worker]) -> Iterator[None]:
+def _opened(workers: dict[str, Worker], template: Path) -> Iterator[None]:
     """Give each a database of its own, as fresh as the others'."""
-    paths = {key: database.DIRECTORY / f"{key}.db" for key in workers}
+    paths = {key: database.scratch(f"{key}.db") for key in workers}
     for key, worker in workers.items():
-        database.copy(TEMPLATE, paths[key])
+        database.copy(template, paths[key])
         worker.open(paths[key])
     yield
     for key, worker in workers.items():

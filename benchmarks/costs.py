@@ -58,7 +58,7 @@ class Part(NamedTuple):
 @click.option("--write", is_flag=True, help="Write the tables into docs/performance.md.")
 def main(write: bool) -> None:
     """Print what each part of an append, a get and a page costs."""
-    path = database.DIRECTORY / "costs.db"
+    path = database.scratch("costs.db")
     database.fill(path)
     tables = {
         "costs in Python": _in_python(path),

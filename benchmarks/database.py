@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +37,7 @@ __all__ = [
     "job",
     "remove",
     "repository",
+    "scratch",
     "session",
     "task",
     "url",
@@ -41,7 +45,7 @@ __all__ = [
 ]
 
 DIRECTORY = Path(".artifacts/bench")
-"""Where databases and results are put: a disk, for what is measured is durable."""
+"""Where results are kept, and databases while they are measured: on a disk, not in memory."""
 
 WORKTREES = 1_024
 """Free worktrees of `repository()`: one for each task that reserves."""
@@ -97,6 +101,19 @@ def event_id(number: int) -> str:
     return f"00000000-0000-7000-8003-{number:012x}"
 
 
+@cache
+def _scratch_directory() -> Path:
+    directory = DIRECTORY / str(os.getpid())
+    directory.mkdir(parents=True, exist_ok=True)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def scratch(name: str) -> Path:
+    """Return where to put a database that is gone when this process ends."""
+    return _scratch_directory() / name
+
+
 def url(path: Path) -> str:
     """Return what opens the database at `path`."""
     return f"sqlite:///{path.absolute()}"
@@ -105,7 +122,6 @@ def url(path: Path) -> str:
 def create(path: Path) -> None:
     """Make an empty, migrated database at `path`, in place of what may be there."""
     remove(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     migrations.upgrade(urls.resolve(url(path)))
 
 

@@ -62,7 +62,7 @@ def measure_growth(rounds: int, *, quick: bool, say: Callable[[str], None]) -> l
 
 def fill_events(rows: int) -> Path:
     """Make a database with so many events, of sessions that ran one after the other."""
-    path = database.DIRECTORY / f"events-{rows}.db"
+    path = database.scratch(f"events-{rows}.db")
     database.create(path)
     with database.connected(path) as connection:
         connection.execute(
@@ -75,7 +75,7 @@ def fill_events(rows: int) -> Path:
 
 
 def _with_worktrees(rows: int) -> tuple[Path, int]:
-    path = database.DIRECTORY / f"worktrees-{rows}.db"
+    path = database.scratch(f"worktrees-{rows}.db")
     database.create(path)
     with database.connected(path) as connection:
         connection.execute(

@@ -85,7 +85,7 @@ class Subject(NamedTuple):
 @click.option("--write", is_flag=True, help="Write the table into docs/performance.md.")
 def main(rounds: int, seconds: float, events: int, write: bool) -> None:
     """Print what each setting changes."""
-    small = database.DIRECTORY / "pragmas.db"
+    small = database.scratch("pragmas.db")
     database.fill(small)
     big = growth.fill_events(events)
     rates, tails = asyncio.run(_measure(small, big, events, rounds, seconds))

@@ -30,7 +30,7 @@ def measure_processes(
 ) -> list[ProcessFigure]:
     """Let 1 to 8 processes append to one database with 16 tasks each."""
     shapes = QUICK if quick else FULL
-    path = database.DIRECTORY / "processes.db"
+    path = database.scratch("processes.db")
     database.fill(path)
     figures = {shape: ProcessFigure(*shape, []) for shape in shapes}
     with contextlib.ExitStack() as stack:

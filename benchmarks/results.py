@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from benchmarks import contenders
-from benchmarks.database import DIRECTORY
+from benchmarks import contenders, database
 from benchmarks.worker import Sample  # noqa: TC001 - read from JSON by annotation
 
 if TYPE_CHECKING:
@@ -198,8 +197,7 @@ def _processor() -> str:
 
 def _sync_time() -> float:
     """Return how long the disk takes to keep 4 KiB, in microseconds."""
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
-    path = DIRECTORY / "sync.tmp"
+    path = database.scratch("sync.tmp")
     times = []
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -216,8 +214,8 @@ def _sync_time() -> float:
 
 def save(results: Results) -> Path:
     """Write the results and return where they are."""
-    DIRECTORY.mkdir(parents=True, exist_ok=True)
-    path = DIRECTORY / f"results-{results.at:%Y%m%dT%H%M%SZ}.json"
+    database.DIRECTORY.mkdir(parents=True, exist_ok=True)
+    path = database.DIRECTORY / f"results-{results.at:%Y%m%dT%H%M%SZ}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     return path
 
