@@ -173,9 +173,9 @@ async def test_batch__a_fault_fails_only_its_caller(
     error: type[Exception],
 ) -> None:
     await backend.run(add_parent(id=1, name="taken"))
-    operations = [backend.run(add_parent(id=n, name=f"n{n}")) for n in range(10, 15)]
-    operations.insert(position, backend.run(call()))
-    results = await settle(*operations)
+    calls = [add_parent(id=n, name=f"n{n}") for n in range(10, 15)]
+    calls.insert(position, call())
+    results = await settle(*map(backend.run, calls))
     assert isinstance(results.pop(position), error), fault
     assert list(results) == [[(n, f"n{n}")] for n in range(10, 15)]
     assert names(outside) == ["taken", *(f"n{n}" for n in range(10, 15))]
@@ -185,9 +185,9 @@ async def test_batch__a_fault_fails_only_its_caller(
 async def test_batch__a_fault_that_ends_the_transaction_costs_no_neighbour_its_row(
     backend: SqliteBackend, outside: Callable[[str], list[Any]], position: int
 ) -> None:
-    operations = [backend.run(add_parent(id=n, name=f"n{n}")) for n in range(4)]
-    operations.insert(position, backend.run(add_parent(id=99, name="roll back")))
-    results = await settle(*operations)
+    calls = [add_parent(id=n, name=f"n{n}") for n in range(4)]
+    calls.insert(position, add_parent(id=99, name="roll back"))
+    results = await settle(*map(backend.run, calls))
     assert isinstance(results.pop(position), InvalidValue)
     assert results == [[(n, f"n{n}")] for n in range(4)]
     assert names(outside) == [f"n{n}" for n in range(4)]
