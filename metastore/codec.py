@@ -73,7 +73,8 @@ it was written by a clock that has jumped back since."""
 
 _MIN_INTEGER = -(1 << 63)
 _MAX_INTEGER = (1 << 63) - 1
-_LONG_NUMBER = re.compile(rb"\d{19}")
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(256))
+_LONG_NUMBER = b"0" * 19
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 Id = Annotated[
@@ -124,7 +125,11 @@ def new_id() -> str:
 
 def timestamp(moment: datetime) -> str:
     """Return `moment` as a column holds it: UTC, milliseconds, 24 characters."""
-    return f"{moment.astimezone(UTC).isoformat(timespec='milliseconds')[:23]}Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    # A fifth of the time that isoformat takes; whole seconds come without a fraction.
+    text = msgspec.json.encode(moment)[1:-2].decode()
+    return f"{text[:23] if moment.microsecond else f'{text}.000'}Z"
 
 
 def duration(column: str, span: timedelta, *, longest: timedelta = MAX_TTL) -> timedelta:
@@ -260,9 +265,10 @@ def _json(shape: type | None, items: Any = None) -> Encoder:
             raise RefusedError("must be JSON values only: text, finite numbers, lists, objects")
         if len(document) > MAX_JSON:
             raise RefusedError(f"must have at most {MAX_JSON} bytes as JSON")
-        if _LONG_NUMBER.search(document) and _has_big_integer(value):
+        # Cheap tests first: almost no document needs the thorough ones.
+        if _LONG_NUMBER in document.translate(_DIGITS) and _has_big_integer(value):
             raise RefusedError("must not hold integers beyond 64 bits")
-        if _ESCAPED_NUL.search(document):
+        if b"\\u0000" in document and _ESCAPED_NUL.search(document):
             raise RefusedError("must not hold NUL characters")
         return document.decode()
 

@@ -11,21 +11,30 @@ statement's name says how it is used:
 | `<!` | writes and returns rows | ends and undoes a multi-statement operation |
 | `!` | writes | is no answer |
 | `*!` | writes many rows | is no answer |
+
+An INSERT marked `<!` without RETURNING returns the number that SQLite gave the row.
+
+A comment line `-- Before commit: TABLE.NAME(PARAMETERS)` has that statement run before the
+transaction is committed, with these of its own statement's parameters and, behind them, how many
+rows had the same: once for all of them.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from aiosql.query_loader import QueryLoader
 from aiosql.types import QueryDatum, SQLOperationType
+from aiosql.utils import VAR_REF
 
 from metastore import codec, resources
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["Call", "Catalogue", "Statement", "read_statements"]
@@ -36,22 +45,39 @@ _READS = {
     SQLOperationType.SELECT_VALUE,
 }
 _EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
+_BEFORE_COMMIT = re.compile(r"^Before commit: (\w+)\.(\w+)\((.*)\)$", re.MULTILINE)
 
 
 class Statement:
     """A named statement. Calling it with its parameters gives a `Call` that a backend runs."""
 
-    __slots__ = ("_encoders", "doc", "expects_row", "name", "parameters", "sql", "table", "writes")
+    __slots__ = (
+        "_encoders",
+        "_last",
+        "doc",
+        "expects_row",
+        "name",
+        "parameters",
+        "returns_row_number",
+        "sql",
+        "table",
+        "writes",
+    )
 
     def __init__(self, table: str, datum: QueryDatum, row_type: type[codec.Row]) -> None:
         self.table = table
         self.name = datum.query_name
-        self.sql = datum.sql
         self.doc = datum.doc_comments
         self.writes = datum.operation_type not in _READS
         self.expects_row = datum.operation_type in _EXPECTS_A_ROW
+        self.returns_row_number = (
+            datum.operation_type is SQLOperationType.INSERT_RETURNING
+            and re.search(r"\bRETURNING\b", datum.sql) is None
+        )
         self.parameters = tuple(datum.parameters or ())
-        self._encoders = codec.parameter_encoders(row_type, self.parameters)
+        self.sql = _numbered(datum.sql, self.parameters)
+        self._last: tuple[Statement, tuple[int, ...]] | None = None
+        self._encoders = tuple(codec.parameter_encoders(row_type, self.parameters).items())
 
     def __repr__(self) -> str:
         return f"<Statement {self.table}.{self.name}>"
@@ -62,9 +88,8 @@ class Statement:
         Raises:
             InvalidValue: a column does not take its value.
         """
-        encoders = self._encoders
         try:
-            return Call(self, {name: encoders[name](value) for name, value in values.items()})
+            return Call(self, tuple([encode(values[name]) for name, encode in self._encoders]))
         except codec.RefusedError:
             self._refuse(values)
             raise
@@ -75,31 +100,47 @@ class Statement:
         Raises:
             InvalidValue: a column does not take its value.
         """
-        columns = [
-            _encoded(encode, [row[name] for row in rows]) for name, encode in self._encoders.items()
-        ]
+        columns = [_encoded(encode, [row[name] for row in rows]) for name, encode in self._encoders]
         try:
-            return Call(
-                self,
-                [
-                    dict(zip(self.parameters, row, strict=True))
-                    for row in zip(*columns, strict=True)
-                ],
-            )
+            return Call(self, list(zip(*columns, strict=True)))
         except codec.RefusedError:
             for row in rows:
                 self._refuse(row)
             raise
 
+    def run_before_commit(self, last: Statement, parameters: Iterable[str]) -> None:
+        """Have `last` run with these parameters of the statement before it is committed."""
+        self._last = last, tuple(map(self.parameters.index, parameters))
+
+    def before_commit(
+        self, parameters: tuple[Any, ...] | list[tuple[Any, ...]]
+    ) -> list[tuple[Statement, tuple[Any, ...]]]:
+        """Return what is to run before this statement, with `parameters`, is committed."""
+        if self._last is None:
+            return []
+        last, places = self._last
+        rows = parameters if isinstance(parameters, list) else [parameters]
+        return [(last, tuple([row[place] for place in places])) for row in rows]
+
     def _refuse(self, values: dict[str, Any]) -> None:
         """Raise the error that names the first of `values` that is refused, if one is."""
-        for name, value in values.items():
+        for name, encode in self._encoders:
             try:
-                self._encoders[name](value)
+                encode(values[name])
             except codec.RefusedError as refused:
                 raise InvalidValue(
-                    self.table, name, str(refused), value_type=type(value).__name__
+                    self.table, name, str(refused), value_type=type(values[name]).__name__
                 ) from None
+
+
+def _numbered(sql: str, parameters: tuple[str, ...]) -> str:
+    """Number the named parameters, which binds them faster."""
+
+    def number(found: re.Match[str]) -> str:
+        name = found["var_name"]
+        return f"{found['lead']}?{parameters.index(name) + 1}" if name else found[0]
+
+    return VAR_REF.sub(number, sql)
 
 
 def _encoded(encode: codec.Encoder, values: list[Any]) -> Iterator[Any]:
@@ -116,11 +157,17 @@ def _encoded(encode: codec.Encoder, values: list[Any]) -> Iterator[Any]:
 _NOTHING = object()
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True):
     """A statement and its column values; a list of them for a statement that writes many rows."""
 
     statement: Statement
-    parameters: dict[str, Any] | list[dict[str, Any]]
+    parameters: tuple[Any, ...] | list[tuple[Any, ...]]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The column values of each row, by parameter."""
+        rows = self.parameters if isinstance(self.parameters, list) else [self.parameters]
+        return [dict(zip(self.statement.parameters, row, strict=True)) for row in rows]
 
     def __repr__(self) -> str:
         # Parameters may be secrets, and drivers log what they are handed.
@@ -131,8 +178,15 @@ class Catalogue:
     """The statements of one table, as attributes."""
 
     def __init__(self, table: str, row_type: type[codec.Row], dialect: str = "sqlite") -> None:
-        for datum in read_statements(table, dialect).values():
-            setattr(self, datum.query_name, Statement(table, datum, row_type))
+        for name, datum in read_statements(table, dialect).items():
+            statement = Statement(table, datum, row_type)
+            if found := _BEFORE_COMMIT.search(datum.doc_comments):
+                # It is handed values that were encoded already.
+                last = read_statements(found[1], dialect)[found[2]]
+                statement.run_before_commit(
+                    Statement(found[1], last, codec.Row), found[3].split(", ")
+                )
+            setattr(self, name, statement)
 
     def __getattr__(self, name: str) -> Statement:
         raise AttributeError(f"no statement is named {name}")

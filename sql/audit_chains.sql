@@ -1,22 +1,8 @@
 -- audit_chains: where the chains of events and tool executions end, and what was purged of them.
--- Triggers keep it; the statements here read it, and note checkpoints.
+-- Triggers keep the chains of tool executions; events are too many for that, see note_event_chain.
 
 -- name: get_audit_chain(resource, resource_id)^
 -- No row: nothing was ever chained there.
-SELECT
-    resource,
-    resource_id,
-    unchained,
-    length,
-    last,
-    purged,
-    base,
-    purged_at
-FROM audit_chains
-WHERE resource = :resource AND resource_id = :resource_id;
-
--- name: find_audit_chain(resource, resource_id)
--- As get_audit_chain, where a chain that is missing must not end what is read with it.
 SELECT
     resource,
     resource_id,
@@ -44,6 +30,23 @@ FROM audit_chains
 WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id
 LIMIT :limit;
+
+-- name: note_event_chain(resource_id, appended)!
+-- Move the end of a session's chain on: once for all events that a transaction appended to it.
+INSERT INTO audit_chains (resource, resource_id, length, last)
+SELECT
+    'events' AS resource,
+    :resource_id AS resource_id,
+    :appended AS length,
+    e.position || ':' || e.hash AS last
+FROM events AS e
+WHERE e.session_id = :resource_id AND e.hash IS NOT NULL
+ORDER BY e.position DESC
+LIMIT 1
+ON CONFLICT (resource, resource_id) DO UPDATE
+SET
+    length = audit_chains.length + excluded.length,
+    last = excluded.last;
 
 -- name: create_audit_checkpoint(now)!
 -- Note where the chains end that have grown since the last checkpoint.

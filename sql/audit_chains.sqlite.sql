@@ -20,20 +20,26 @@ LIMIT :limit;
 
 -- name: list_audited_events_of(resource_id)
 -- Differs: text is read as bytes, for who tampers need not write UTF-8.
--- All events of one session, for a second look.
+-- All events of one session and the end of its chain, read at once, for a second look.
 SELECT
-    cast(session_id AS BLOB) AS session_id,
-    position,
-    cast(id AS BLOB) AS id,
-    cast(event_type AS BLOB) AS event_type,
-    cast(level AS BLOB) AS level,
-    cast(message AS BLOB) AS message,
-    cast(context AS BLOB) AS context,
-    cast(created_at AS BLOB) AS created_at,
-    cast(hash AS BLOB) AS hash
-FROM events
-WHERE session_id = :resource_id
-ORDER BY events.position;
+    c.unchained,
+    c.length,
+    c.last,
+    c.purged,
+    c.base,
+    cast(r.session_id AS BLOB) AS session_id,
+    r.position,
+    cast(r.id AS BLOB) AS id,
+    cast(r.event_type AS BLOB) AS event_type,
+    cast(r.level AS BLOB) AS level,
+    cast(r.message AS BLOB) AS message,
+    cast(r.context AS BLOB) AS context,
+    cast(r.created_at AS BLOB) AS created_at,
+    cast(r.hash AS BLOB) AS hash
+FROM (SELECT :resource_id AS resource_id) AS asked
+LEFT JOIN audit_chains AS c ON asked.resource_id = c.resource_id AND c.resource = 'events'
+LEFT JOIN events AS r ON asked.resource_id = r.session_id
+ORDER BY r.position;
 
 -- name: list_audited_tool_executions(after_chain, after_row, limit)
 -- Differs: text is read as bytes, for who tampers need not write UTF-8.
@@ -60,22 +66,28 @@ LIMIT :limit;
 
 -- name: list_audited_tool_executions_of(resource_id)
 -- Differs: text is read as bytes, for who tampers need not write UTF-8.
--- All tool executions of one task, for a second look.
+-- All tool executions of one task and the end of its chain, read at once, for a second look.
 SELECT
-    cast(task_id AS BLOB) AS task_id,
-    cast(id AS BLOB) AS id,
-    cast(tool_name AS BLOB) AS tool_name,
-    cast(arguments AS BLOB) AS arguments,
-    cast(output AS BLOB) AS output,
-    cast(status AS BLOB) AS status,
-    cast(error AS BLOB) AS error,
-    cast(created_at AS BLOB) AS created_at,
-    cast(completed_at AS BLOB) AS completed_at,
-    cast(duration_ms AS BLOB) AS duration_ms,
-    sequence,
-    cast(hash AS BLOB) AS hash,
-    finished_sequence,
-    cast(finished_hash AS BLOB) AS finished_hash
-FROM tool_executions
-WHERE task_id = :resource_id
-ORDER BY tool_executions.id;
+    c.unchained,
+    c.length,
+    c.last,
+    c.purged,
+    c.base,
+    cast(r.task_id AS BLOB) AS task_id,
+    cast(r.id AS BLOB) AS id,
+    cast(r.tool_name AS BLOB) AS tool_name,
+    cast(r.arguments AS BLOB) AS arguments,
+    cast(r.output AS BLOB) AS output,
+    cast(r.status AS BLOB) AS status,
+    cast(r.error AS BLOB) AS error,
+    cast(r.created_at AS BLOB) AS created_at,
+    cast(r.completed_at AS BLOB) AS completed_at,
+    cast(r.duration_ms AS BLOB) AS duration_ms,
+    r.sequence,
+    cast(r.hash AS BLOB) AS hash,
+    r.finished_sequence,
+    cast(r.finished_hash AS BLOB) AS finished_hash
+FROM (SELECT :resource_id AS resource_id) AS asked
+LEFT JOIN audit_chains AS c ON asked.resource_id = c.resource_id AND c.resource = 'tool_executions'
+LEFT JOIN tool_executions AS r ON asked.resource_id = r.task_id
+ORDER BY r.id;

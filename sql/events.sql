@@ -1,10 +1,11 @@
 -- events: what happened in a session, in the order in which it became visible.
 -- position is that order and the cursor of every reader; SQLite gives each row the next one.
--- hash covers the event and the one it follows in its session, see audit_chains: a trigger moves the
--- chain's end on with each row.
+-- hash covers the event and the one it follows in its session, see audit_chains.
 
 -- name: append_event(id, session_id, event_type, level, message, context, created_at)<!
--- The hottest statement of all.
+-- The hottest statement of all. No RETURNING, and no trigger on the table: either makes SQLite copy
+-- every page that the statement changes, which doubles its cost.
+-- Before commit: audit_chains.note_event_chain(session_id)
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
 VALUES (
     :id,
@@ -17,8 +18,10 @@ VALUES (
     metastore_sha256(
         coalesce(
             (
-                SELECT c.last FROM audit_chains AS c
-                WHERE c.resource = 'events' AND c.resource_id = :session_id
+                SELECT e.position || ':' || e.hash FROM events AS e
+                WHERE e.session_id = :session_id AND e.hash IS NOT NULL
+                ORDER BY e.position DESC
+                LIMIT 1
             ),
             ''
         ),
@@ -30,11 +33,11 @@ VALUES (
         :context,
         :created_at
     )
-)
-RETURNING position, id, session_id, event_type, level, message, context, created_at, hash;
+);
 
 -- name: append_events(id, session_id, event_type, level, message, context, created_at)*!
 -- Many at once: all of them or none.
+-- Before commit: audit_chains.note_event_chain(session_id)
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
 VALUES (
     :id,
@@ -47,8 +50,10 @@ VALUES (
     metastore_sha256(
         coalesce(
             (
-                SELECT c.last FROM audit_chains AS c
-                WHERE c.resource = 'events' AND c.resource_id = :session_id
+                SELECT e.position || ':' || e.hash FROM events AS e
+                WHERE e.session_id = :session_id AND e.hash IS NOT NULL
+                ORDER BY e.position DESC
+                LIMIT 1
             ),
             ''
         ),
@@ -72,8 +77,7 @@ SELECT
     level,
     message,
     context,
-    created_at,
-    hash
+    created_at
 FROM events
 WHERE id = :id;
 
@@ -87,8 +91,7 @@ SELECT
     level,
     message,
     context,
-    created_at,
-    hash
+    created_at
 FROM events
 WHERE session_id = :session_id AND position > :after
 ORDER BY position
@@ -104,8 +107,7 @@ SELECT
     level,
     message,
     context,
-    created_at,
-    hash
+    created_at
 FROM events
 WHERE position > :after
 ORDER BY position

@@ -95,16 +95,15 @@ def _constraint(
 def _value_type(constraint: str, call: Call) -> str | None:
     """Return the type of the value that a CHECK named `<table>_<column>_check` refused."""
     column = constraint.removeprefix(f"{call.statement.table}_").removesuffix("_check")
-    parameters = call.parameters
-    if isinstance(parameters, dict) and column in parameters:
-        return type(parameters[column]).__name__
+    if isinstance(call.parameters, tuple) and column in call.statement.parameters:
+        return type(call.rows[0][column]).__name__
     return None
 
 
 def _missing_parent(connection: sqlite3.Connection, call: Call) -> InvalidReference | None:
     """Return which foreign key of the statement's table names no row, if one does."""
     table = call.statement.table
-    rows = call.parameters if isinstance(call.parameters, list) else [call.parameters]
+    rows = call.rows
     keys = connection.execute(
         'SELECT "from", "table", "to" FROM pragma_foreign_key_list(?)', (table,)
     ).fetchall()
@@ -118,7 +117,7 @@ def _missing_parent(connection: sqlite3.Connection, call: Call) -> InvalidRefere
 def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
     """Return which foreign key still names the row that the statement was to delete."""
     table = call.statement.table
-    row = call.parameters[0] if isinstance(call.parameters, list) else call.parameters
+    row = call.rows[0]
     if "id" not in row:
         return InvalidReference(table)
     keys = connection.execute(

@@ -12,21 +12,22 @@ import contextlib
 import random
 import sqlite3
 import time
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_errors import translate
 from metastore.errors import StoreClosed
+from metastore.statements import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from metastore.backends.base import Values
     from metastore.backends.sqlite_connection import Connection
-    from metastore.statements import Call
+    from metastore.statements import Statement
 
 __all__ = [
     "Holder",
@@ -34,7 +35,9 @@ __all__ = [
     "Operation",
     "ReaderLane",
     "WriterLane",
+    "before_commit",
     "begin",
+    "commit",
     "execute",
     "roll_back",
     "told",
@@ -65,7 +68,7 @@ class Holder(Protocol):
 class Operation:
     """What one caller asked for, and what became of it."""
 
-    __slots__ = ("answers", "calls", "error", "future", "is_single")
+    __slots__ = ("answers", "calls", "error", "future", "is_kept", "is_single")
 
     def __init__(
         self, calls: tuple[Call, ...], future: asyncio.Future[Any], *, is_single: bool = False
@@ -75,6 +78,7 @@ class Operation:
         self.is_single = is_single
         self.answers: list[list[Values]] = []
         self.error: BaseException | None = None
+        self.is_kept = False
 
     @property
     def is_atomic(self) -> bool:
@@ -244,10 +248,30 @@ class Lane:
 
 def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
     """Run a statement and fetch what it returns: no cursor outlives the hop."""
-    if isinstance(call.parameters, list):
-        connection.executemany(call.statement.sql, call.parameters)
+    statement, parameters = call.statement, call.parameters
+    if isinstance(parameters, list):
+        connection.executemany(statement.sql, parameters)
         return []
-    return connection.execute(call.statement.sql, call.parameters).fetchall()
+    cursor = connection.execute(statement.sql, parameters)
+    return [(cursor.lastrowid,)] if statement.returns_row_number else cursor.fetchall()
+
+
+def before_commit(operations: Iterable[Operation]) -> Counter[tuple[Statement, Values]]:
+    """Return what is to run before these operations are committed, and for how many rows."""
+    return Counter(
+        wanted
+        for operation in operations
+        if operation.is_kept
+        for call in operation.calls
+        for wanted in call.statement.before_commit(call.parameters)
+    )
+
+
+def commit(connection: sqlite3.Connection, last: Counter[tuple[Statement, Values]]) -> None:
+    """Run what is to run before the transaction is committed, and commit it."""
+    for (statement, values), rows in last.items():
+        execute(connection, Call(statement, (*values, rows)))
+    connection.execute("COMMIT")
 
 
 def told(error: Exception, connection: sqlite3.Connection, call: Call | None) -> BaseException:
@@ -387,7 +411,7 @@ class WriterLane(Lane):
                 # statement would then commit by itself, and its neighbours be lost.
                 if not connection.in_transaction:
                     raise BatchLostError from operation.error
-            connection.execute("COMMIT")
+            commit(connection, before_commit(batch))
         except BaseException as error:
             roll_back(connection)
             if isinstance(error, sqlite3.Error):
@@ -400,47 +424,51 @@ class WriterLane(Lane):
             [call] = operation.calls
             try:
                 operation.answers = [execute(connection, call)]
+                operation.is_kept = True
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, call)
             return
         connection.execute("SAVEPOINT operation")
-        if not self._run_calls(connection, operation) and connection.in_transaction:
+        self._run_calls(connection, operation)
+        if not operation.is_kept and connection.in_transaction:
             connection.execute("ROLLBACK TO operation")
         if connection.in_transaction:
             connection.execute("RELEASE operation")
 
     def _run_alone(self, connection: sqlite3.Connection, operation: Operation) -> None:
         """Run one operation in its own transaction; one statement needs no BEGIN."""
-        call: Call | None = operation.calls[0]
+        call = operation.calls[0]
+        if operation.is_atomic and not call.statement.before_commit(call.parameters):
+            try:
+                operation.answers = [when_free(connection, partial(execute, connection, call))]
+            except Exception as error:  # noqa: BLE001 - the caller is told
+                operation.error = told(error, connection, call)
+            return
         try:
-            if operation.is_atomic:
-                operation.answers = [
-                    when_free(connection, partial(execute, connection, operation.calls[0]))
-                ]
-                return
-            call = None
             begin(connection)
-            if self._run_calls(connection, operation):
-                connection.execute("COMMIT")
+            self._run_calls(connection, operation)
+            if operation.is_kept:
+                commit(connection, before_commit([operation]))
         except Exception as error:  # noqa: BLE001 - the caller is told
-            operation.error = told(error, connection, call)
+            operation.error = told(error, connection, None)
         finally:
             roll_back(connection)
 
     @staticmethod
-    def _run_calls(connection: sqlite3.Connection, operation: Operation) -> bool:
-        """Run the operation's statements in order; tell whether they are to be kept."""
+    def _run_calls(connection: sqlite3.Connection, operation: Operation) -> None:
+        """Run the operation's statements in order, and note whether they are to be kept."""
         operation.answers = []
+        operation.is_kept = False
         for call in operation.calls:
             try:
                 rows = execute(connection, call)
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, call)
-                return False
+                return
             operation.answers.append(rows)
             if not rows and call.statement.expects_row:
-                return False
-        return True
+                return
+        operation.is_kept = True
 
     def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
         changes = connection.total_changes

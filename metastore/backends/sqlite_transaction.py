@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_lanes import Operation, begin, execute, roll_back, told
+from metastore.backends.sqlite_lanes import (
+    Operation,
+    before_commit,
+    begin,
+    commit,
+    execute,
+    roll_back,
+    told,
+)
 from metastore.errors import StoreClosed, TransactionActive
 
 if TYPE_CHECKING:
@@ -16,7 +25,7 @@ if TYPE_CHECKING:
 
     from metastore.backends.base import Guard, Values
     from metastore.backends.sqlite_lanes import WriterLane
-    from metastore.statements import Call
+    from metastore.statements import Call, Statement
 
 __all__ = ["OpenTransaction", "current_transaction", "refuse_inside_transaction"]
 
@@ -30,6 +39,7 @@ class OpenTransaction:
         self._begun = False
         self._ended: str | None = None
         self._released = False
+        self._last: Counter[tuple[Statement, Values]] = Counter()
         lane.holder = self
 
     @property
@@ -114,6 +124,7 @@ class OpenTransaction:
         connection = self._lane.connection.raw
         if self._begin(connection, operation):
             self._lane.run_in_transaction(connection, operation)
+            self._last.update(before_commit([operation]))
             if not connection.in_transaction:
                 self._lost = operation.error
 
@@ -123,8 +134,10 @@ class OpenTransaction:
             return
         try:
             operation.answers = [execute(connection, call) for call in operation.calls]
-            held = all(operation.answers)
-            connection.execute("COMMIT" if held else "ROLLBACK")
+            if all(operation.answers):
+                commit(connection, self._last)
+            else:
+                connection.execute("ROLLBACK")
             self._begun_in_thread = False
         except Exception as error:  # noqa: BLE001 - the caller is told
             operation.error = told(error, connection, None)

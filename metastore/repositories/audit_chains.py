@@ -11,7 +11,7 @@ import msgspec
 
 from metastore.audit import End, Finding, check_events, check_tool_executions, digest_of
 from metastore.codec import Id, Row
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidValue, TransactionActive
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -112,7 +112,10 @@ class AuditChains(TableRepository[AuditChain]):
         Raises:
             InvalidValue: no checkpoint has this digest; what it noted was rewritten, if it was
                 ever given out.
+            TransactionActive: the ends of chains are noted when a transaction commits.
         """
+        if self._scope.backend is None:
+            raise TransactionActive("chains are verified through the store, not a transaction")
         marks = await self._marks(checkpoint) if checkpoint is not None else {}
         findings: list[Finding] = []
         chains = rows = 0
@@ -121,7 +124,7 @@ class AuditChains(TableRepository[AuditChain]):
             async for resource_id, found in self._groups(resource):
                 seen.add(resource_id)
                 rows += len(found)
-                end = (
+                chain = (
                     await self._find(
                         self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
                     )
@@ -129,7 +132,7 @@ class AuditChains(TableRepository[AuditChain]):
                     else None
                 )
                 noted = marks.get((resource, resource_id), {})
-                if _judge(resource, resource_id, found, end, noted) is not None:
+                if _judge(resource, resource_id, found, _end(chain), noted) is not None:
                     # A row may have come in between: what is read at once decides.
                     finding = await self._second_look(resource, resource_id, found, noted)
                     findings += [finding] if finding else []
@@ -140,7 +143,7 @@ class AuditChains(TableRepository[AuditChain]):
                 chains += 1
                 seen.add(chain.resource_id)
                 noted = marks.get((resource, chain.resource_id), {})
-                if _judge(resource, chain.resource_id, [], chain, noted) is not None:
+                if _judge(resource, chain.resource_id, [], _end(chain), noted) is not None:
                     finding = await self._second_look(resource, chain.resource_id, [], noted)
                     findings += [finding] if finding else []
             findings += [
@@ -155,14 +158,20 @@ class AuditChains(TableRepository[AuditChain]):
     ) -> Finding | None:
         if not _is_id(resource_id):
             return _judge(resource, resource_id, rows, None, marks)
-        head = self._sql.find_audit_chain(resource=resource, resource_id=resource_id)
         if resource is AuditedTable.EVENTS:
-            of_chain = self._sql.list_audited_events_of(resource_id=resource_id)
+            call = self._sql.list_audited_events_of(resource_id=resource_id)
         else:
-            of_chain = self._sql.list_audited_tool_executions_of(resource_id=resource_id)
-        heads, rows = await self._run_all(head, of_chain)
-        ends = self._decode(heads)
-        return _judge(resource, resource_id, rows, ends[0] if ends else None, marks)
+            call = self._sql.list_audited_tool_executions_of(resource_id=resource_id)
+        found = await self._run(call)
+        end = found[0][: len(End._fields)]
+        rows = [row[len(End._fields) :] for row in found]
+        return _judge(
+            resource,
+            resource_id,
+            [row for row in rows if row[0] is not None],
+            None if end[0] is None else End(*end),
+            marks,
+        )
 
     async def _groups(self, resource: AuditedTable) -> AsyncIterator[tuple[str, Rows]]:
         """Yield the rows of each session or task."""
@@ -247,14 +256,17 @@ def _judge(
     resource: AuditedTable,
     resource_id: str,
     rows: Rows,
-    chain: AuditChain | None,
+    end: End | None,
     marks: dict[int, str],
 ) -> Finding | None:
-    end = None
-    if chain is not None:
-        end = End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
     check = check_events if resource is AuditedTable.EVENTS else check_tool_executions
     return check(resource_id, rows, end, marks)
+
+
+def _end(chain: AuditChain | None) -> End | None:
+    if chain is None:
+        return None
+    return End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
 
 
 def _is_id(text: str) -> bool:

@@ -36,8 +36,6 @@ class Event(Row, frozen=True):
 
     Attributes:
         position: the place in the global order in which events became visible.
-        hash: covers the event and the one before it in its session; None of events from before
-            there were hashes.
     """
 
     position: int
@@ -48,7 +46,6 @@ class Event(Row, frozen=True):
     message: str
     context: JsonObject
     created_at: datetime
-    hash: str | None
 
 
 class NewEvent(msgspec.Struct, frozen=True):
@@ -88,17 +85,18 @@ class Events(TableRepository[Event]):
             AlreadyExists: an event has this `id`.
             InvalidValue: a value is refused.
         """
-        return await self._created(
-            self._sql.append_event(
-                id=new_id() if id is None else id,
-                session_id=session_id,
-                event_type=event_type,
-                level=level,
-                message=message,
-                context={} if context is None else context,
-                created_at=self._now(),
-            )
+        call = self._sql.append_event(
+            id=new_id() if id is None else id,
+            session_id=session_id,
+            event_type=event_type,
+            level=level,
+            message=message,
+            context={} if context is None else context,
+            created_at=self._now(),
         )
+        [(position,)] = await self._run(call)
+        [event] = self._decode([(position, *call.parameters)])
+        return event
 
     async def append_many(self, session_id: str, events: Iterable[NewEvent]) -> list[str]:
         """Append events in their order, all of them or none, and return their ids.

@@ -27,6 +27,7 @@ from metastore import (
     StoreFull,
 )
 from metastore.codec import new_id
+from metastore.statements import Call
 from metastore.testing import Factories, Faults
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def _raw(bed: Bed, column: str, value: object) -> Awaitable[object]:
         id=new_id(), session_id=bed.session.id, argv=["a"], working_directory="/", log_path=None,
         created_at=bed.session.created_at,
     )  # fmt: skip
-    assert isinstance(call.parameters, dict)
-    call.parameters[column] = value
-    return commands._run(call)
+    parameters = list((call.rows[0] | {column: value}).values())
+    return commands._run(Call(call.statement, tuple(parameters)))
 
 
 FAULTS: dict[Callable[[Bed], tuple[str, Awaitable[object]]], type[BaseException]] = {

@@ -736,7 +736,7 @@ class Operations:
                 expected = {
                     "position": row.position, "id": event.id, "session_id": session_id,
                     "event_type": "t", "level": "info", "message": event.message,
-                    "context": event.context, "created_at": Now, "hash": row.hash,
+                    "context": event.context, "created_at": Now,
                 }  # fmt: skip
                 await self.stored("events", row, expected)
 
