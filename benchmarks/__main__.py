@@ -52,7 +52,7 @@ def main(
 
 def measure(*, quick: bool, parts: tuple[str, ...], patience: Patience) -> results.Results:
     """Measure the named parts."""
-    rounds, seconds = (3, 0.1) if quick else (5, 0.6)
+    rounds, seconds = (3, 0.1) if quick else (5, 0.3)
     begun = time.monotonic()
 
     def say(what: str) -> None:

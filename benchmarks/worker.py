@@ -99,10 +99,6 @@ class Worker:
         """Check that it does the work that all of them have to do."""
         self.ask("verify")
 
-    def offers(self, operation: str) -> bool:
-        """Tell whether it can do an operation."""
-        return bool(self.ask("offers", operation))
-
     def run(self, operation: str, tasks: int, seconds: float) -> Sample:
         """Let `tasks` tasks repeat an operation for `seconds`, and return what was measured."""
         sample: Sample = self.ask("run", operation, tasks, seconds)
@@ -140,17 +136,15 @@ class _Server:
                 self._pipe.send((answer, None))
 
     async def open(self, path: str) -> None:
+        self._path = Path(path)
         self._contender = contenders.make(self._key)
-        await self._contender.open(Path(path))
+        await self._contender.open(self._path)
 
     async def close(self) -> None:
         await self._contender.close()
 
     async def verify(self) -> None:
-        await verify(self._contender)
-
-    async def offers(self, name: str) -> bool:
-        return hasattr(contenders.make(self._key), operations.ALL[name].verb)
+        await verify(self._contender, self._path)
 
     async def run(
         self, name: str, tasks: int, seconds: float, start_at: float | None = None
