@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +49,10 @@ RATIOS = (
 )
 
 
+SINGLE_STATEMENTS = ("append", "get", "page")
+"""Operations that are one statement each, and so one hop to a thread and back at most."""
+
+
 class Outcome(NamedTuple):
     """A goal and what was measured."""
 
@@ -60,7 +65,12 @@ class Outcome(NamedTuple):
 def outcomes(results: Results) -> list[Outcome]:
     """Return every goal that the results say something about."""
     found = [_ratio(results, it) for it in RATIOS]
-    return [it for it in found if it is not None] + _processes(results) + _growth(results)
+    return [
+        *(it for it in found if it is not None),
+        *_processes(results),
+        *_growth(results),
+        *_hops(results),
+    ]
 
 
 def paired_ratio(results: Results, goal: Ratio) -> float | None:
@@ -79,13 +89,16 @@ def _ratio(results: Results, goal: Ratio) -> Outcome | None:
     if ratio is None:
         return None
     operation = goal.operation.replace("_", " + " if goal.operation == "reserve_release" else "_")
-    tasks = "1 task" if goal.tasks == 1 else f"{goal.tasks} tasks"
     return Outcome(
-        f"{operation}, {tasks}",
+        f"{operation}, {_tasks(goal.tasks)}",
         f"≥ {goal.at_least:g} {TIMES} {goal.peer}",
         f"{ratio:.3g} {TIMES}",
         ratio >= goal.at_least,
     )
+
+
+def _tasks(number: int) -> str:
+    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def _processes(results: Results) -> list[Outcome]:
@@ -124,6 +137,31 @@ def _locked(figure: ProcessFigure) -> int:
         for error, count in sample.errors.items()
         if "locked" in error or "Busy" in error
     )
+
+
+def _hops(results: Results) -> list[Outcome]:
+    """Return how often ours went to a thread: counted, and so the same in every run."""
+    ours = {
+        (it.operation, it.tasks): it.rounds
+        for it in results.operations
+        if it.contender == contenders.OURS
+    }
+    found = []
+    for operation, tasks in itertools.product(SINGLE_STATEMENTS, (1, 64)):
+        samples = ours.get((operation, tasks))
+        if not samples:
+            continue
+        hops = sum(it.hops or 0 for it in samples) / sum(it.operations for it in samples)
+        # A window's last operations may be fewer than a batch, and one alone is never less.
+        found.append(
+            Outcome(
+                f"{operation}, {_tasks(tasks)}",
+                "1 hop an operation" if tasks == 1 else "≤ 1 hop a batch, of many operations",
+                f"{hops:.2g}",
+                hops <= 1 if tasks == 1 else hops <= 0.5,
+            )
+        )
+    return found
 
 
 def _growth(results: Results) -> list[Outcome]:

@@ -52,9 +52,9 @@ ALL = {
         Entry("core", "SQLAlchemy Core", "sqlalchemy_core", {"pool_size": None}, POOLED, False),
         Entry("sqlmodel-1", "SQLModel", "sqlmodel_orm", {"pool_size": 1}),
         Entry("sqlmodel", "SQLModel", "sqlmodel_orm", {"pool_size": None}, POOLED, False),
-        Entry("tortoise", "Tortoise", "tortoise_orm", {}),
+        Entry("tortoise", "Tortoise", "tortoise_orm", {}, quick=False),
         Entry("piccolo", "Piccolo", "piccolo_orm", {}, FEW, False),
-        Entry("peewee-1", "Peewee", "peewee_orm", {"pool_size": 1}),
+        Entry("peewee-1", "Peewee", "peewee_orm", {"pool_size": 1}, quick=False),
         Entry("peewee", "Peewee", "peewee_orm", {"pool_size": None}, POOLED, False),
     )
 }
