@@ -98,7 +98,9 @@ def _table(parts: Iterable[Part]) -> str:
 
 
 def _cell(cost: float | None) -> str:
-    return page.NOTHING if cost is None else f"{cost:.2f}"
+    if cost is None:
+        return page.NOTHING
+    return f"{cost:.2f}" if cost >= 0.05 else "≈ 0"
 
 
 def _sum(parts: list[Part], wholes: tuple[Whole, Whole]) -> Iterator[Part]:

@@ -54,12 +54,18 @@ SINGLE_STATEMENTS = ("append", "get", "page")
 
 
 class Outcome(NamedTuple):
-    """A goal and what was measured."""
+    """A goal and what was measured.
+
+    Attributes:
+        processor: the same ratio of operations in a second of processor time, where there is one.
+            It leaves out all waiting, and so what others did on the machine.
+    """
 
     what: str
     goal: str
     measured: str
     reached: bool
+    processor: str | None = None
 
 
 def outcomes(results: Results) -> list[Outcome]:
@@ -73,27 +79,34 @@ def outcomes(results: Results) -> list[Outcome]:
     ]
 
 
-def paired_ratio(results: Results, goal: Ratio) -> float | None:
-    """Return the median of the rounds' ratios: a round's two windows saw the same machine."""
+def _paired_ratios(results: Results, goal: Ratio) -> tuple[float, float] | None:
+    """Return the medians of the rounds' ratios: a round's two windows saw the same machine.
+
+    The first is of the rates, the second of those in processor time.
+    """
     ours = results.best(contenders.OURS, goal.operation, goal.tasks)
     theirs = results.best(goal.peer, goal.operation, 1 if goal.peer == RAW else goal.tasks)
     if ours is None or theirs is None:
         return None
-    return statistics.median(
-        mine.rate / other.rate for mine, other in zip(ours.rounds, theirs.rounds, strict=True)
+    pairs = list(zip(ours.rounds, theirs.rounds, strict=True))
+    return (
+        statistics.median(mine.rate / other.rate for mine, other in pairs),
+        statistics.median(mine.processor_rate / other.processor_rate for mine, other in pairs),
     )
 
 
 def _ratio(results: Results, goal: Ratio) -> Outcome | None:
-    ratio = paired_ratio(results, goal)
-    if ratio is None:
+    ratios = _paired_ratios(results, goal)
+    if ratios is None:
         return None
+    ratio, processor = ratios
     operation = goal.operation.replace("_", " + " if goal.operation == "reserve_release" else "_")
     return Outcome(
         f"{operation}, {_tasks(goal.tasks)}",
         f"≥ {goal.at_least:g} {TIMES} {goal.peer}",
         f"{ratio:.3g} {TIMES}",
         ratio >= goal.at_least,
+        f"{processor:.3g} {TIMES}",
     )
 
 

@@ -77,7 +77,7 @@ def _peers(results: Results) -> Any:
         axis.set_title(operations.ALL[name].title, fontsize=9)
     for axis in axes[len(names) :]:
         axis.remove()
-    figure.suptitle("operations a second, 64 tasks", fontsize=10)
+    figure.suptitle("operations a second, 64 tasks (raw sqlite3 and Piccolo: one)", fontsize=10)
     return figure
 
 
@@ -94,7 +94,8 @@ def _tasks(results: Results) -> Any:
         for peer, colour in COLOURS.items():
             figures = [(level, results.best(peer, name, level)) for level in levels]
             points = [(level, it.rate) for level, it in figures if it is not None]
-            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=peer, markersize=3)
+            levels_and_rates = zip(*points, strict=True) if points else ([], [])
+            axis.plot(*levels_and_rates, "o-", color=colour, label=peer, markersize=3)
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(levels, [str(level) for level in levels])

@@ -1,8 +1,8 @@
 """Page size, cache, memory map, checkpoints, statistics: what is chosen, and what else there is.
 
-Every variant runs the same operations with 64 tasks on a copy of the same database, in interleaved
-rounds. What is reported is the rate, and the processor time that an operation takes, both in parts
-of what the choice has in the same round: the second says more on a busy machine.
+Every variant runs the same operations with 64 tasks on a copy of the same database, in many short
+windows that take turns. What is reported is the rate and the processor time that an operation
+takes, over all windows and in parts of what the choice has: the second says more on a busy machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import gc
 import random
 import sqlite3
-import statistics
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -93,8 +92,8 @@ class Subject(NamedTuple):
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True)
-@click.option("--seconds", default=0.4, show_default=True, help="How long each window takes.")
+@click.option("--rounds", default=40, show_default=True)
+@click.option("--seconds", default=0.05, show_default=True, help="How long each window takes.")
 @click.option("--events", default=500_000, show_default=True, help="Events of the big table.")
 @click.option("--only", multiple=True, help="Measure only variants whose names hold this.")
 @click.option("--write", is_flag=True, help="Write the table into docs/performance.md.")
@@ -116,7 +115,15 @@ def main(rounds: int, seconds: float, events: int, only: tuple[str, ...], write:
 
 
 class Window(NamedTuple):
-    """What was measured in one window.
+    """What was measured in one window, in seconds."""
+
+    durations: list[float]
+    elapsed: float
+    processor: float
+
+
+class Figure(NamedTuple):
+    """An operation of a variant, over all windows.
 
     Attributes:
         rate: operations a second.
@@ -128,19 +135,30 @@ class Window(NamedTuple):
     processor: float
     tail: float
 
+    @classmethod
+    def of(cls, windows: list[Window]) -> Figure:
+        """Add up windows, so that each has its share of what happens in few of them."""
+        durations = sorted(duration for it in windows for duration in it.durations)
+        return cls(
+            rate=len(durations) / sum(it.elapsed for it in windows),
+            processor=sum(it.processor for it in windows) / len(durations),
+            tail=durations[int(len(durations) * 0.999)],
+        )
 
-Figures = dict[str, dict[str, list[Window]]]
-"""The windows of each operation, for each variant."""
+
+Figures = dict[str, dict[str, Figure]]
+"""Each operation, for each variant."""
 
 
 async def _measure(
     variants: list[Variant], small: Path, big: Path, events: int, rounds: int, seconds: float
 ) -> Figures:
-    figures: Figures = {it.what: {} for it in variants}
+    windows: dict[str, dict[str, list[Window]]] = {it.what: {} for it in variants}
     async with AsyncExitStack() as stack:
         subjects = [await _subject(stack, it, small, big) for it in variants]
         for number in range(-1, rounds):
-            click.echo(f"round {number + 1} of {rounds}", err=True)
+            if number % 10 == 0:
+                click.echo(f"round {number + 1} of {rounds}", err=True)
             for name in (*OPERATIONS, ANYWHERE):
                 first = number % len(subjects)
                 for subject in subjects[first:] + subjects[:first]:
@@ -148,8 +166,11 @@ async def _measure(
                     with _checkpoint_after(subject.variant.checkpoint_after):
                         window = await _window(works, seconds)
                     if number >= 0:
-                        figures[subject.variant.what].setdefault(name, []).append(window)
-    return figures
+                        windows[subject.variant.what].setdefault(name, []).append(window)
+    return {
+        what: {name: Figure.of(them) for name, them in of_variant.items()}
+        for what, of_variant in windows.items()
+    }
 
 
 async def _subject(stack: AsyncExitStack, variant: Variant, small: Path, big: Path) -> Subject:
@@ -217,13 +238,7 @@ async def _window(works: list[Callable[[], Awaitable[object]]], seconds: float) 
 
     await asyncio.gather(*map(repeat, works))
     elapsed = time.perf_counter() - started
-    processor = time.process_time() - processor
-    durations.sort()
-    return Window(
-        rate=len(durations) / elapsed,
-        processor=processor / len(durations),
-        tail=durations[int(len(durations) * 0.999)],
-    )
+    return Window(durations, elapsed, time.process_time() - processor)
 
 
 def _table(figures: Figures) -> str:
@@ -237,21 +252,16 @@ def _table(figures: Figures) -> str:
     return page.table(["rate, processor time", *titles, "append, p99.9"], rows)
 
 
-def _absolute(windows: list[Window]) -> str:
-    rate = statistics.median(it.rate for it in windows)
-    processor = statistics.median(it.processor for it in windows)
-    return f"{rate:,.0f}/s, {processor * 1e6:.0f} µs"
+def _absolute(figure: Figure) -> str:
+    return f"{figure.rate:,.0f}/s, {figure.processor * 1e6:.0f} µs"
 
 
-def _relative(windows: list[Window], choice: list[Window]) -> str:
-    pairs = list(zip(windows, choice, strict=True))
-    rate = statistics.median(one.rate / other.rate for one, other in pairs)
-    processor = statistics.median(one.processor / other.processor for one, other in pairs)
-    return f"{rate:.2f}, {processor:.2f}"
+def _relative(figure: Figure, choice: Figure) -> str:
+    return f"{figure.rate / choice.rate:.2f}, {figure.processor / choice.processor:.2f}"
 
 
-def _tail(figures: dict[str, list[Window]]) -> str:
-    return f"{statistics.median(it.tail for it in figures['append']) * 1e3:.1f} ms"
+def _tail(figures: dict[str, Figure]) -> str:
+    return f"{figures['append'].tail * 1e3:.1f} ms"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Sample(msgspec.Struct, frozen=True):
         """Operations a second."""
         return self.operations / self.seconds
 
+    @property
+    def processor_rate(self) -> float:
+        """Operations in a second of processor time, which others on the machine change less."""
+        return self.operations / self.cpu_seconds
+
 
 class Worker:
     """The handle of a contender's process."""
