@@ -169,7 +169,8 @@ class _Server:
 
         async def repeat(once: operations.Once) -> None:
             begun = clock()
-            while begun < deadline:
+            # Once at least, however long the others kept it waiting.
+            while True:
                 try:
                     await once()
                 except Exception as error:  # noqa: BLE001 - counted
@@ -177,6 +178,8 @@ class _Server:
                 ended = clock()
                 durations.append(ended - begun)
                 begun = ended
+                if begun >= deadline:
+                    return
 
         await asyncio.gather(*map(repeat, work))
         elapsed = clock() - started
