@@ -54,10 +54,12 @@ torture: $(READY) ## Run the long batteries: racing, killed and stopped processe
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants
 
-bench: $(BENCH) ## Compare with every peer and write docs/performance.md
+bench: $(BENCH) ## Compare with every peer, and write docs/performance.md
 	$(BENCH_BIN)/python -m benchmarks --write
+	$(BENCH_BIN)/python -m benchmarks.costs --write
+	$(BENCH_BIN)/python -m benchmarks.pragmas --write
 
-bench-quick: $(BENCH) ## The same in under two minutes, printed only
+bench-quick: $(BENCH) ## Compare with the peers of the goals in under two minutes, printed only
 	$(BENCH_BIN)/python -m benchmarks --quick
 
 $(BENCH): pyproject.toml benchmarks/requirements.txt

@@ -52,7 +52,7 @@ def main(
 
 def measure(*, quick: bool, parts: tuple[str, ...], patience: Patience) -> results.Results:
     """Measure the named parts."""
-    rounds, seconds = (3, 0.1) if quick else (5, 0.6)
+    rounds, seconds = (3, 0.1) if quick else (5, 0.2)
     begun = time.monotonic()
 
     def say(what: str) -> None:
@@ -66,7 +66,7 @@ def measure(*, quick: bool, parts: tuple[str, ...], patience: Patience) -> resul
         operations = compare(rounds, seconds, patience, quick=quick, say=say)
     if "processes" in parts:
         processes = measure_processes(
-            rounds if quick else 2 * rounds, 0.5 if quick else 2, patience, quick=quick, say=say
+            rounds if quick else 2 * rounds, 0.5 if quick else 1, patience, quick=quick, say=say
         )
     if "growth" in parts:
         growth = measure_growth(rounds, quick=quick, say=say)

@@ -37,18 +37,14 @@ def compare(
         }
         _verify(workers, template)
         for name, operation in operations.ALL.items():
-            able = {key: worker for key, worker in workers.items() if worker.offers(name)}
-            if contenders.OURS not in able:
-                say(f"{operation.title}: metastore has no such operation, left out")
-                continue
             for tasks in operation.tasks:
                 if quick and tasks not in QUICK_TASKS:
                     continue
                 say(f"{operation.title}, {tasks} tasks")
                 chosen = {
                     key: worker
-                    for key, worker in able.items()
-                    if tasks == 1 or contenders.ALL[key].concurrent
+                    for key, worker in workers.items()
+                    if tasks in contenders.ALL[key].tasks
                 }
                 samples = _measure(chosen, template, name, tasks, rounds, seconds, patience)
                 figures += [
@@ -74,25 +70,29 @@ def _measure(
 ) -> dict[str, list[Sample]]:
     samples: dict[str, list[Sample]] = defaultdict(list)
     keys = list(workers)
-    with _opened(workers, template):
-        for key in keys:
-            workers[key].run(operation, tasks, seconds / 4)
-        for number in range(rounds):
+    replenish = operations.ALL[operation].replenish
+    with _opened(workers, template) as paths:
+        for number in range(-1, rounds):
             first = number % len(keys)
             for key in keys[first:] + keys[:first]:
+                if replenish is not None:
+                    replenish(paths[key])
+                if number < 0:
+                    workers[key].run(operation, tasks, seconds / 4)
+                    continue
                 window = partial(workers[key].run, operation, tasks, seconds)
                 samples[key].append(patience.measure(window, lambda sample: sample.cpu_seconds))
     return {key: samples[key] for key in keys}
 
 
 @contextlib.contextmanager
-def _opened(workers: dict[str, Worker], template: Path) -> Iterator[None]:
+def _opened(workers: dict[str, Worker], template: Path) -> Iterator[dict[str, Path]]:
     """Give each a database of its own, as fresh as the others'."""
     paths = {key: database.scratch(f"{key}.db") for key in workers}
     for key, worker in workers.items():
         database.copy(template, paths[key])
         worker.open(paths[key])
-    yield
+    yield paths
     for key, worker in workers.items():
         worker.close()
         database.remove(paths[key])

@@ -1,15 +1,18 @@
-"""What each part of an operation costs: measured alone, and by leaving it out.
+"""What each part of an append, a get and a page costs: measured alone, or by leaving it out.
 
 Parts that compute are timed by the processor time they take, so that a busy machine does not
-change them much; what waits for threads or the disk is timed by the clock.
+change them much; only the flush, which is waiting, is timed by the clock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import statistics
 import time
+import uuid
+from dataclasses import make_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,14 +20,14 @@ import click
 import msgspec
 
 from benchmarks import database, page
-from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE, OWNER, TTL, new_token
+from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE
 from metastore import Event, MetadataStore, Worktree, codec
 from metastore.backends import sqlite_file
 from metastore.repositories.base import _catalogue, _decoder
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from pathlib import Path
 
     from metastore.statements import Call
@@ -32,26 +35,33 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 BATCH = 64
-"""Statements in one commit, as with 64 tasks."""
+"""Operations that are asked for at once and share their hops, and their commit."""
 
-REPETITIONS = 40
-
-COLUMNS = "position, id, session_id, event_type, level, message, context, created_at, hash"
-UNCHAINED = f"""
-INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
-VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at)
-RETURNING {COLUMNS}
-"""
+ROUNDS = 15
 
 TRIGGERS_OF_EVENTS = ("events_no_update", "events_no_delete")
 INDEXES_OF_EVENTS = ("ix_events_session_id", "ix_events_created_at")
 
 
 class Part(NamedTuple):
-    """A part of an operation and what it costs, in microseconds."""
+    """A part of an operation, and what it costs in microseconds.
+
+    Attributes:
+        what: `of which` marks a part of the part above, which is not counted again.
+        alone: for an operation that nobody shares anything with; None if nothing can be said.
+        shared: for one of `BATCH`.
+    """
 
     what: str
-    microseconds: float
+    alone: float | None
+    shared: float | None
+
+
+class Whole(NamedTuple):
+    """A whole operation, in microseconds: by the clock, and of processor time in all threads."""
+
+    clock: float
+    processor: float
 
 
 @click.command()
@@ -60,23 +70,157 @@ def main(write: bool) -> None:
     """Print what each part of an append, a get and a page costs."""
     path = database.scratch("costs.db")
     database.fill(path)
+    wholes = asyncio.run(_wholes(path))
+    hop = Part("a hop to a thread and back", *wholes.pop("hop"))
     tables = {
-        "costs in Python": _in_python(path),
-        "costs in SQLite": _in_sqlite(path),
-        "costs between": asyncio.run(_between(path)),
+        f"cost of {name}": _table([*parts, *_sum(parts, wholes[name])])
+        for name, parts in {
+            "an append": [*_append(path), hop],
+            "a get": [*_get(path), hop],
+            "a page": [*_page(path), hop],
+        }.items()
     }
+    tables["cost of the alternatives"] = page.table(
+        ("", "µs"), ((what, f"{cost:.2f}") for what, cost in _alternatives(path))
+    )
     database.remove(path)
-    for name, parts in tables.items():
-        text = page.table(("", "µs"), ((it.what, f"{it.microseconds:.2f}") for it in parts))
+    for name, text in tables.items():
         click.echo(f"### {name}\n\n{text}\n")
         if write:
             page.replace_section(name, text)
 
 
+def _table(parts: Iterable[Part]) -> str:
+    return page.table(
+        ("", "alone, µs", f"one of {BATCH}, µs"),
+        ((it.what, _cell(it.alone), _cell(it.shared)) for it in parts),
+    )
+
+
+def _cell(cost: float | None) -> str:
+    if cost is None:
+        return page.NOTHING
+    return f"{cost:.2f}" if cost >= 0.05 else "≈ 0"
+
+
+def _sum(parts: list[Part], wholes: tuple[Whole, Whole]) -> Iterator[Part]:
+    """Yield what no part accounts for, and the whole."""
+    alone, shared = wholes
+    counted = [it for it in parts if not it.what.startswith(("of which", "the flush"))]
+    yield Part(
+        "the rest: futures, the queue, the tasks' own turns",
+        alone.processor - sum(it.alone or 0 for it in counted),
+        shared.processor - sum(it.shared or 0 for it in counted),
+    )
+    yield Part("**the whole, processor time**", alone.processor, shared.processor)
+    yield Part("**the whole, by the clock**", alone.clock, shared.clock)
+
+
+# What happens in the caller, and to its rows.
+
+
+def _append(path: Path) -> list[Part]:
+    statements, decode = _catalogue("events", Event), _decoder(Event)
+    row = _new_event(1)
+    encode = codec.parameter_encoders(Event, row)
+    stored = tuple(_call(1).parameters.values())
+    result = (10_001, *stored, "0" * 64)
+    bound = _processor_time(lambda: statements.append_event(**row), 5_000)
+    encoded = {
+        name: _processor_time(lambda name=name: encode[name](row[name]), 20_000) for name in row
+    }
+    inserts = _inserts(path)
+    return [
+        _same("a UUIDv7", _processor_time(codec.new_id, 20_000)),
+        _same("the time", _processor_time(lambda: datetime.now(UTC), 20_000)),
+        _same("validate, encode and bind 7 values", bound),
+        _same("of which the document", encoded["context"]),
+        _same("of which the time", encoded["created_at"]),
+        _same(
+            "of which the ids and texts",
+            sum(encoded.values()) - encoded["context"] - encoded["created_at"],
+        ),
+        _same("INSERT", inserts.statement),
+        *(_same(f"of which {what}", cost) for what, cost in inserts.parts.items()),
+        Part("BEGIN and COMMIT", inserts.commit_alone, inserts.commit_of_batch / BATCH),
+        Part("the flush to the disk, by the clock", inserts.flush, inserts.flush / BATCH),
+        _same("an Event of a row", _processor_time(lambda: decode([result]), 10_000)),
+    ]
+
+
+def _get(path: Path) -> list[Part]:
+    statements, decode = _catalogue("worktrees", Worktree), _decoder(Worktree)
+    key = database.worktree(7)
+    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+        call = statements.get_worktree(id=key)
+        [row] = _run(connection, call)
+        selected = _processor_time(lambda: _run(connection, call), 5_000)
+    return [
+        _same("bind the id", _processor_time(lambda: statements.get_worktree(id=key), 20_000)),
+        _same("SELECT", selected),
+        _same("a Worktree of a row", _processor_time(lambda: decode([row]), 10_000)),
+    ]
+
+
+def _page(path: Path) -> list[Part]:
+    statements, decode = _catalogue("events", Event), _decoder(Event)
+    asked = {"session_id": database.session(0), "after": 5_000, "limit": 51}
+    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+        call = statements.list_events_by_session(**asked)
+        rows = _run(connection, call)
+        selected = _processor_time(lambda: _run(connection, call), 300)
+    contexts, stamps = [row[6] for row in rows], [row[7] for row in rows]
+    load = msgspec.json.Decoder().decode
+    bind = _processor_time(lambda: statements.list_events_by_session(**asked), 10_000)
+    parts: dict[str, Callable[[], object]] = {
+        "51 Events of 51 rows": lambda: decode(rows),
+        "of which 51 documents": lambda: list(map(load, contexts)),
+        "of which 51 times": lambda: list(map(datetime.fromisoformat, stamps)),
+        "of which 51 Structs": lambda: [Event(*row) for row in rows],
+    }
+    return [
+        _same("bind the session and position", bind),
+        _same("SELECT", selected),
+        *(_same(what, _processor_time(work, 500)) for what, work in parts.items()),
+    ]
+
+
+def _alternatives(path: Path) -> list[tuple[str, float]]:
+    """Time what was chosen beside what else there is, for 50 rows where it says so."""
+    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+        rows = connection.execute("SELECT * FROM events LIMIT 50").fetchall()
+    frozen, mutable = (
+        make_dataclass("Event", Event.__struct_fields__, frozen=it, slots=True)
+        for it in (True, False)
+    )
+    text = json.dumps(CONTEXT)
+    dump, load = msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
+    timed: dict[str, Callable[[], object]] = {
+        "50 rows: frozen msgspec.Struct": lambda: [Event(*row) for row in rows],
+        "50 rows: dataclass with slots": lambda: [mutable(*row) for row in rows],
+        "50 rows: frozen dataclass with slots": lambda: [frozen(*row) for row in rows],
+        "50 rows: dict": lambda: [dict(zip(Event.__struct_fields__, row)) for row in rows],  # noqa: B905
+        "a document to text: msgspec": lambda: dump(CONTEXT),
+        "a document to text: json": lambda: json.dumps(CONTEXT),
+        "a document of text: msgspec": lambda: load(text),
+        "a document of text: json": lambda: json.loads(text),
+        "an id: UUIDv7 of uuid_utils": codec.new_id,
+        "an id: uuid.uuid4": lambda: str(uuid.uuid4()),
+    }
+    return [
+        (what, _processor_time(work, 500 if what.startswith("50") else 5_000))
+        for what, work in timed.items()
+    ]
+
+
+def _same(what: str, cost: float) -> Part:
+    return Part(what, cost, cost)
+
+
 def _processor_time(work: Callable[[], object], number: int) -> float:
-    """Return the microseconds of processor time that `work` takes."""
+    """Return the microseconds of processor time that `work` takes, when least disturbed."""
     times = []
-    for _ in range(9):
+    for _ in range(15):
         begun = time.process_time()
         for _ in range(number):
             work()
@@ -84,184 +228,113 @@ def _processor_time(work: Callable[[], object], number: int) -> float:
     return min(times) * 1e6
 
 
-def _in_python(path: Path) -> list[Part]:
-    now = datetime.now(UTC)
-    key = codec.new_id()
-    statements, decode = _catalogue("events", Event), _decoder(Event)
-    worktrees, decode_worktree = _catalogue("worktrees", Worktree), _decoder(Worktree)
-    values = {
-        "id": key,
-        "session_id": key,
-        "event_type": EVENT,
-        "level": "info",
-        "message": MESSAGE,
-        "context": CONTEXT,
-        "created_at": now,
-    }
-    encode = codec.parameter_encoders(Event, values)
-    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
-        rows = _run(
-            connection,
-            statements.list_events_by_session(session_id=database.session(0), after=7, limit=50),
-        )
-        [worktree] = _run(connection, worktrees.get_worktree(id=database.worktree(7)))
-    row, stamp = rows[0], codec.timestamp(now)
-    contexts = [row[6] for row in rows]
-    decode_json = msgspec.json.Decoder().decode
-    timed: list[tuple[str, Callable[[], object], int]] = [
-        ("a UUIDv7", codec.new_id, 20_000),
-        ("the time", lambda: datetime.now(UTC), 20_000),
-        *(
-            (f"encode {name}", lambda name=name: encode[name](values[name]), 20_000)
-            for name in ("id", "event_type", "level", "message", "context", "created_at")
-        ),
-        ("bind the 7 values of an event", lambda: statements.append_event(**values), 10_000),
-        ("bind the id of a get", lambda: worktrees.get_worktree(id=key), 20_000),
-        (
-            "bind the 7 values of a reservation",
-            lambda: worktrees.reserve_worktree(
-                id=key,
-                version=1,
-                lease_owner=OWNER,
-                lease_token=new_token(),
-                lease_expires_at=now + TTL,
-                now=now,
-                horizon=now,
-            ),
-            10_000,
-        ),
-        ("an Event of a row", lambda: decode([row]), 20_000),
-        ("a Worktree of a row", lambda: decode_worktree([worktree]), 20_000),
-        ("50 Events of 50 rows", lambda: decode(rows), 1_000),
-        ("of which: 50 JSON documents", lambda: list(map(decode_json, contexts)), 1_000),
-        (
-            "of which: 50 times",
-            lambda: [datetime.fromisoformat(stamp) for _ in range(50)],
-            1_000,
-        ),
-        (
-            "of which: 50 Structs",
-            lambda: [Event(*values) for values in rows],
-            1_000,
-        ),
-    ]
-    return [Part(what, _processor_time(work, number)) for what, work, number in timed]
-
-
 def _run(connection: sqlite3.Connection, call: Call) -> list[Any]:
     return connection.execute(call.statement.sql, call.parameters).fetchall()
 
 
-def _in_sqlite(path: Path) -> list[Part]:
-    """Time the statements, in one thread; then the INSERT again without one thing after another."""
-    statements, worktrees = _catalogue("events", Event), _catalogue("worktrees", Worktree)
-    append = statements.append_event.sql
-    plain = append.partition("RETURNING")[0]
-    parts = []
-    with contextlib.closing(sqlite_file.connect(path)) as connection:
-        get = worktrees.get_worktree(id=database.worktree(7))
-        listing = statements.list_events_by_session(
-            session_id=database.session(0), after=5_000, limit=51
-        )
-        for what, call, number in (
-            ("SELECT of a get", get, 10_000),
-            ("SELECT of a page of 50", listing, 500),
-        ):
-            cost = _processor_time(lambda call=call: _run(connection, call), number)
-            parts.append(Part(what, cost))
-        whole = _inserts(connection, append)
-        without_returning = _inserts(connection, plain)
-        unchained = _inserts(connection, UNCHAINED)
-        parts += [
-            Part(f"INSERT of an event, one of {BATCH}", whole.statement),
-            Part(f"its part of BEGIN and COMMIT, one of {BATCH}", whole.commit / BATCH),
-            Part("BEGIN and COMMIT for it alone", _commit_alone(connection, append)),
-            Part("of the INSERT: RETURNING", whole.statement - without_returning.statement),
-            Part("of the INSERT: the hash chain", whole.statement - unchained.statement),
-        ]
-    parts += _left_out(path, append)
-    return parts
+def _new_event(number: int) -> dict[str, Any]:
+    return {
+        "id": codec.new_id(),
+        "session_id": database.session(1 + number % 63),
+        "event_type": EVENT,
+        "level": "info",
+        "message": MESSAGE,
+        "context": CONTEXT,
+        "created_at": datetime.now(UTC),
+    }
 
 
-class _Inserts(NamedTuple):
+def _call(number: int) -> Call:
+    return _catalogue("events", Event).append_event(**_new_event(number))
+
+
+# The INSERT: again and again on copies of the database that lack one thing each.
+
+
+class Inserts(NamedTuple):
+    """What inserting events costs in SQLite, in microseconds.
+
+    Attributes:
+        statement: one INSERT, one of a batch.
+        parts: how much less it costs without something.
+        commit_of_batch: BEGIN and COMMIT around a batch, processor time; `commit_alone` around one.
+        flush: how long the disk takes, by the clock.
+    """
+
+    statement: float
+    parts: dict[str, float]
+    commit_of_batch: float
+    commit_alone: float
+    flush: float
+
+
+class Variant(NamedTuple):
+    """A connection to a copy of the database, and the INSERT to run on it."""
+
+    connection: sqlite3.Connection
+    sql: str
+
+
+class Cost(NamedTuple):
+    """Processor time of one INSERT of a batch and of its commit, and the commit by the clock."""
+
     statement: float
     commit: float
+    clock: float
 
 
-def _inserts(connection: sqlite3.Connection, sql: str, repetitions: int = REPETITIONS) -> _Inserts:
-    """Return the microseconds of an INSERT of many, and of the commit of all."""
-    statements, commits = [], []
-    for _ in range(repetitions):
-        rows = [_parameters(number) for number in range(BATCH)]
-        connection.execute("BEGIN IMMEDIATE")
-        begun = time.thread_time()
-        for row in rows:
-            connection.execute(sql, row).fetchall()
-        statements.append(time.thread_time() - begun)
-        begun = time.perf_counter()
-        connection.execute("COMMIT")
-        commits.append(time.perf_counter() - begun)
-    return _Inserts(statistics.median(statements) / BATCH * 1e6, statistics.median(commits) * 1e6)
-
-
-def _parameters(number: int) -> dict[str, Any]:
-    statement = _catalogue("events", Event).append_event
-    call = statement(
-        id=codec.new_id(),
-        session_id=database.session(1 + number % 63),
-        event_type=EVENT,
-        level="info",
-        message=MESSAGE,
-        context=CONTEXT,
-        created_at=datetime.now(UTC),
-    )
-    parameters: dict[str, Any] = call.parameters
-    return parameters
-
-
-def _commit_alone(connection: sqlite3.Connection, sql: str) -> float:
-    times = []
-    for number in range(10 * REPETITIONS):
-        row = _parameters(number)
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(sql, row).fetchall()
-        begun = time.perf_counter()
-        connection.execute("COMMIT")
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times) * 1e6
-
-
-def _left_out(path: Path, sql: str) -> list[Part]:
-    """Return what an INSERT costs less on a copy that lacks something."""
+def _inserts(path: Path) -> Inserts:
+    sql = _catalogue("events", Event).append_event.sql
     changes = {
-        "CHECKs": ["PRAGMA ignore_check_constraints = ON"],
-        "the foreign key": ["PRAGMA foreign_keys = OFF"],
-        "triggers": [f"DROP TRIGGER {name}" for name in TRIGGERS_OF_EVENTS],
-        **{f"index {name}": [f"DROP INDEX {name}"] for name in INDEXES_OF_EVENTS},
+        "RETURNING": ([], sql.partition("RETURNING")[0]),
+        "the hash chain": ([], _unchained(sql)),
+        "CHECKs": (["PRAGMA ignore_check_constraints = ON"], sql),
+        "the foreign key": (["PRAGMA foreign_keys = OFF"], sql),
+        "the triggers that forbid": ([f"DROP TRIGGER {it}" for it in TRIGGERS_OF_EVENTS], sql),
+        **{f"index {it}": ([f"DROP INDEX {it}"], sql) for it in INDEXES_OF_EVENTS},
     }
-    scratch = path.with_name("costs-scratch.db")
     with contextlib.ExitStack() as stack:
-        connections = {
-            what: stack.enter_context(_changed(path, scratch.with_stem(f"scratch-{n}"), statements))
-            for n, (what, statements) in enumerate({"nothing": [], **changes}.items())
+
+        def variant(name: str, statements: list[str], sql: str) -> Variant:
+            return Variant(stack.enter_context(_changed(path, name, statements)), sql)
+
+        whole = variant("whole", [], sql)
+        lazy = variant("lazy", ["PRAGMA synchronous = OFF"], sql)
+        lacking = {
+            what: variant(f"lacking-{number}", *change)
+            for number, (what, change) in enumerate(changes.items())
         }
-        times: dict[str, list[float]] = {what: [] for what in connections}
-        for _ in range(15):
-            for what, connection in connections.items():
-                times[what].append(_inserts(connection, sql, repetitions=6).statement)
-    return [
-        Part(
-            f"of the INSERT: {what}",
-            statistics.median(
-                whole - less for whole, less in zip(times["nothing"], times[what], strict=True)
-            ),
-        )
-        for what in changes
-    ]
+        wholes: list[Cost] = []
+        saved: dict[str, list[float]] = {what: [] for what in changes}
+        alone: list[Cost] = []
+        unflushed: list[Cost] = []
+        for _ in range(ROUNDS):
+            wholes.append(cost := _insert(whole, BATCH))
+            for what, it in lacking.items():
+                saved[what].append(cost.statement - _insert(it, BATCH).statement)
+            alone.append(_insert(whole, 1))
+            unflushed.append(_insert(lazy, 1))
+    return Inserts(
+        statement=statistics.median(it.statement for it in wholes),
+        parts={what: statistics.median(it) for what, it in saved.items()},
+        commit_of_batch=statistics.median(it.commit for it in wholes),
+        commit_alone=statistics.median(it.commit for it in alone),
+        flush=statistics.median(
+            one.clock - other.clock for one, other in zip(alone, unflushed, strict=True)
+        ),
+    )
+
+
+def _unchained(sql: str) -> str:
+    """Return the INSERT without a hash, which the trigger then leaves alone."""
+    into, _, rest = sql.partition(", hash)")
+    values, _, rest = rest.partition(",\n    metastore_sha256(")
+    return f"{into}){values}\n)\nRETURNING{rest.partition('RETURNING')[2]}"
 
 
 @contextlib.contextmanager
-def _changed(path: Path, scratch: Path, statements: list[str]) -> Iterator[sqlite3.Connection]:
+def _changed(path: Path, name: str, statements: list[str]) -> Iterator[sqlite3.Connection]:
+    scratch = path.with_stem(f"costs-{name}")
     database.copy(path, scratch)
     with contextlib.closing(sqlite_file.connect(scratch)) as connection:
         for statement in statements:
@@ -270,57 +343,67 @@ def _changed(path: Path, scratch: Path, statements: list[str]) -> Iterator[sqlit
     database.remove(scratch)
 
 
-async def _between(path: Path) -> list[Part]:
-    """Time what goes from thread to thread, by the clock."""
+def _insert(variant: Variant, size: int) -> Cost:
+    """Insert a batch of this size a few times, and return the medians."""
+    costs = []
+    for _ in range(8):
+        rows = [_call(number).parameters for number in range(size)]
+        execute = variant.connection.execute
+        begun = time.thread_time()
+        execute("BEGIN IMMEDIATE")
+        opened = time.thread_time()
+        for row in rows:
+            execute(variant.sql, row).fetchall()
+        inserted, clock = time.thread_time(), time.perf_counter()
+        execute("COMMIT")
+        clock = time.perf_counter() - clock
+        commit = time.thread_time() - inserted + opened - begun
+        costs.append(Cost((inserted - opened) / size, commit, clock))
+    return Cost(*(statistics.median(it) * 1e6 for it in zip(*costs, strict=True)))
+
+
+# The whole, threads included.
+
+
+async def _wholes(path: Path) -> dict[str, tuple[Any, Any]]:
+    """Return what the operations cost alone and as one of a batch; of a hop the processor time."""
     async with MetadataStore.open(database.url(path)) as store:
         lane = store._backend._readers[0]  # noqa: SLF001 - what it adds to a statement
-        worktrees, key = store.worktrees, database.worktree(7)
-        events = store.events
-
-        def nothing() -> Awaitable[object]:
-            return lane.call(lambda _: None)
-
-        def append() -> Awaitable[object]:
-            return events.append(database.session(1), EVENT, MESSAGE, context=CONTEXT)
-
-        def get() -> Awaitable[object]:
-            return worktrees.get(key)
-
-        def listing() -> Awaitable[object]:
-            return events.list_by_session(database.session(0), after=5_000)
-
-        return [
-            Part("a hop to a thread and back, with nothing to do", await _alone(nothing)),
-            Part("append, alone", await _alone(append)),
-            Part(f"append, one of {BATCH}", await _together(append)),
-            Part("get, alone", await _alone(get)),
-            Part(f"get, one of {BATCH}", await _together(get)),
-            Part("page of 50, alone", await _alone(listing)),
-            Part(f"page of 50, one of {BATCH}", await _together(listing)),
-        ]
+        worktrees, events = store.worktrees, store.events
+        operations: dict[str, Callable[[], Awaitable[object]]] = {
+            "hop": lambda: lane.call(lambda _: None),
+            "an append": lambda: events.append(
+                database.session(1), EVENT, MESSAGE, context=CONTEXT
+            ),
+            "a get": lambda: worktrees.get(database.worktree(7)),
+            "a page": lambda: events.list_by_session(database.session(0), after=5_000),
+        }
+        wholes: dict[str, tuple[Any, Any]] = {
+            name: (await _cost(work, 1), await _cost(work, BATCH))
+            for name, work in operations.items()
+        }
+    hop: Whole = wholes["hop"][0]
+    return wholes | {"hop": (hop.processor, hop.processor / BATCH)}
 
 
-async def _alone(work: Callable[[], Awaitable[object]]) -> float:
-    times = []
-    for _ in range(1_000):
-        begun = time.perf_counter()
-        await work()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times) * 1e6
-
-
-async def _together(work: Callable[[], Awaitable[object]]) -> float:
-    """Return the time of one of many that are asked for at once, in parts of all of them."""
+async def _cost(work: Callable[[], Awaitable[object]], size: int) -> Whole:
+    """Return the cost of one of so many that are asked for at once."""
 
     async def task() -> None:
         await work()
 
-    times = []
-    for _ in range(50):
-        begun = time.perf_counter()
-        await asyncio.gather(*(task() for _ in range(BATCH)))
-        times.append((time.perf_counter() - begun) / BATCH)
-    return statistics.median(times) * 1e6
+    clocks, processors = [], []
+    for _ in range(ROUNDS):
+        repetitions = 256 // size
+        clock, processor = time.perf_counter(), time.process_time()
+        for _ in range(repetitions):
+            if size == 1:
+                await work()
+            else:
+                await asyncio.gather(*(task() for _ in range(size)))
+        processors.append((time.process_time() - processor) / (repetitions * size))
+        clocks.append((time.perf_counter() - clock) / (repetitions * size))
+    return Whole(statistics.median(clocks) * 1e6, min(processors) * 1e6)
 
 
 if __name__ == "__main__":

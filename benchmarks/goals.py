@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,44 +49,69 @@ RATIOS = (
 )
 
 
+SINGLE_STATEMENTS = ("append", "get", "page")
+"""Operations that are one statement each, and so one hop to a thread and back at most."""
+
+
 class Outcome(NamedTuple):
-    """A goal and what was measured."""
+    """A goal and what was measured.
+
+    Attributes:
+        processor: the same ratio of operations in a second of processor time, where there is one.
+            It leaves out all waiting, and so what others did on the machine.
+    """
 
     what: str
     goal: str
     measured: str
     reached: bool
+    processor: str | None = None
 
 
 def outcomes(results: Results) -> list[Outcome]:
     """Return every goal that the results say something about."""
     found = [_ratio(results, it) for it in RATIOS]
-    return [it for it in found if it is not None] + _processes(results) + _growth(results)
+    return [
+        *(it for it in found if it is not None),
+        *_processes(results),
+        *_growth(results),
+        *_hops(results),
+    ]
 
 
-def paired_ratio(results: Results, goal: Ratio) -> float | None:
-    """Return the median of the rounds' ratios: a round's two windows saw the same machine."""
+def _paired_ratios(results: Results, goal: Ratio) -> tuple[float, float] | None:
+    """Return the medians of the rounds' ratios: a round's two windows saw the same machine.
+
+    The first is of the rates, the second of those in processor time.
+    """
     ours = results.best(contenders.OURS, goal.operation, goal.tasks)
     theirs = results.best(goal.peer, goal.operation, 1 if goal.peer == RAW else goal.tasks)
     if ours is None or theirs is None:
         return None
-    return statistics.median(
-        mine.rate / other.rate for mine, other in zip(ours.rounds, theirs.rounds, strict=True)
+    pairs = list(zip(ours.rounds, theirs.rounds, strict=True))
+    return (
+        statistics.median(mine.rate / other.rate for mine, other in pairs),
+        statistics.median(mine.processor_rate / other.processor_rate for mine, other in pairs),
     )
 
 
 def _ratio(results: Results, goal: Ratio) -> Outcome | None:
-    ratio = paired_ratio(results, goal)
-    if ratio is None:
+    ratios = _paired_ratios(results, goal)
+    if ratios is None:
         return None
+    ratio, processor = ratios
     operation = goal.operation.replace("_", " + " if goal.operation == "reserve_release" else "_")
-    tasks = "1 task" if goal.tasks == 1 else f"{goal.tasks} tasks"
     return Outcome(
-        f"{operation}, {tasks}",
+        f"{operation}, {_tasks(goal.tasks)}",
         f"≥ {goal.at_least:g} {TIMES} {goal.peer}",
         f"{ratio:.3g} {TIMES}",
         ratio >= goal.at_least,
+        f"{processor:.3g} {TIMES}",
     )
+
+
+def _tasks(number: int) -> str:
+    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def _processes(results: Results) -> list[Outcome]:
@@ -124,6 +150,31 @@ def _locked(figure: ProcessFigure) -> int:
         for error, count in sample.errors.items()
         if "locked" in error or "Busy" in error
     )
+
+
+def _hops(results: Results) -> list[Outcome]:
+    """Return how often ours went to a thread: counted, and so the same in every run."""
+    ours = {
+        (it.operation, it.tasks): it.rounds
+        for it in results.operations
+        if it.contender == contenders.OURS
+    }
+    found = []
+    for operation, tasks in itertools.product(SINGLE_STATEMENTS, (1, 64)):
+        samples = ours.get((operation, tasks))
+        if not samples:
+            continue
+        hops = sum(it.hops or 0 for it in samples) / sum(it.operations for it in samples)
+        # A window's last operations may be fewer than a batch, and one alone is never less.
+        found.append(
+            Outcome(
+                f"{operation}, {_tasks(tasks)}",
+                "1 hop an operation" if tasks == 1 else "≤ 1 hop a batch, of many operations",
+                f"{hops:.2g}",
+                hops <= 1 if tasks == 1 else hops <= 0.5,
+            )
+        )
+    return found
 
 
 def _growth(results: Results) -> list[Outcome]:

@@ -8,14 +8,16 @@ import statistics
 import time
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks import database
+from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE
 from benchmarks.results import GrowthFigure
 from metastore import MetadataStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     Call = Callable[[], Awaitable[object]]
@@ -24,7 +26,7 @@ __all__ = ["fill_events", "measure_growth", "place_in_session"]
 
 SMALL_EVENTS = 10_000
 BIG_EVENTS = 10_000_000
-BIG_EVENTS_QUICK = 1_000_000
+BIG_EVENTS_QUICK = 300_000
 ABREAST = 10
 """Sessions that run side by side at any time."""
 
@@ -37,7 +39,7 @@ BIG_WORKTREES = 100_000
 REGIONS = {"the start": 0.0, "a quarter": 0.25, "the middle": 0.5, "the end": 0.98}
 """Where pages are read, in parts of the table; from anywhere in the 2 % behind it."""
 
-REPETITIONS = 100
+REPETITIONS = 200
 
 
 class Subject(NamedTuple):
@@ -98,50 +100,77 @@ async def _measure(
             opening = MetadataStore.open(database.url(path))
             return Subject(await stack.enter_async_context(opening), rows)
 
-        pages = [await subject(*it) for it in events]
-        leases = [await subject(*it) for it in worktrees]
-        figures = [
-            *(_figure(f"page of all events from {region}", pages) for region in REGIONS),
-            *(_figure(f"page of a session's events from {region}", pages) for region in REGIONS),
-            _figure("acquire the only free worktree", leases),
+        small, big = [
+            [await subject(*it) for it in of_a_size]
+            for of_a_size in zip(events, worktrees, strict=True)
         ]
+        figures: dict[str, GrowthFigure] = {}
         for number in range(-1, rounds):
             say("growth, warming up" if number < 0 else f"growth, round {number + 1} of {rounds}")
-            [*small], [*big] = [await _page_times(it, number) for it in pages]
-            small.append(await _acquire_time(leases[0]))
-            big.append(await _acquire_time(leases[1]))
-            if number >= 0:
-                for figure, small_us, big_us in zip(figures, small, big, strict=True):
-                    figure.small_us.append(small_us)
-                    figure.big_us.append(big_us)
-        return figures
+            for one, other in zip(_works(*small, number), _works(*big, number), strict=True):
+                times = await _medians(one, other)
+                if number >= 0:
+                    figure = figures.setdefault(
+                        one.what, GrowthFigure(one.what, one.rows, other.rows, [], [])
+                    )
+                    figure.small_us.append(times[0])
+                    figure.big_us.append(times[1])
+        return list(figures.values())
 
 
-def _figure(what: str, subjects: list[Subject]) -> GrowthFigure:
-    small, big = subjects
-    return GrowthFigure(what, small.rows, big.rows, [], [])
+class Work(NamedTuple):
+    """What is timed on a table.
+
+    Attributes:
+        calls: each is timed.
+        undo: called with what a call returned, and not timed.
+    """
+
+    what: str
+    rows: int
+    calls: list[Call]
+    undo: Callable[[Any], Awaitable[object]] | None = None
 
 
-async def _page_times(subject: Subject, seed: int) -> list[float]:
-    """Return the time of a page in each region: of all events, then of one session's."""
+def _works(events: Subject, worktrees: Subject, seed: int) -> Iterator[Work]:
     chance = random.Random(seed)  # noqa: S311 - where exactly does not matter
-    all_pages, session_pages = [], []
-    for share in REGIONS.values():
-        first = int(subject.rows * share)
-        places = [first + chance.randrange(subject.rows // 50) for _ in range(REPETITIONS)]
-        all_pages.append(await _median([_page(subject, place) for place in places]))
-        session_pages.append(await _median([_session_page(subject, place) for place in places]))
-    return [*all_pages, *session_pages]
-
-
-def _page(subject: Subject, place: int) -> Call:
-    after = min(place, subject.rows - 50)
-    return lambda: subject.store.events.list(after=after)
+    for region, share in REGIONS.items():
+        first = int(events.rows * share)
+        places = [first + chance.randrange(events.rows // 50) for _ in range(REPETITIONS)]
+        yield Work(
+            f"page of all events from {region}",
+            events.rows,
+            [partial(events.store.events.list, after=min(it, events.rows - 50)) for it in places],
+        )
+        yield Work(
+            f"page of a session's events from {region}",
+            events.rows,
+            [_session_page(events, place) for place in places],
+        )
+    session, _ = place_in_session(events.rows - 1)
+    append = partial(events.store.events.append, session, EVENT, MESSAGE, context=CONTEXT)
+    yield Work("append to the last session", events.rows, [append] * REPETITIONS)
+    keys = [database.event_id(chance.randrange(events.rows)) for _ in range(REPETITIONS)]
+    yield Work(
+        "get of any event", events.rows, [partial(events.store.events.get, it) for it in keys]
+    )
+    acquire = partial(
+        worktrees.store.worktrees.acquire,
+        database.repository(),
+        owner="runner-7",
+        ttl=timedelta(hours=1),
+    )
+    yield Work(
+        "acquire the only free worktree",
+        worktrees.rows,
+        [acquire] * REPETITIONS,
+        worktrees.store.worktrees.release,
+    )
 
 
 def _session_page(subject: Subject, place: int) -> Call:
     session, after = place_in_session(place)
-    return lambda: subject.store.events.list_by_session(session, after=after)
+    return partial(subject.store.events.list_by_session, session, after=after)
 
 
 def place_in_session(place: int) -> tuple[str, int]:
@@ -151,23 +180,14 @@ def place_in_session(place: int) -> tuple[str, int]:
     return session, generation * LIFETIME + min(offset, LIFETIME - 51 * ABREAST)
 
 
-async def _acquire_time(subject: Subject) -> float:
-    worktrees = subject.store.worktrees
-    times = []
-    for _ in range(REPETITIONS):
-        begun = time.perf_counter()
-        lease = await worktrees.acquire(
-            database.repository(), owner="runner-7", ttl=timedelta(hours=1)
-        )
-        times.append(time.perf_counter() - begun)
-        await worktrees.release(lease)
-    return statistics.median(times) * 1e6
-
-
-async def _median(calls: list[Call]) -> float:
-    times = []
-    for call in calls:
-        begun = time.perf_counter()
-        await call()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times) * 1e6
+async def _medians(*works: Work) -> list[float]:
+    """Return the median time of each, in microseconds; they take turns call by call."""
+    times: list[list[float]] = [[] for _ in works]
+    for calls in zip(*(work.calls for work in works), strict=True):
+        for work, call, taken in zip(works, calls, times, strict=True):
+            begun = time.perf_counter()
+            result = await call()
+            taken.append(time.perf_counter() - begun)
+            if work.undo is not None:
+                await work.undo(result)
+    return [statistics.median(taken) * 1e6 for taken in times]

@@ -6,10 +6,12 @@ import random
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import database
+from benchmarks.contenders import LEVELS
 from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE, NewEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from benchmarks.contenders.base import Contender
 
@@ -23,15 +25,15 @@ class Operation(NamedTuple):
 
     Attributes:
         title: what the tables call it.
-        verb: the method of a contender that it needs; who has it not is left out.
         prepare: returns what the task of this number does each time.
         tasks: how many tasks do it at once, from 1 to many.
+        replenish: puts back into the database what it uses up, before each window.
     """
 
     title: str
-    verb: str
     prepare: Callable[[Contender, int], Awaitable[Once]]
-    tasks: tuple[int, ...] = (1, 8, 64, 512)
+    tasks: tuple[int, ...] = LEVELS
+    replenish: Callable[[Path], None] | None = None
 
 
 async def append(contender: Contender, task: int) -> Once:
@@ -104,24 +106,37 @@ async def record_cost(contender: Contender, task: int) -> Once:
     return lambda: contender.record_cost(job)
 
 
-async def claim_release(contender: Contender, _task: int) -> Once:
-    """Claim the oldest of 5,000 pending tasks and give it back."""
+async def reserve_record_cost(contender: Contender, task: int) -> Once:
+    """Reserve money for a call, then record what it did cost, on a job of one's own."""
+    job = database.job(task % database.JOBS)
 
     async def cycle() -> None:
-        await contender.give_back(await contender.claim())
+        await contender.record_cost(job, await contender.reserve_budget(job))
+
+    return cycle
+
+
+async def claim_complete(contender: Contender, _task: int) -> Once:
+    """Claim the oldest pending task and complete it."""
+
+    async def cycle() -> None:
+        await contender.complete(await contender.claim())
 
     return cycle
 
 
 ALL = {
-    "append": Operation("append", "append", append),
-    "append_many": Operation("append_many(1,000)", "append_many", append_many, (1, 8)),
-    "reserve_release": Operation("reserve + release", "reserve", reserve_release),
-    "acquire_release": Operation("acquire among 2,000 + release", "acquire", acquire_release),
-    "get": Operation("get by id", "get", get),
-    "page": Operation("page of 50 events", "page", page),
-    "transaction": Operation("transaction of five statements", "transaction", transaction),
-    "record_cost": Operation("cost record with totals", "record_cost", record_cost),
-    "claim_release": Operation("claim of a task + release", "claim", claim_release),
+    "append": Operation("append", append),
+    "append_many": Operation("append_many(1,000)", append_many, (1, 8)),
+    "reserve_release": Operation("reserve + release", reserve_release),
+    "acquire_release": Operation("acquire among 2,000 + release", acquire_release),
+    "get": Operation("get by id", get),
+    "page": Operation("page of 50 events", page),
+    "transaction": Operation("transaction of five statements", transaction),
+    "record_cost": Operation("cost record, with totals", record_cost),
+    "reserve_record_cost": Operation("budget reserve + cost record", reserve_record_cost),
+    "claim_complete": Operation(
+        "task claim + complete", claim_complete, replenish=database.replenish_tasks
+    ),
 }
 """Every operation, by key."""

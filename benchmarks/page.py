@@ -81,9 +81,15 @@ def _machine(results: Results) -> str:
 
 def _goals(results: Results) -> str:
     return table(
-        ("", "goal", "measured", ""),
+        ("", "goal", "measured", "", "in processor time"),
         (
-            (it.what, it.goal, it.measured, "reached" if it.reached else "**not reached**")
+            (
+                it.what,
+                it.goal,
+                it.measured,
+                "reached" if it.reached else "**not reached**",
+                it.processor or NOTHING,
+            )
             for it in goals.outcomes(results)
         ),
     )
@@ -102,7 +108,11 @@ def _operation(results: Results, name: str, peers: list[str]) -> str:
     levels = sorted({it.tasks for it in results.operations if it.operation == name})
     return table(
         ["", *("1 task" if level == 1 else f"{level} tasks" for level in levels)],
-        ([peer, *(_cell(results.best(peer, name, level)) for level in levels)] for peer in peers),
+        (
+            [peer, *(_cell(results.best(peer, name, level)) for level in levels)]
+            for peer in peers
+            if any(results.best(peer, name, level) for level in levels)
+        ),
     )
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import database
 from benchmarks.contenders.base import CONTEXT, COST_NANO_USD, MESSAGE, OWNER, NewEvent
+from metastore import MetadataStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from pathlib import Path
 
     from benchmarks.contenders.base import Contender
 
@@ -20,8 +22,8 @@ class ShirkingError(Exception):
     """A contender leaves out some of the work."""
 
 
-async def verify(contender: Contender) -> None:
-    """Check settings, results and refusals on a freshly filled database.
+async def verify(contender: Contender, path: Path) -> None:
+    """Check settings, results and refusals on the freshly filled database at `path`.
 
     Raises:
         ShirkingError: something is not as it has to be.
@@ -30,8 +32,9 @@ async def verify(contender: Contender) -> None:
     await _events(contender)
     await _leases(contender)
     await _costs(contender)
-    if hasattr(contender, "claim"):
-        await _claims(contender)
+    await _reservations(contender)
+    await _claims(contender)
+    await _chains(path)
 
 
 async def _settings(contender: Contender) -> None:
@@ -88,7 +91,18 @@ async def _costs(contender: Contender) -> None:
     job = [await contender.record_cost(database.job(0)) for _ in range(3)][-1]
     _same("the requests", value(job, "requests_made"), 3)
     _same("the cost", value(job, "cost_nano_usd"), 3 * COST_NANO_USD)
+    _same("the pull requests", list(value(job, "pr_links")), [])
+    _typed("started_at", value(job, "started_at"), datetime)
     await _refused("a cost without a job", contender.record_cost(database.job(10**6)))
+
+
+async def _reservations(contender: Contender) -> None:
+    reserved = await contender.reserve_budget(database.job(1))
+    job = await contender.record_cost(database.job(1), reserved)
+    _same("the requests", value(job, "requests_made"), 1)
+    await contender.reserve_budget(database.job(2))
+    await contender.record_cost(database.job(2))
+    await _refused("a reservation without a job", contender.reserve_budget(database.job(10**6)))
 
 
 async def _claims(contender: Contender) -> None:
@@ -96,14 +110,25 @@ async def _claims(contender: Contender) -> None:
     tasks = [getattr(it, "task", it) for it in held]
     _same("the claimed", [value(it, "id") for it in tasks], [database.task(0), database.task(1)])
     _same("the state", value(tasks[0], "status"), "running")
-    free = await contender.give_back(held[0])
-    _same("the state", value(free, "status"), "pending")
-    _same("the fence", value(free, "version"), 2)
-    await _refused("a second return", contender.give_back(held[0]))
+    _typed("config", value(tasks[0], "config"), dict)
+    done = await contender.complete(held[0])
+    _same("the state", value(done, "status"), "completed")
+    _typed("completed_at", value(done, "completed_at"), datetime)
+    await _refused("a second completion", contender.complete(held[0]))
     again = await contender.claim()
-    _same("the next", value(getattr(again, "task", again), "id"), database.task(0))
+    _same("the next", value(getattr(again, "task", again), "id"), database.task(2))
     for it in (held[1], again):
-        await contender.give_back(it)
+        await contender.complete(it)
+
+
+async def _chains(path: Path) -> None:
+    """Let the store verify what the contender appended; what was there has no chain."""
+    async with MetadataStore.open(database.url(path)) as store:
+        report = await store.audit_chains.verify()
+        chain = await store.audit_chains.get("events", database.session(1))
+    found = [it for it in report.findings if it.resource_id != database.session(0)]
+    _same("what does not fit the chains", found, [])
+    _same("the length of the chain", chain.length, 62)
 
 
 def value(row: Any, name: str) -> Any:

@@ -293,29 +293,6 @@ WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
 LIMIT :limit;
 
--- name: list_active_sessions(after_id, limit)
--- A page of the sessions that wait or run, oldest first.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
-FROM sessions
-WHERE status IN ('pending', 'in_progress') AND id > :after_id
-ORDER BY id
-LIMIT :limit;
-
 -- name: list_open_sessions_by_worktree(worktree_id)
 -- The sessions in a worktree that have not ended: one, or a handful, and so in no order.
 SELECT

@@ -128,8 +128,6 @@ MAY_SCAN_OR_SORT = {
         ),
         "the arrays of tags that json_each walks are no tables",
     ),
-    "sessions.list_active_sessions": "SQLite finds the sessions at work by status, which are few, "
-    "and sorts them, rather than walk ix_sessions_active",
     "tasks.claim_task_in_turn": "takes the first row of ix_task_turns_next, whatever it is",
     "tasks.claim_task_of_types": "walks the types that were asked for, and sorts a task of each",
     "tasks.claim_task_of_types_in_turn": "the same",

@@ -2,20 +2,27 @@
 
 The rules: the database is the one that metastore's migrations make, with every CHECK, index,
 trigger and foreign key. A write has been committed when the await returns. Whatever is read comes
-back as the program wants it: JSON as a dict, times as datetimes.
+back as the program wants it: JSON as a dict, times as datetimes. Each event is chained to the one
+before it in its session, as `MetadataStore.audit_chains` verifies afterwards. What the program
+knows already need not be read back: of an event it appended that is all but the position.
 """
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from uuid_utils import uuid7
+
+from metastore.audit import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "AMOUNT_NANO_USD",
     "BUSY_TIMEOUT",
     "CALL",
     "CONTEXT",
@@ -24,9 +31,14 @@ __all__ = [
     "MESSAGE",
     "OWNER",
     "TTL",
+    "BudgetExceededError",
     "Contender",
     "NewEvent",
+    "chain",
+    "check_budget",
+    "encode_json",
     "encode_time",
+    "link",
     "new_id",
     "new_token",
     "utc_now",
@@ -59,6 +71,9 @@ CALL = {
 
 COST_NANO_USD = 12_345_000
 """What it did cost."""
+
+AMOUNT_NANO_USD = 20_000_000
+"""What is promised to it before: the most that it may cost."""
 
 
 class NewEvent(NamedTuple):
@@ -106,22 +121,78 @@ class Contender(Protocol):
     async def transaction(self, session_id: str, worktree_id: str) -> None:
         """In one transaction: get a worktree, append, reserve it, append, release it."""
 
-    async def record_cost(self, job_id: str) -> Any:
-        """Record a call under a new request id, in place of its reservation; return the job.
+    async def reserve_budget(self, job_id: str) -> Any:
+        """Promise money to a call under a new request id, if the job's limits leave room.
 
-        The entry, the end of the reservation and the job's totals are one transaction.
+        What has expired is forgotten, the job and what is promised to others are read, and the
+        reservation is stored, in one transaction. Return a handle.
+        """
+
+    async def record_cost(self, job_id: str, reserved: Any = None) -> Any:
+        """Record a call, in place of its reservation if it has one; return the whole job.
+
+        The entry, the end of the reservation and the job's totals are one transaction. A call
+        that has no reservation gets a new request id.
         """
 
     async def claim(self) -> Any:
         """Take the oldest pending task, or one whose claim ran out; return a handle."""
 
-    async def give_back(self, held: Any) -> Any:
-        """Make a claimed task pending again, if it is still held; return its row."""
+    async def complete(self, held: Any) -> Any:
+        """End a claimed task well, if it is still held; return its row."""
+
+
+class BudgetExceededError(Exception):
+    """A job's limits leave no room for a call, or it does not run."""
+
+
+def check_budget(job: Any, reserved: int, requests: int) -> None:
+    """Check that a job's limits leave room for a call, beside what is promised to others.
+
+    `job` is a mapping, or has the columns as attributes.
+
+    Raises:
+        BudgetExceededError: they do not.
+    """
+    value = job.__getitem__ if isinstance(job, dict) else partial(getattr, job)
+    limit, most, minutes = value("budget_nano_usd"), value("max_requests"), value("max_minutes")
+    if (
+        value("status") != "running"
+        or value("cancelled")
+        or (limit is not None and value("cost_nano_usd") + reserved + AMOUNT_NANO_USD > limit)
+        or (most is not None and value("requests_made") + requests >= most)
+        or (minutes is not None and value("started_at") + timedelta(minutes=minutes) <= utc_now())
+    ):
+        raise BudgetExceededError
 
 
 def utc_now() -> datetime:
     """Return the time, as an aware datetime."""
     return datetime.now(UTC)
+
+
+def encode_json(value: Any) -> str:
+    """Return a document as text, without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def link(last: str, event: dict[str, Any]) -> str:
+    """Return the hash of an event that follows `last`; for who cannot compute it in SQL."""
+    return link_hash(
+        last,
+        *(event[name] for name in ("id", "session_id", "event_type", "level", "message")),
+        encode_json(event["context"]),
+        encode_time(event["created_at"]),
+    )
+
+
+def chain(last: str, position: int, events: list[dict[str, Any]]) -> None:
+    """Give events that follow `last` their hashes, and the positions behind `position`."""
+    for event in events:
+        position += 1
+        event["position"] = position
+        event["hash"] = link(last, event)
+        last = f"{position}:{event['hash']}"
 
 
 def encode_time(moment: datetime) -> str:

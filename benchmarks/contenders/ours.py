@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import database
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     CALL,
     CONTEXT,
     COST_NANO_USD,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Ours", "make"]
 
 COST = Decimal(COST_NANO_USD).scaleb(-9)
+AMOUNT = Decimal(AMOUNT_NANO_USD).scaleb(-9)
 
 
 class Ours:
@@ -89,10 +91,17 @@ class Ours:
             await tx.events.append(session_id, EVENT, MESSAGE, context=CONTEXT)
             await tx.worktrees.release(lease)
 
-    async def record_cost(self, job_id: str) -> Job:
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
+        reserved = await self.store.budget_reservations.reserve(
+            job_id, request_id=new_id(), amount_usd=AMOUNT, ttl=TTL
+        )
+        return reserved.reservation.request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> Job:
         """Record."""
         recorded = await self.store.cost_entries.record(
-            job_id, request_id=new_id(), cost_usd=COST, **CALL
+            job_id, request_id=reserved or new_id(), cost_usd=COST, **CALL
         )
         return recorded.job
 
@@ -100,9 +109,9 @@ class Ours:
         """Claim."""
         return await self.store.tasks.claim(owner=OWNER, ttl=TTL)
 
-    async def give_back(self, held: TaskLease) -> Task:
-        """Give back."""
-        return await self.store.tasks.release(held)
+    async def complete(self, held: TaskLease) -> Task:
+        """Complete."""
+        return await self.store.tasks.complete_claim(held)
 
 
 def make() -> Ours:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from piccolo.columns import JSON, BigInt, Integer, Serial, Text
+from piccolo.columns import JSON, BigInt, Boolean, Integer, Serial, Text
 from piccolo.engine.sqlite import SQLiteEngine, TransactionType
+from piccolo.query.functions.aggregate import Count, Sum
 from piccolo.querystring import QueryString
 from piccolo.table import Table
 
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     BUSY_TIMEOUT,
     CALL,
     CONTEXT,
@@ -19,7 +22,11 @@ from benchmarks.contenders.base import (
     MESSAGE,
     OWNER,
     TTL,
+    chain,
+    check_budget,
+    encode_json,
     encode_time,
+    link,
     new_id,
     new_token,
     utc_now,
@@ -35,8 +42,15 @@ __all__ = ["PiccoloOrm", "make"]
 # It connects with SQLite's own default, synchronous = FULL, and foreign keys on.
 ENGINE = SQLiteEngine(timeout=BUSY_TIMEOUT)
 
-JSON_COLUMNS = ("context", "environment_hashes")
-TIME_COLUMNS = ("created_at", "updated_at", "leased_at", "lease_expires_at")
+TIME_COLUMNS = (
+    "created_at",
+    "updated_at",
+    "leased_at",
+    "lease_expires_at",
+    "started_at",
+    "finished_at",
+    "completed_at",
+)
 
 
 class Event(Table, tablename="events", db=ENGINE):
@@ -50,6 +64,15 @@ class Event(Table, tablename="events", db=ENGINE):
     message = Text()
     context = JSON()
     created_at = Text()
+    hash = Text(null=True)
+
+
+class AuditChain(Table, tablename="audit_chains", db=ENGINE):
+    """A row of `audit_chains`, as far as it is of interest here."""
+
+    resource_id = Text(primary_key=True)
+    resource = Text()
+    last = Text()
 
 
 class Worktree(Table, tablename="worktrees", db=ENGINE):
@@ -87,31 +110,77 @@ class CostEntry(Table, tablename="cost_entries", db=ENGINE):
 
 
 class BudgetReservation(Table, tablename="budget_reservations", db=ENGINE):
-    """A row of `budget_reservations`, as far as it is of interest here."""
+    """A row of `budget_reservations`."""
 
     id = Text(primary_key=True)
     job_id = Text()
     request_id = Text()
+    amount_nano_usd = BigInt()
+    expires_at = Text()
+    created_at = Text()
 
 
 class Job(Table, tablename="jobs", db=ENGINE):
-    """A row of `jobs`, as far as it is of interest here."""
+    """A row of `jobs`."""
 
     id = Text(primary_key=True)
+    task = Text()
+    repo_owner = Text()
+    repo_name = Text()
+    branch_base = Text()
     status = Text()
+    budget_nano_usd = BigInt(null=True)
+    max_requests = BigInt(null=True)
+    max_minutes = BigInt(null=True)
+    model_cto = Text(null=True)
+    model_coder = Text(null=True)
     cost_nano_usd = BigInt()
     tokens_in = BigInt()
     tokens_out = BigInt()
     tokens_cached = BigInt()
     requests_made = BigInt()
+    started_at = Text(null=True)
+    finished_at = Text(null=True)
+    cancelled = Boolean()
+    last_action = Text(null=True)
+    pr_links = JSON()
+    agents_hash = Text(null=True)
+    created_at = Text()
     updated_at = Text()
+
+
+class Task(Table, tablename="tasks", db=ENGINE):
+    """A row of `tasks`."""
+
+    id = Text(primary_key=True)
+    title = Text()
+    description = Text(null=True)
+    task_type = Text()
+    status = Text()
+    config = JSON()
+    metadata = JSON(null=True)
+    workspace_path = Text(null=True)
+    created_at = Text()
+    updated_at = Text()
+    started_at = Text(null=True)
+    completed_at = Text(null=True)
+    error = Text(null=True)
+    lease_owner = Text(null=True)
+    lease_token = Text(null=True)
+    leased_at = Text(null=True)
+    lease_expires_at = Text(null=True)
+    version = Integer()
 
 
 Row = dict[str, Any]
 
 
 class PiccoloOrm:
-    """Select queries, which return dicts: cheaper than its objects."""
+    """Select queries, which return dicts: cheaper than its objects.
+
+    It connects for each query and has no functions of the program's, so the end of the chain is
+    read before an event is stored, in the same transaction.
+    """
 
     async def open(self, path: Path) -> None:
         """Name the file; every query connects for itself."""
@@ -127,11 +196,16 @@ class PiccoloOrm:
 
     async def append(self, session_id: str) -> Row:
         """Append."""
-        return await self._append(session_id)
+        async with ENGINE.transaction(transaction_type=TransactionType.immediate):
+            return await self._append(session_id)
 
     async def append_many(self, session_id: str, events: list[NewEvent]) -> None:
-        """Append many: one INSERT."""
-        await Event.insert(*(_event(session_id, *it) for it in events))
+        """Append many: one INSERT. The chain covers positions: they are given out before."""
+        rows = [_event(session_id, *it) for it in events]
+        async with ENGINE.transaction(transaction_type=TransactionType.immediate):
+            [found] = await Event.raw("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+            chain(await _last(session_id), found["seq"], rows)
+            await Event.insert(*map(_stored, rows))
 
     async def get(self, worktree_id: str) -> Row:
         """Get."""
@@ -163,7 +237,7 @@ class PiccoloOrm:
             )
             .returning(*Worktree.all_columns())
         )
-        return _decoded(row)
+        return _decoded(_loaded(row, "environment_hashes"))
 
     async def release(self, held: Row) -> Row:
         """Release."""
@@ -188,7 +262,7 @@ class PiccoloOrm:
             )
             .returning(*Worktree.all_columns())
         )
-        return _decoded(row)
+        return _decoded(_loaded(row, "environment_hashes"))
 
     async def acquire(self, repository_id: str) -> Row:
         """Acquire; what its query builder cannot say, as the SQL it takes for that."""
@@ -201,7 +275,7 @@ class PiccoloOrm:
             encode_time(now),
         )
         [row] = await Worktree.update(_take(now)).where(free).returning(*Worktree.all_columns())
-        return _decoded(row)
+        return _decoded(_loaded(row, "environment_hashes"))
 
     async def transaction(self, session_id: str, worktree_id: str) -> None:
         """Run the five statements."""
@@ -212,9 +286,37 @@ class PiccoloOrm:
             await self._append(session_id)
             await self.release(held)
 
-    async def record_cost(self, job_id: str) -> Row:
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
+        moment, request_id = utc_now(), new_id()
+        now = encode_time(moment)
+        promise = BudgetReservation(
+            id=new_id(),
+            job_id=job_id,
+            request_id=request_id,
+            amount_nano_usd=AMOUNT_NANO_USD,
+            expires_at=encode_time(moment + TTL),
+            created_at=now,
+        )
+        async with ENGINE.transaction(transaction_type=TransactionType.immediate):
+            await BudgetReservation.delete().where(
+                BudgetReservation.job_id == job_id, BudgetReservation.expires_at <= now
+            )
+            [job] = await Job.select().where(Job.id == job_id).output(load_json=True)
+            [others] = await BudgetReservation.select(
+                Sum(BudgetReservation.amount_nano_usd, alias="amount"), Count(alias="number")
+            ).where(
+                BudgetReservation.job_id == job_id,
+                BudgetReservation.expires_at > now,
+                BudgetReservation.request_id != request_id,
+            )
+            check_budget(_decoded(job), others["amount"] or 0, others["number"])
+            await BudgetReservation.insert(promise)
+        return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> Row:
         """Record."""
-        now, request_id = encode_time(utc_now()), new_id()
+        now, request_id = encode_time(utc_now()), reserved or new_id()
         entry = CostEntry(
             id=new_id(),
             job_id=job_id,
@@ -242,18 +344,67 @@ class PiccoloOrm:
                 .where(Job.id == job_id)
                 .returning(*Job.all_columns())
             )
-        return row
+        return _decoded(_loaded(row, "pr_links"))
+
+    async def claim(self) -> Row:
+        """Claim; what its query builder cannot say, as the SQL it takes for that."""
+        now = utc_now()
+        oldest = QueryString(
+            "id = coalesce((SELECT id FROM tasks WHERE lease_expires_at <= {} "
+            "ORDER BY lease_expires_at LIMIT 1), "
+            "(SELECT id FROM tasks WHERE status = 'pending' ORDER BY created_at, id LIMIT 1))",
+            encode_time(now),
+        )
+        [row] = await (
+            Task.update(
+                {
+                    Task.status: "running",
+                    Task.started_at: encode_time(now),
+                    Task.lease_owner: OWNER,
+                    Task.lease_token: new_token(),
+                    Task.leased_at: encode_time(now),
+                    Task.lease_expires_at: encode_time(now + TTL),
+                    Task.version: Task.version + 1,
+                    Task.updated_at: encode_time(now),
+                }
+            )
+            .where(oldest)
+            .returning(*Task.all_columns())
+        )
+        return _decoded(_loaded(row, "config", "metadata"))
+
+    async def complete(self, held: Row) -> Row:
+        """Complete."""
+        now = encode_time(utc_now())
+        [row] = await (
+            Task.update(
+                {
+                    Task.status: "completed",
+                    Task.completed_at: now,
+                    Task.lease_owner: None,
+                    Task.lease_token: None,
+                    Task.leased_at: None,
+                    Task.lease_expires_at: None,
+                    Task.updated_at: now,
+                }
+            )
+            .where(
+                Task.id == held["id"],
+                Task.version == held["version"],
+                Task.lease_owner == held["lease_owner"],
+                Task.lease_token == held["lease_token"],
+                Task.lease_expires_at > now,
+            )
+            .returning(*Task.all_columns())
+        )
+        return _decoded(_loaded(row, "config", "metadata"))
 
     @staticmethod
     async def _append(session_id: str) -> Row:
-        event = _event(session_id)
-        [row] = await Event.insert(event).returning(Event.position)
-        return {
-            **event.to_dict(),
-            "position": row["position"],
-            "context": CONTEXT,
-            "created_at": datetime.fromisoformat(event.created_at),
-        }
+        row = _event(session_id)
+        row["hash"] = link(await _last(session_id), row)
+        [stored] = await Event.insert(_stored(row)).returning(Event.position)
+        return {**row, "position": stored["position"]}
 
 
 def _event(
@@ -262,16 +413,35 @@ def _event(
     message: str = MESSAGE,
     level: str = "info",
     context: dict[str, Any] = CONTEXT,
-) -> Event:
+) -> Row:
+    return {
+        "id": new_id(),
+        "session_id": session_id,
+        "event_type": event_type,
+        "level": level,
+        "message": message,
+        "context": context,
+        "created_at": utc_now(),
+    }
+
+
+def _stored(row: Row) -> Event:
     return Event(
-        id=new_id(),
-        session_id=session_id,
-        event_type=event_type,
-        level=level,
-        message=message,
-        context=context,
-        created_at=encode_time(utc_now()),
+        **{
+            **row,
+            "context": encode_json(row["context"]),
+            "created_at": encode_time(row["created_at"]),
+        }
     )
+
+
+async def _last(session_id: str) -> str:
+    """Return what the next event of a session follows."""
+    query = AuditChain.select(AuditChain.last).where(
+        AuditChain.resource == "events", AuditChain.resource_id == session_id
+    )
+    rows = await query
+    return rows[0]["last"] if rows else ""
 
 
 def _take(now: datetime) -> dict[Any, Any]:
@@ -283,6 +453,14 @@ def _take(now: datetime) -> dict[Any, Any]:
         Worktree.version: Worktree.version + 1,
         Worktree.updated_at: encode_time(now),
     }
+
+
+def _loaded(row: Row, *columns: str) -> Row:
+    """Decode documents, which RETURNING leaves as text."""
+    for column in columns:
+        if row[column] is not None:
+            row[column] = json.loads(row[column])
+    return row
 
 
 def _decoded(row: Row) -> Row:

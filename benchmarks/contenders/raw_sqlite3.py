@@ -6,7 +6,8 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.contenders import statements as sql
-from benchmarks.contenders.base import BUSY_TIMEOUT
+from benchmarks.contenders.base import BUSY_TIMEOUT, check_budget, new_id
+from metastore.audit import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ class RawSqlite3:
     async def open(self, path: Path) -> None:
         """Connect."""
         self.connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT)
+        self.connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
         self.connection.execute("PRAGMA synchronous = FULL")
         self.connection.execute("PRAGMA foreign_keys = ON")
 
@@ -86,9 +88,26 @@ class RawSqlite3:
             raise
         self.connection.execute("COMMIT")
 
-    async def record_cost(self, job_id: str) -> dict[str, Any]:
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
+        forget, get, promised, promise = sql.promise_parameters(job_id)
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            self.connection.execute(sql.FORGET, forget)
+            [row] = self.connection.execute(sql.GET_JOB, get).fetchall()
+            [others] = self.connection.execute(sql.PROMISED, promised).fetchall()
+            check_budget(sql.job(row), *others)
+            self.connection.execute(sql.PROMISE, promise)
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+        request_id: str = promise[2]
+        return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> dict[str, Any]:
         """Record."""
-        entry, settled, charged = sql.record_parameters(job_id)
+        entry, settled, charged = sql.record_parameters(job_id, reserved or new_id())
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             self.connection.execute(sql.RECORD, entry)
@@ -104,9 +123,9 @@ class RawSqlite3:
         """Claim."""
         return self._task(sql.CLAIM, sql.claim_parameters())
 
-    async def give_back(self, held: dict[str, Any]) -> dict[str, Any]:
-        """Give back."""
-        return self._task(sql.GIVE_BACK, sql.release_parameters(held))
+    async def complete(self, held: dict[str, Any]) -> dict[str, Any]:
+        """Complete."""
+        return self._task(sql.COMPLETE, sql.complete_parameters(held))
 
     def _task(self, statement: str, parameters: tuple[Any, ...]) -> dict[str, Any]:
         [row] = self.connection.execute(statement, parameters).fetchall()

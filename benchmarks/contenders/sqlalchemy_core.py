@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    Boolean,
     Column,
     Integer,
     MetaData,
@@ -24,6 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     CALL,
     CONTEXT,
     COST_NANO_USD,
@@ -31,6 +33,9 @@ from benchmarks.contenders.base import (
     MESSAGE,
     OWNER,
     TTL,
+    check_budget,
+    encode_json,
+    encode_time,
     new_id,
     new_token,
     utc_now,
@@ -60,6 +65,15 @@ events = Table(
     Column("message", Text),
     Column("context", JSON),
     Column("created_at", Time),
+    Column("hash", Text),
+)
+
+audit_chains = Table(
+    "audit_chains",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("resource_id", Text, primary_key=True),
+    Column("last", Text),
 )
 
 worktrees = Table(
@@ -102,18 +116,37 @@ budget_reservations = Table(
     Column("id", Text, primary_key=True),
     Column("job_id", Text),
     Column("request_id", Text),
+    Column("amount_nano_usd", Integer),
+    Column("expires_at", Time),
+    Column("created_at", Time),
 )
 
 jobs = Table(
     "jobs",
     metadata,
     Column("id", Text, primary_key=True),
+    Column("task", Text),
+    Column("repo_owner", Text),
+    Column("repo_name", Text),
+    Column("branch_base", Text),
     Column("status", Text),
+    Column("budget_nano_usd", Integer),
+    Column("max_requests", Integer),
+    Column("max_minutes", Integer),
+    Column("model_cto", Text),
+    Column("model_coder", Text),
     Column("cost_nano_usd", Integer),
     Column("tokens_in", Integer),
     Column("tokens_out", Integer),
     Column("tokens_cached", Integer),
     Column("requests_made", Integer),
+    Column("started_at", Time),
+    Column("finished_at", Time),
+    Column("cancelled", Boolean),
+    Column("last_action", Text),
+    Column("pr_links", JSON),
+    Column("agents_hash", Text),
+    Column("created_at", Time),
     Column("updated_at", Time),
 )
 
@@ -141,7 +174,22 @@ tasks = Table(
 )
 
 # Built once, as its documentation on caching advises; values are bound when they run.
-APPEND = insert(events)
+# The hash is computed in the statement, by a function that is registered with the connection; it
+# covers texts, so that the document and the time are encoded before, and once.
+NEW_EVENT = {
+    name: bindparam(f"new_{name}", type_=Text)
+    for name in ("id", "session_id", "event_type", "level", "message", "context", "created_at")
+}
+LAST = (
+    select(audit_chains.c.last)
+    .where(
+        audit_chains.c.resource == "events", audit_chains.c.resource_id == NEW_EVENT["session_id"]
+    )
+    .scalar_subquery()
+)
+APPEND = insert(events).values(
+    hash=func.metastore_sha256(func.coalesce(LAST, ""), *NEW_EVENT.values()), **NEW_EVENT
+)
 GET = select(worktrees).where(worktrees.c.id == bindparam("key"))
 PAGE = (
     select(events)
@@ -231,6 +279,20 @@ CHARGE = (
     .returning(jobs)
 )
 
+FORGET = delete(budget_reservations).where(
+    budget_reservations.c.job_id == bindparam("job"),
+    budget_reservations.c.expires_at <= bindparam("now"),
+)
+GET_JOB = select(jobs).where(jobs.c.id == bindparam("job"))
+PROMISED = select(
+    func.coalesce(func.sum(budget_reservations.c.amount_nano_usd), 0), func.count()
+).where(
+    budget_reservations.c.job_id == bindparam("job"),
+    budget_reservations.c.expires_at > bindparam("now"),
+    budget_reservations.c.request_id != bindparam("request"),
+)
+PROMISE = insert(budget_reservations)
+
 CLAIM = (
     update(tasks)
     .where(
@@ -262,7 +324,7 @@ CLAIM = (
     )
     .returning(tasks)
 )
-GIVE_BACK = (
+COMPLETE = (
     update(tasks)
     .where(
         tasks.c.id == bindparam("key"),
@@ -272,13 +334,12 @@ GIVE_BACK = (
         tasks.c.lease_expires_at > bindparam("now", type_=Time),
     )
     .values(
-        status="pending",
-        started_at=None,
+        status="completed",
+        completed_at=bindparam("now", type_=Time),
         lease_owner=None,
         lease_token=None,
         leased_at=None,
         lease_expires_at=None,
-        version=tasks.c.version + 1,
         updated_at=bindparam("now", type_=Time),
     )
     .returning(tasks)
@@ -352,9 +413,28 @@ class SqlalchemyCore:
             await self._append(connection, session_id)
             await self._one(connection, RELEASE, _release(held))
 
-    async def record_cost(self, job_id: str) -> Row[Any]:
-        """Record."""
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
         now, request_id = utc_now(), new_id()
+        asked = {"job": job_id, "now": now, "request": request_id}
+        promise = {
+            "id": new_id(),
+            "job_id": job_id,
+            "request_id": request_id,
+            "amount_nano_usd": AMOUNT_NANO_USD,
+            "expires_at": now + TTL,
+            "created_at": now,
+        }
+        async with self.engine.begin() as connection:
+            await connection.execute(FORGET, asked)
+            job = await self._one(connection, GET_JOB, asked)
+            check_budget(job, *await self._one(connection, PROMISED, asked))
+            await connection.execute(PROMISE, promise)
+        return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> Row[Any]:
+        """Record."""
+        now, request_id = utc_now(), reserved or new_id()
         entry = {
             "id": new_id(),
             "job_id": job_id,
@@ -381,16 +461,22 @@ class SqlalchemyCore:
         async with self.engine.begin() as connection:
             return await self._one(connection, CLAIM, _take())
 
-    async def give_back(self, held: Row[Any]) -> Row[Any]:
-        """Give back."""
+    async def complete(self, held: Row[Any]) -> Row[Any]:
+        """Complete."""
         async with self.engine.begin() as connection:
-            return await self._one(connection, GIVE_BACK, _release(held))
+            return await self._one(connection, COMPLETE, _release(held))
 
     @staticmethod
     async def _append(connection: AsyncConnection, session_id: str) -> dict[str, Any]:
-        row = _event(session_id)
-        result = await connection.execute(APPEND, row)
-        return {"position": result.inserted_primary_key[0], **row}
+        result = await connection.execute(APPEND, _event(session_id))
+        return {
+            "position": result.inserted_primary_key[0],
+            "session_id": session_id,
+            "event_type": EVENT,
+            "level": "info",
+            "message": MESSAGE,
+            "context": CONTEXT,
+        }
 
     @staticmethod
     async def _one(
@@ -407,13 +493,13 @@ def _event(
     context: dict[str, Any] = CONTEXT,
 ) -> dict[str, Any]:
     return {
-        "id": new_id(),
-        "session_id": session_id,
-        "event_type": event_type,
-        "level": level,
-        "message": message,
-        "context": context,
-        "created_at": utc_now(),
+        "new_id": new_id(),
+        "new_session_id": session_id,
+        "new_event_type": event_type,
+        "new_level": level,
+        "new_message": message,
+        "new_context": encode_json(context),
+        "new_created_at": encode_time(utc_now()),
     }
 
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
 from benchmarks.contenders.base import BUSY_TIMEOUT, encode_time
+from metastore.audit import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +49,7 @@ def make_engine(path: Path, pool_size: int | None) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _record: object) -> None:
+        connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime  # noqa: TC003 - the models' columns are made of annotations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sqlalchemy import delete, func, insert, literal_column, or_, update
+from sqlalchemy import Text, bindparam, delete, func, insert, literal_column, or_, update
 from sqlalchemy.ext.asyncio import async_sessionmaker
 from sqlmodel import Column, Field, SQLModel, col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     CALL,
     CONTEXT,
     COST_NANO_USD,
@@ -18,6 +20,9 @@ from benchmarks.contenders.base import (
     MESSAGE,
     OWNER,
     TTL,
+    check_budget,
+    encode_json,
+    encode_time,
     new_id,
     new_token,
     utc_now,
@@ -38,6 +43,8 @@ class Event(SQLModel, table=True):
     """A row of `events`."""
 
     __tablename__ = "events"
+    # What the statement computes, the hash, is not read back.
+    __mapper_args__: ClassVar[dict[str, Any]] = {"eager_defaults": False}
 
     position: int | None = Field(default=None, primary_key=True)
     id: str
@@ -47,6 +54,17 @@ class Event(SQLModel, table=True):
     message: str
     context: dict[str, Any] = Field(sa_column=Column(JSON))
     created_at: datetime = Field(sa_column=Column(Time))
+    hash: str | None = None
+
+
+class AuditChain(SQLModel, table=True):
+    """A row of `audit_chains`, as far as it is of interest here."""
+
+    __tablename__ = "audit_chains"
+
+    resource: str = Field(primary_key=True)
+    resource_id: str = Field(primary_key=True)
+    last: str
 
 
 class Worktree(SQLModel, table=True):
@@ -88,27 +106,46 @@ class CostEntry(SQLModel, table=True):
 
 
 class BudgetReservation(SQLModel, table=True):
-    """A row of `budget_reservations`, as far as it is of interest here."""
+    """A row of `budget_reservations`."""
 
     __tablename__ = "budget_reservations"
 
     id: str = Field(primary_key=True)
     job_id: str
     request_id: str
+    amount_nano_usd: int
+    expires_at: datetime = Field(sa_column=Column(Time))
+    created_at: datetime = Field(sa_column=Column(Time))
 
 
 class Job(SQLModel, table=True):
-    """A row of `jobs`, as far as it is of interest here."""
+    """A row of `jobs`."""
 
     __tablename__ = "jobs"
 
     id: str = Field(primary_key=True)
+    task: str
+    repo_owner: str
+    repo_name: str
+    branch_base: str
     status: str
+    budget_nano_usd: int | None = None
+    max_requests: int | None = None
+    max_minutes: int | None = None
+    model_cto: str | None = None
+    model_coder: str | None = None
     cost_nano_usd: int
     tokens_in: int
     tokens_out: int
     tokens_cached: int
     requests_made: int
+    started_at: datetime | None = Field(default=None, sa_column=Column(Time))
+    finished_at: datetime | None = Field(default=None, sa_column=Column(Time))
+    cancelled: bool
+    last_action: str | None = None
+    pr_links: list[str] = Field(sa_column=Column(JSON))
+    agents_hash: str | None = None
+    created_at: datetime = Field(sa_column=Column(Time))
     updated_at: datetime = Field(sa_column=Column(Time))
 
 
@@ -143,6 +180,28 @@ READY = col(Worktree.state) == literal_column("'ready'")
 FREE_SINCE = func.coalesce(Worktree.lease_expires_at, literal_column("''"), type_=Time)
 
 
+def _hash(session_id: Any, *covered: Any) -> Any:
+    """Return the hash of an event as the expression that the INSERT computes it with.
+
+    The function is registered with the connection; what it covers are texts.
+    """
+    last = (
+        select(AuditChain.last)
+        .where(AuditChain.resource == "events", AuditChain.resource_id == session_id)
+        .scalar_subquery()
+    )
+    return func.metastore_sha256(func.coalesce(last, ""), *covered)
+
+
+NEW_EVENT = {
+    name: bindparam(f"new_{name}", type_=Text)
+    for name in ("id", "session_id", "event_type", "level", "message", "context", "created_at")
+}
+APPEND_MANY = insert(Event.__table__).values(
+    hash=_hash(NEW_EVENT["session_id"], *NEW_EVENT.values()), **NEW_EVENT
+)
+
+
 class SqlmodelOrm:
     """A session for each operation; objects stay usable after commit, as is advised for asyncio."""
 
@@ -175,13 +234,21 @@ class SqlmodelOrm:
 
     async def append_many(self, session_id: str, events: list[NewEvent]) -> None:
         """Append many: the bulk insert, which is faster than `add_all`."""
-        now = utc_now()
+        now = encode_time(utc_now())
         rows = [
-            {"id": new_id(), "session_id": session_id, "created_at": now, **it._asdict()}
+            {
+                "new_id": new_id(),
+                "new_session_id": session_id,
+                "new_event_type": it.event_type,
+                "new_level": it.level,
+                "new_message": it.message,
+                "new_context": encode_json(it.context),
+                "new_created_at": now,
+            }
             for it in events
         ]
         async with self._session() as session:
-            await session.execute(insert(Event), rows)
+            await session.execute(APPEND_MANY, rows)
             await session.commit()
 
     async def get(self, worktree_id: str) -> Worktree:
@@ -242,9 +309,42 @@ class SqlmodelOrm:
             await self._release(session, held)
             await session.commit()
 
-    async def record_cost(self, job_id: str) -> Job:
-        """Record."""
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
         now, request_id = utc_now(), new_id()
+        promised = select(
+            func.coalesce(func.sum(BudgetReservation.amount_nano_usd), 0), func.count()
+        ).where(
+            BudgetReservation.job_id == job_id,
+            col(BudgetReservation.expires_at) > now,
+            BudgetReservation.request_id != request_id,
+        )
+        async with self._session() as session:
+            await session.execute(
+                delete(BudgetReservation).where(
+                    col(BudgetReservation.job_id) == job_id,
+                    col(BudgetReservation.expires_at) <= now,
+                ),
+                execution_options={"synchronize_session": False},
+            )
+            job = await session.get_one(Job, job_id)
+            check_budget(job, *(await session.exec(promised)).one())
+            session.add(
+                BudgetReservation(
+                    id=new_id(),
+                    job_id=job_id,
+                    request_id=request_id,
+                    amount_nano_usd=AMOUNT_NANO_USD,
+                    expires_at=now + TTL,
+                    created_at=now,
+                )
+            )
+            await session.commit()
+            return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> Job:
+        """Record."""
+        now, request_id = utc_now(), reserved or new_id()
         async with self._session() as session:
             session.add(
                 CostEntry(
@@ -314,8 +414,8 @@ class SqlmodelOrm:
             await session.commit()
             return task
 
-    async def give_back(self, held: Task) -> Task:
-        """Give back."""
+    async def complete(self, held: Task) -> Task:
+        """Complete."""
         now = utc_now()
         async with self._session() as session:
             result = await session.execute(
@@ -328,13 +428,12 @@ class SqlmodelOrm:
                     col(Task.lease_expires_at) > now,
                 )
                 .values(
-                    status="pending",
-                    started_at=None,
+                    status="completed",
+                    completed_at=now,
                     lease_owner=None,
                     lease_token=None,
                     leased_at=None,
                     lease_expires_at=None,
-                    version=Task.version + 1,
                     updated_at=now,
                 )
                 .returning(Task),
@@ -393,7 +492,7 @@ class SqlmodelOrm:
 
 
 def _event(session_id: str) -> Event:
-    return Event(
+    event = Event(
         id=new_id(),
         session_id=session_id,
         event_type=EVENT,
@@ -402,6 +501,17 @@ def _event(session_id: str) -> Event:
         context=CONTEXT,
         created_at=utc_now(),
     )
+    event.hash = _hash(
+        session_id,
+        event.id,
+        session_id,
+        EVENT,
+        "info",
+        MESSAGE,
+        json.dumps(CONTEXT),
+        encode_time(event.created_at),
+    )
+    return event
 
 
 def _take(now: datetime) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     CALL,
     CONTEXT,
     COST_NANO_USD,
@@ -25,21 +26,25 @@ __all__ = [
     "APPEND",
     "CHARGE",
     "CLAIM",
-    "EVENT_COLUMNS",
+    "COMPLETE",
+    "FORGET",
     "GET",
-    "GIVE_BACK",
+    "GET_JOB",
     "PAGE",
+    "PROMISE",
+    "PROMISED",
     "RECORD",
     "RELEASE",
     "RESERVE",
     "SETTLE",
-    "WORKTREE_COLUMNS",
     "acquire_parameters",
     "appended",
     "claim_parameters",
+    "complete_parameters",
     "event",
     "event_parameters",
     "job",
+    "promise_parameters",
     "record_parameters",
     "release_parameters",
     "reserve_parameters",
@@ -47,10 +52,16 @@ __all__ = [
     "worktree",
 ]
 
-EVENT_COLUMNS = "position, id, session_id, event_type, level, message, context, created_at"
+EVENT_COLUMNS = "position, id, session_id, event_type, level, message, context, created_at, hash"
 WORKTREE_COLUMNS = (
     "id, repository_id, path, branch, commit_sha, environment_hashes, state, lease_owner, "
     "lease_token, leased_at, lease_expires_at, version, created_at, updated_at"
+)
+JOB_COLUMNS = (
+    "id, task, repo_owner, repo_name, branch_base, status, budget_nano_usd, max_requests, "
+    "max_minutes, model_cto, model_coder, cost_nano_usd, tokens_in, tokens_out, tokens_cached, "
+    "requests_made, started_at, finished_at, cancelled, last_action, pr_links, agents_hash, "
+    "created_at, updated_at"
 )
 TASK_COLUMNS = (
     "id, title, description, task_type, status, config, metadata, workspace_path, created_at, "
@@ -58,9 +69,12 @@ TASK_COLUMNS = (
     "lease_expires_at, version"
 )
 
+# The hash is computed in the statement, by a function that is registered with the connection: that
+# costs less than to read the chain's end, hash in the program and insert.
 APPEND = (
-    "INSERT INTO events (id, session_id, event_type, level, message, context, created_at) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, metastore_sha256(coalesce((SELECT last FROM audit_chains "
+    "WHERE resource = 'events' AND resource_id = ?2), ''), ?1, ?2, ?3, ?4, ?5, ?6, ?7))"
 )
 GET = f"SELECT {WORKTREE_COLUMNS} FROM worktrees WHERE id = ?"
 PAGE = (
@@ -95,7 +109,18 @@ CHARGE = (
     "UPDATE jobs SET cost_nano_usd = cost_nano_usd + ?, tokens_in = tokens_in + ?, "
     "tokens_out = tokens_out + ?, tokens_cached = tokens_cached + ?, "
     "requests_made = requests_made + 1, updated_at = ? WHERE id = ? "
-    "RETURNING id, status, cost_nano_usd, tokens_in, tokens_out, tokens_cached, requests_made"
+    f"RETURNING {JOB_COLUMNS}"
+)
+
+FORGET = "DELETE FROM budget_reservations WHERE job_id = ? AND expires_at <= ?"
+GET_JOB = f"SELECT {JOB_COLUMNS} FROM jobs WHERE id = ?"
+PROMISED = (
+    "SELECT coalesce(sum(amount_nano_usd), 0), count(*) FROM budget_reservations "
+    "WHERE job_id = ? AND expires_at > ? AND request_id <> ?"
+)
+PROMISE = (
+    "INSERT INTO budget_reservations "
+    "(id, job_id, request_id, amount_nano_usd, expires_at, created_at) VALUES (?, ?, ?, ?, ?, ?)"
 )
 
 CLAIM = (
@@ -106,10 +131,10 @@ CLAIM = (
     "(SELECT id FROM tasks WHERE status = 'pending' ORDER BY created_at, id LIMIT 1)) "
     f"RETURNING {TASK_COLUMNS}"
 )
-GIVE_BACK = (
-    "UPDATE tasks SET status = 'pending', started_at = NULL, lease_owner = NULL, "
-    "lease_token = NULL, leased_at = NULL, lease_expires_at = NULL, version = version + 1, "
-    "updated_at = ? WHERE id = ? AND version = ? AND lease_owner = ? AND lease_token = ? "
+COMPLETE = (
+    "UPDATE tasks SET status = 'completed', completed_at = ?, lease_owner = NULL, "
+    "lease_token = NULL, leased_at = NULL, lease_expires_at = NULL, updated_at = ? "
+    "WHERE id = ? AND version = ? AND lease_owner = ? AND lease_token = ? "
     f"AND lease_expires_at > ? RETURNING {TASK_COLUMNS}"
 )
 
@@ -124,7 +149,7 @@ _TASK_TIMES = [
     "leased_at",
     "lease_expires_at",
 ]
-_JOB_NAMES = CHARGE.partition(" RETURNING ")[2].split(", ")
+_JOB_NAMES = JOB_COLUMNS.split(", ")
 
 
 def event_parameters(
@@ -161,8 +186,8 @@ def acquire_parameters(repository_id: str) -> tuple[Any, ...]:
 
 
 def appended(position: int | None, parameters: tuple[Any, ...]) -> dict[str, Any]:
-    """Return a row that was just stored: the program knows all of it but the position."""
-    row = dict(zip(_EVENT_NAMES, (position, *parameters), strict=True))
+    """Return a row that was just stored: the program knows all of it but position and hash."""
+    row = dict(zip(_EVENT_NAMES, (position, *parameters), strict=False))
     row["context"] = CONTEXT
     row["created_at"] = datetime.fromisoformat(row["created_at"])
     return row
@@ -173,6 +198,12 @@ def claim_parameters() -> tuple[Any, ...]:
     moment = utc_now()
     now = encode_time(moment)
     return (now, OWNER, new_token(), now, encode_time(moment + TTL), now, now)
+
+
+def complete_parameters(held: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the parameters of COMPLETE."""
+    parameters = release_parameters(held)
+    return (parameters[0], *parameters)
 
 
 def task(values: tuple[Any, ...]) -> dict[str, Any]:
@@ -187,10 +218,23 @@ def task(values: tuple[Any, ...]) -> dict[str, Any]:
     return row
 
 
-def record_parameters(job_id: str) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
+def promise_parameters(job_id: str) -> tuple[tuple[Any, ...], ...]:
+    """Return the parameters of FORGET, GET_JOB, PROMISED and PROMISE."""
+    moment = utc_now()
+    now = encode_time(moment)
+    request_id = new_id()
+    expiry = encode_time(moment + TTL)
+    return (
+        (job_id, now),
+        (job_id,),
+        (job_id, now, request_id),
+        (new_id(), job_id, request_id, AMOUNT_NANO_USD, expiry, now),
+    )
+
+
+def record_parameters(job_id: str, request_id: str) -> tuple[tuple[Any, ...], ...]:
     """Return the parameters of RECORD, SETTLE and CHARGE."""
     now = encode_time(utc_now())
-    request_id = new_id()
     tokens = (CALL["tokens_in"], CALL["tokens_out"], CALL["tokens_cached"])
     return (
         (
@@ -209,8 +253,14 @@ def record_parameters(job_id: str) -> tuple[tuple[Any, ...], tuple[Any, ...], tu
 
 
 def job(values: tuple[Any, ...]) -> dict[str, Any]:
-    """Return a row of `jobs`, as far as it is of interest here."""
-    return dict(zip(_JOB_NAMES, values, strict=True))
+    """Return a row of `jobs` as the program wants it."""
+    row = dict(zip(_JOB_NAMES, values, strict=True))
+    row["pr_links"] = json.loads(row["pr_links"])
+    row["cancelled"] = bool(row["cancelled"])
+    for column in ("created_at", "updated_at", "started_at", "finished_at"):
+        if row[column] is not None:
+            row[column] = datetime.fromisoformat(row[column])
+    return row
 
 
 def event(values: tuple[Any, ...]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from tortoise import Tortoise, connections, fields
 from tortoise.expressions import F, Q, RawSQL
+from tortoise.functions import Coalesce, Count, Sum
 from tortoise.models import Model
 from tortoise.transactions import in_transaction
 
 from benchmarks.contenders.base import (
+    AMOUNT_NANO_USD,
     BUSY_TIMEOUT,
     CALL,
     CONTEXT,
@@ -19,7 +21,10 @@ from benchmarks.contenders.base import (
     MESSAGE,
     OWNER,
     TTL,
+    chain,
+    check_budget,
     encode_time,
+    link,
     new_id,
     new_token,
     utc_now,
@@ -60,11 +65,26 @@ class Event(Model):
     message = fields.TextField()
     context = fields.JSONField[dict[str, Any]]()
     created_at = TimeField()
+    hash = fields.TextField(null=True)
 
     class Meta:
         """Where it is."""
 
         table = "events"
+
+
+class AuditChain(Model):
+    """A row of `audit_chains`, as far as it is of interest here."""
+
+    resource_id = fields.CharField(primary_key=True, max_length=36)
+    resource = fields.TextField()
+    # `last` is Tortoise's own name.
+    end = fields.TextField(source_field="last")
+
+    class Meta:
+        """Where it is."""
+
+        table = "audit_chains"
 
 
 class Worktree(Model):
@@ -112,11 +132,14 @@ class CostEntry(Model):
 
 
 class BudgetReservation(Model):
-    """A row of `budget_reservations`, as far as it is of interest here."""
+    """A row of `budget_reservations`."""
 
     id = fields.CharField(primary_key=True, max_length=36)
     job_id = fields.TextField()
     request_id = fields.TextField()
+    amount_nano_usd = fields.BigIntField()
+    expires_at = TimeField()
+    created_at = TimeField()
 
     class Meta:
         """Where it is."""
@@ -125,15 +148,31 @@ class BudgetReservation(Model):
 
 
 class Job(Model):
-    """A row of `jobs`, as far as it is of interest here."""
+    """A row of `jobs`."""
 
     id = fields.CharField(primary_key=True, max_length=36)
+    task = fields.TextField()
+    repo_owner = fields.TextField()
+    repo_name = fields.TextField()
+    branch_base = fields.TextField()
     status = fields.TextField()
+    budget_nano_usd = fields.BigIntField(null=True)
+    max_requests = fields.BigIntField(null=True)
+    max_minutes = fields.BigIntField(null=True)
+    model_cto = fields.TextField(null=True)
+    model_coder = fields.TextField(null=True)
     cost_nano_usd = fields.BigIntField()
     tokens_in = fields.BigIntField()
     tokens_out = fields.BigIntField()
     tokens_cached = fields.BigIntField()
     requests_made = fields.BigIntField()
+    started_at = TimeField(null=True)
+    finished_at = TimeField(null=True)
+    cancelled = fields.BooleanField()
+    last_action = fields.TextField(null=True)
+    pr_links = fields.JSONField[list[str]]()
+    agents_hash = fields.TextField(null=True)
+    created_at = TimeField()
     updated_at = TimeField()
 
     class Meta:
@@ -142,8 +181,40 @@ class Job(Model):
         table = "jobs"
 
 
+class Task(Model):
+    """A row of `tasks`."""
+
+    id = fields.CharField(primary_key=True, max_length=36)
+    title = fields.TextField()
+    description = fields.TextField(null=True)
+    task_type = fields.TextField()
+    status = fields.TextField()
+    config = fields.JSONField[dict[str, Any]]()
+    metadata = fields.JSONField[dict[str, Any]](null=True)
+    workspace_path = fields.TextField(null=True)
+    created_at = TimeField()
+    updated_at = TimeField()
+    started_at = TimeField(null=True)
+    completed_at = TimeField(null=True)
+    error = fields.TextField(null=True)
+    lease_owner = fields.TextField(null=True)
+    lease_token = fields.TextField(null=True)
+    leased_at = TimeField(null=True)
+    lease_expires_at = TimeField(null=True)
+    version = fields.IntField()
+
+    class Meta:
+        """Where it is."""
+
+        table = "tasks"
+
+
 class TortoiseOrm:
-    """Models; it has no UPDATE … RETURNING, so the changed row is made of what was read."""
+    """Models.
+
+    It has no UPDATE … RETURNING, so the changed row is made of what was read; and no expressions
+    in INSERT, so the end of the chain is read before, in the same transaction.
+    """
 
     async def open(self, path: Path) -> None:
         """Connect."""
@@ -177,11 +248,18 @@ class TortoiseOrm:
 
     async def append(self, session_id: str) -> Event:
         """Append."""
-        return await Event.create(**_event(session_id))
+        async with in_transaction() as connection:
+            return await self._append(connection, session_id)
 
     async def append_many(self, session_id: str, events: list[NewEvent]) -> None:
-        """Append many, which it does in one transaction."""
-        await Event.bulk_create([Event(**_event(session_id, *it)) for it in events])
+        """Append many; the chain covers positions, so that they are given out before."""
+        rows = [_event(session_id, *it) for it in events]
+        async with in_transaction() as connection:
+            [found] = await connection.execute_query_dict(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'events'"
+            )
+            chain(await _last(connection, session_id), found["seq"], rows)
+            await Event.bulk_create([Event(**row) for row in rows], using_db=connection)
 
     async def get(self, worktree_id: str) -> Worktree:
         """Get."""
@@ -226,14 +304,40 @@ class TortoiseOrm:
         """Run the five statements."""
         async with in_transaction() as connection:
             worktree = await Worktree.get(id=worktree_id, using_db=connection)
-            await Event.create(using_db=connection, **_event(session_id))
+            await self._append(connection, session_id)
             held = await self._reserve(worktree, connection)
-            await Event.create(using_db=connection, **_event(session_id))
+            await self._append(connection, session_id)
             await self._release(held, connection)
 
-    async def record_cost(self, job_id: str) -> Job:
-        """Record."""
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
         now, request_id = utc_now(), new_id()
+        async with in_transaction() as connection:
+            expired = BudgetReservation.filter(job_id=job_id, expires_at__lte=now)
+            await expired.using_db(connection).delete()
+            job = await Job.get(id=job_id, using_db=connection)
+            [[amount, count]] = await (
+                BudgetReservation.filter(job_id=job_id, expires_at__gt=now)
+                .exclude(request_id=request_id)
+                .annotate(amount=Coalesce(Sum("amount_nano_usd"), 0), number=Count("id"))
+                .using_db(connection)
+                .values_list("amount", "number")
+            )
+            check_budget(job, amount, count)
+            await BudgetReservation.create(
+                using_db=connection,
+                id=new_id(),
+                job_id=job_id,
+                request_id=request_id,
+                amount_nano_usd=AMOUNT_NANO_USD,
+                expires_at=now + TTL,
+                created_at=now,
+            )
+        return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> Job:
+        """Record."""
+        now, request_id = utc_now(), reserved or new_id()
         async with in_transaction() as connection:
             await CostEntry.create(
                 using_db=connection,
@@ -259,6 +363,66 @@ class TortoiseOrm:
                 )
             )
             return await Job.get(id=job_id, using_db=connection)
+
+    async def claim(self) -> Task:
+        """Claim: look and take in a transaction, for the update cannot look."""
+        now = utc_now()
+        async with in_transaction() as connection:
+            task = (
+                await Task.filter(lease_expires_at__lte=now)
+                .order_by("lease_expires_at")
+                .using_db(connection)
+                .first()
+            ) or (
+                await Task.annotate(is_pending=RawSQL("status = 'pending'"))
+                .filter(is_pending=1)
+                .order_by("created_at", "id")
+                .using_db(connection)
+                .first()
+            )
+            if task is None:
+                raise LookupError("none is pending")
+            values = {
+                "status": "running",
+                "started_at": now,
+                "lease_owner": OWNER,
+                "lease_token": new_token(),
+                "leased_at": now,
+                "lease_expires_at": now + TTL,
+                "version": task.version + 1,
+                "updated_at": now,
+            }
+            await Task.filter(id=task.id).using_db(connection).update(**values)
+            return task.update_from_dict(values)
+
+    async def complete(self, held: Task) -> Task:
+        """Complete."""
+        now = utc_now()
+        values = {
+            "status": "completed",
+            "completed_at": now,
+            "lease_owner": None,
+            "lease_token": None,
+            "leased_at": None,
+            "lease_expires_at": None,
+            "updated_at": now,
+        }
+        query = Task.filter(
+            id=held.id,
+            version=held.version,
+            lease_owner=held.lease_owner,
+            lease_token=held.lease_token,
+            lease_expires_at__gt=now,
+        )
+        if await query.update(**values) == 0:
+            raise LookupError("no row: the claim is lost")
+        return held.update_from_dict(values)
+
+    @staticmethod
+    async def _append(connection: BaseDBAsyncClient, session_id: str) -> Event:
+        row = _event(session_id)
+        row["hash"] = link(await _last(connection, session_id), row)
+        return await Event.create(using_db=connection, **row)
 
     @staticmethod
     async def _reserve(worktree: Worktree, connection: BaseDBAsyncClient | None) -> Worktree:
@@ -296,6 +460,12 @@ class TortoiseOrm:
             lease_expires_at__gt=now,
         )
         return await _changed(held, query, values, connection)
+
+
+async def _last(connection: BaseDBAsyncClient, session_id: str) -> str:
+    """Return what the next event of a session follows."""
+    query = AuditChain.filter(resource="events", resource_id=session_id).using_db(connection)
+    return await query.first().values_list("end", flat=True) or ""
 
 
 async def _changed(

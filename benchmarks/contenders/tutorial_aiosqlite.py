@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 from benchmarks.contenders import statements as sql
-from benchmarks.contenders.base import BUSY_TIMEOUT
+from benchmarks.contenders.base import BUSY_TIMEOUT, check_budget, new_id
+from metastore.audit import link_hash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ class TutorialAiosqlite:
     async def open(self, path: Path) -> None:
         """Connect. The driver begins a transaction with the first write."""
         self.connection = await aiosqlite.connect(path, timeout=BUSY_TIMEOUT)
+        await self.connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
         await self.connection.execute("PRAGMA synchronous = FULL")
         await self.connection.execute("PRAGMA foreign_keys = ON")
 
@@ -98,27 +100,34 @@ class TutorialAiosqlite:
             await self._append(session_id)
             await self._worktree(sql.RELEASE, sql.release_parameters(held))
 
-    async def record_cost(self, job_id: str) -> dict[str, Any]:
+    async def reserve_budget(self, job_id: str) -> str:
+        """Reserve."""
+        forget, get, promised, promise = sql.promise_parameters(job_id)
+        async with self._writing():
+            await self.connection.execute(sql.FORGET, forget)
+            job = sql.job(await self._row(sql.GET_JOB, get))
+            check_budget(job, *await self._row(sql.PROMISED, promised))
+            await self.connection.execute(sql.PROMISE, promise)
+        request_id: str = promise[2]
+        return request_id
+
+    async def record_cost(self, job_id: str, reserved: str | None = None) -> dict[str, Any]:
         """Record."""
-        entry, settled, charged = sql.record_parameters(job_id)
+        entry, settled, charged = sql.record_parameters(job_id, reserved or new_id())
         async with self._writing():
             await self.connection.execute(sql.RECORD, entry)
             await self.connection.execute(sql.SETTLE, settled)
-            async with self.connection.execute(sql.CHARGE, charged) as cursor:
-                row = await cursor.fetchone()
-        if row is None:
-            raise LookupError("there is no such job")
-        return sql.job(row)
+            return sql.job(await self._row(sql.CHARGE, charged))
 
     async def claim(self) -> dict[str, Any]:
         """Claim."""
         async with self._writing():
             return sql.task(await self._row(sql.CLAIM, sql.claim_parameters()))
 
-    async def give_back(self, held: dict[str, Any]) -> dict[str, Any]:
-        """Give back."""
+    async def complete(self, held: dict[str, Any]) -> dict[str, Any]:
+        """Complete."""
         async with self._writing():
-            return sql.task(await self._row(sql.GIVE_BACK, sql.release_parameters(held)))
+            return sql.task(await self._row(sql.COMPLETE, sql.complete_parameters(held)))
 
     async def _append(self, session_id: str) -> dict[str, Any]:
         parameters = sql.event_parameters(session_id)
