@@ -129,6 +129,17 @@ BEGIN
     WHERE resource = 'tasks' AND number < old.version;
 END;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS tasks_updated_at_given
+AFTER UPDATE OF updated_at ON tasks FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE tasks
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS tasks_updated_at
 AFTER UPDATE ON tasks FOR EACH ROW
@@ -136,7 +147,7 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE tasks
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;
 
 CREATE TABLE IF NOT EXISTS task_turns (
