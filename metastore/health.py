@@ -67,6 +67,7 @@ class Health(msgspec.Struct, frozen=True):
         free_disk_bytes: what is free on its disk.
         worktree_leases: how many worktrees are leased.
         project_locks: how many projects are locked.
+        task_claims: how many tasks are claimed.
         software: the database's software and its release.
         known_faults: what is wrong with that release.
         synchronous: when the operating system is asked to write to the disk.
@@ -87,6 +88,7 @@ class Health(msgspec.Struct, frozen=True):
     free_disk_bytes: int | None
     worktree_leases: LeaseCount | None
     project_locks: LeaseCount | None
+    task_claims: LeaseCount | None
     software: str | None
     known_faults: list[KnownFault]
     journal_mode: str | None
@@ -122,12 +124,13 @@ async def examine(
 
     facts = await backend.inspect(check=check, integrity=integrity)
     head = migrations.head(url.dialect)
-    leases = locks = count_error = None
+    leases = locks = claims = count_error = None
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
             leases = LeaseCount(*await repositories.worktrees.count_leases())
             locks = LeaseCount(*await repositories.project_locks.count())
+            claims = LeaseCount(*await repositories.tasks.count_claims())
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
         except MetastoreError as error:
@@ -144,6 +147,7 @@ async def examine(
         free_disk_bytes=facts.free_disk_bytes,
         worktree_leases=leases,
         project_locks=locks,
+        task_claims=claims,
         software=facts.software,
         known_faults=facts.known_faults,
         journal_mode=facts.journal_mode,
@@ -151,7 +155,7 @@ async def examine(
         file_modes={path: f"{mode:04o}" for path, mode in facts.file_modes.items()},
         damage=facts.damage,
         problems=[*_problems(facts, count_error), *map(_cost_problem, discrepancies)],
-        notes=list(_notes(facts, leases, locks)),
+        notes=list(_notes(facts, worktree=leases, project=locks, task=claims)),
     )
 
 
@@ -191,6 +195,7 @@ def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
         free_disk_bytes=None,
         worktree_leases=None,
         project_locks=None,
+        task_claims=None,
         software=None,
         known_faults=[],
         journal_mode=None,
@@ -274,8 +279,8 @@ def _advice(error: MetastoreError) -> str:
     return ""
 
 
-def _notes(facts: Facts, leases: LeaseCount | None, locks: LeaseCount | None) -> Iterator[str]:
-    for count, what in ((leases, "worktree"), (locks, "project")):
+def _notes(facts: Facts, **counts: LeaseCount | None) -> Iterator[str]:
+    for what, count in counts.items():
         if count is not None and count.expired:
             yield (
                 f"{count.expired} of the leased {what}s: the lease ran out and was not released, "

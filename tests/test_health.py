@@ -67,6 +67,7 @@ async def test_health__of_a_new_database(file_store: MetadataStore, store_url: s
     assert (report.reachable, report.writable) == (True, True)
     assert report.schema_revision == report.schema_head == HEAD
     assert report.worktree_leases == report.project_locks == health.LeaseCount(0, 0)
+    assert report.task_claims == health.LeaseCount(0, 0)
     assert report.software == f"SQLite {sqlite3.sqlite_version}"
     assert (report.journal_mode, report.synchronous) == ("wal", "full")
     assert report.damage == []
@@ -151,21 +152,28 @@ async def test_leases__are_counted_and_expired_ones_noted(
     await factories.worktree()
     leases = [await factories.lease() for _ in range(3)]
     locks = [await factories.lock() for _ in range(4)]
+    claims = [await factories.claim() for _ in range(5)]
     await expire(store, leases[0])
+    for claim in claims[:3]:
+        await expire(store, claim)
     for lock in locks[:2]:
         await expire(store, lock)
     report = await store.health()
     assert report.worktree_leases == health.LeaseCount(2, 1)
     assert report.project_locks == health.LeaseCount(2, 2)
+    assert report.task_claims == health.LeaseCount(2, 3)
     assert report.healthy
     notes = [note for note in report.notes if "ran out" in note]
     assert [note.partition(":")[0] for note in notes] == [
         "1 of the leased worktrees",
         "2 of the leased projects",
+        "3 of the leased tasks",
     ]
     # One that no honest clock has written counts as expired.
     clock.advance(-timedelta(days=30))
-    assert (await store.health()).worktree_leases == health.LeaseCount(0, 3)
+    report = await store.health()
+    assert report.worktree_leases == health.LeaseCount(0, 3)
+    assert report.task_claims == health.LeaseCount(0, 5)
 
 
 # Problems

@@ -84,6 +84,7 @@ def _print_health(report: Health) -> None:
         ("free disk", _size(report.free_disk_bytes)),
         ("worktrees", _leases(report.worktree_leases, "leased")),
         ("projects", _leases(report.project_locks, "locked")),
+        ("tasks", _leases(report.task_claims, "claimed")),
         ("software", report.software or "unknown"),
         ("journal", report.journal_mode or "unknown"),
         ("synchronous", report.synchronous or "unknown"),

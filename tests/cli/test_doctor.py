@@ -107,12 +107,14 @@ def test_doctor__counts_leases_and_notes_expired_ones(run: Run, fill: Fill) -> N
         await factories.lease(ttl=timedelta(milliseconds=1))
         await factories.lease(ttl=timedelta(hours=1))
         await factories.lock(ttl=timedelta(hours=1))
+        await factories.claim(ttl=timedelta(hours=1))
 
     fill(lease)
     result = run()
     assert result.exit_code == 0
     assert facts(result.output)["worktrees"] == "1 leased, 1 expired"
     assert facts(result.output)["projects"] == "1 locked, 0 expired"
+    assert facts(result.output)["tasks"] == "1 claimed, 0 expired"
     assert any(
         line.startswith("1 of the leased worktrees") for line in section(result.output, "Notes")
     )
