@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import database_option, json_option, print_json
+from metastore.cli import database_option, json_option, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -115,7 +115,7 @@ def _print_explanation(explanation: Explanation) -> None:
 def _print_facts(*facts: tuple[str, str]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:<{width}}  {_printable(value)}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
 
 
 def _print_list(title: str, lines: Iterable[str] | None) -> None:
@@ -123,7 +123,7 @@ def _print_list(title: str, lines: Iterable[str] | None) -> None:
         return
     click.echo(f"\n{title}:")
     for line in lines:
-        click.echo(f"- {_printable(line)}")
+        click.echo(f"- {printable(line)}")
 
 
 def _yes(answer: bool) -> str:
@@ -167,11 +167,3 @@ def _span(span: timedelta) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: names and paths are chosen by users."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )

@@ -198,6 +198,9 @@ async def test_command__tells_and_ends_with_a_code(
     assert event.id in found.stdout
     document = json.loads((await asyncio.to_thread(run, "verify", "--json")).stdout)
     assert document["findings"][0]["row_id"] == event.id
+    shell.execute("UPDATE events SET id = ?", (f"\x1b[2J{event.id[4:]}",))
+    found = await asyncio.to_thread(run, "verify")
+    assert rf"at \x1b[2J{event.id[4:]}" in found.stdout
     unknown = await asyncio.to_thread(run, "verify", "--checkpoint", "0" * 64)
     assert (unknown.exit_code, len(unknown.stderr.splitlines())) == (1, 1)
 
