@@ -125,17 +125,20 @@ class MetadataStore(RepositorySet):
             case TaskLease():
                 return self.tasks.guard(lease)
 
-    async def health(self, *, integrity: bool = False) -> Health:
+    async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.
 
         What is wrong is in the report, and nothing is raised for it. It takes milliseconds, and
         a few seconds at most where the database does not answer. `integrity` also reads the whole
-        database, beside the store's own reads, to look for damage.
+        database, beside the store's own reads, to look for damage, and `audit` all events and tool
+        executions, to look for tampering.
 
         Raises:
             TransactionActive: this task has a transaction open.
         """
-        return await health.examine(self._backend, self._url, self, integrity=integrity)
+        return await health.examine(
+            self._backend, self._url, self, integrity=integrity, audit=audit
+        )
 
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
