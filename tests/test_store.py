@@ -128,7 +128,7 @@ async def test_open__everything_it_creates_is_private(url: str, tmp_path: Path) 
     assert modes == {
         "metadata.db": 0o600, "metadata.db-wal": 0o600, "metadata.db-shm": 0o600
     }  # fmt: skip
-    assert stat.S_IMODE(deep.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(it.stat().st_mode) for it in (deep, deep.parent)] == [0o700, 0o700]
 
 
 # --- in memory ---------------------------------------------------------------------------------

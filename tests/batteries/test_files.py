@@ -251,7 +251,7 @@ async def test_modes__everything_is_private(tmp_path: Path) -> None:
     assert {name: oct(mode) for name, mode in seen.items() if name not in folders} == {
         name: oct(0o600) for name in seen if name not in folders
     }
-    assert seen["on the way"] == 0o700
+    assert seen["on the way"] == seen["made"] == 0o700
 
 
 async def test_modes__in_memory_is_as_private(store: MetadataStore) -> None:
