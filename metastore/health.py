@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from metastore import migrations
+from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends import sqlite_file
 from metastore.backends.base import KnownFault  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends.sqlite import SqliteBackend
@@ -67,11 +68,13 @@ class Health(msgspec.Struct, frozen=True):
         free_disk_bytes: what is free on its disk.
         worktree_leases: how many worktrees are leased.
         project_locks: how many projects are locked.
+        task_claims: how many tasks are claimed.
         software: the database's software and its release.
         known_faults: what is wrong with that release.
         synchronous: when the operating system is asked to write to the disk.
         file_modes: the permission bits of the database's files, by path, as in `0600`.
         damage: what is broken in the database; None if it was not searched.
+        tampering: what was changed in history behind the store's back; None if it was not searched.
         problems: what is wrong, and what to do about it; a sentence or two each.
         notes: what is worth to know, and nothing to worry about.
     """
@@ -87,12 +90,14 @@ class Health(msgspec.Struct, frozen=True):
     free_disk_bytes: int | None
     worktree_leases: LeaseCount | None
     project_locks: LeaseCount | None
+    task_claims: LeaseCount | None
     software: str | None
     known_faults: list[KnownFault]
     journal_mode: str | None
     synchronous: str | None
     file_modes: dict[str, str]
     damage: list[str] | None
+    tampering: list[Finding] | None
     problems: list[str]
     notes: list[str]
 
@@ -103,15 +108,21 @@ class Health(msgspec.Struct, frozen=True):
 
 
 async def examine(
-    backend: Backend, url: DatabaseUrl, repositories: RepositorySet, *, integrity: bool = False
+    backend: Backend,
+    url: DatabaseUrl,
+    repositories: RepositorySet,
+    *,
+    integrity: bool = False,
+    audit: bool = False,
 ) -> Health:
     """Return how an open database is.
 
     Args:
         backend: The database.
         url: Its URL.
-        repositories: What counts its leases.
+        repositories: What counts its leases and checks its history.
         integrity: Whether to read all of it in search of damage, and to add the costs up.
+        audit: Whether to read all of its history in search of tampering.
 
     Raises:
         TransactionActive: this task has a transaction open.
@@ -122,16 +133,22 @@ async def examine(
 
     facts = await backend.inspect(check=check, integrity=integrity)
     head = migrations.head(url.dialect)
-    leases = locks = count_error = None
+    leases = locks = claims = count_error = tampering = audit_error = None
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
             leases = LeaseCount(*await repositories.worktrees.count_leases())
             locks = LeaseCount(*await repositories.project_locks.count())
+            claims = LeaseCount(*await repositories.tasks.count_claims())
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
         except MetastoreError as error:
             count_error = error
+        if audit:
+            try:
+                tampering = (await repositories.audit_chains.verify()).findings
+            except MetastoreError as error:
+                audit_error = error
     return Health(
         url=str(url),
         checked_at=datetime.now(UTC),
@@ -144,18 +161,24 @@ async def examine(
         free_disk_bytes=facts.free_disk_bytes,
         worktree_leases=leases,
         project_locks=locks,
+        task_claims=claims,
         software=facts.software,
         known_faults=facts.known_faults,
         journal_mode=facts.journal_mode,
         synchronous=facts.synchronous,
         file_modes={path: f"{mode:04o}" for path, mode in facts.file_modes.items()},
         damage=facts.damage,
-        problems=[*_problems(facts, count_error), *map(_cost_problem, discrepancies)],
-        notes=list(_notes(facts, leases, locks)),
+        tampering=tampering,
+        problems=[
+            *_problems(facts, count_error),
+            *map(_cost_problem, discrepancies),
+            *_audit_problems(tampering, audit_error),
+        ],
+        notes=list(_notes(facts, worktree=leases, project=locks, task=claims)),
     )
 
 
-async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
+async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = False) -> Health:
     """Return how the database at `url` is, also where a store cannot be opened on it.
 
     Raises:
@@ -170,7 +193,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False) -> Health:
         return _unreachable(url, url.path, error)
     try:
         repositories = RepositorySet(Scope(backend, lambda: datetime.now(UTC), backend))
-        return await examine(backend, url, repositories, integrity=integrity)
+        return await examine(backend, url, repositories, integrity=integrity, audit=audit)
     finally:
         await backend.close()
 
@@ -191,12 +214,14 @@ def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
         free_disk_bytes=None,
         worktree_leases=None,
         project_locks=None,
+        task_claims=None,
         software=None,
         known_faults=[],
         journal_mode=None,
         synchronous=None,
         file_modes={},
         damage=None,
+        tampering=None,
         problems=[f"The database cannot be opened: {error}. {_advice(error)}".rstrip()],
         notes=[],
     )
@@ -261,6 +286,18 @@ def _cost_problem(found: CostDiscrepancy) -> str:
     )
 
 
+def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | None) -> Iterator[str]:
+    if error is not None:
+        yield f"History cannot be checked: {error}. {_advice(error)}".rstrip()
+    if tampering:
+        chains = len(tampering)
+        yield (
+            f"History was changed behind the store's back, in {chains} chain{'s' * (chains > 1)} "
+            f"(the first: {tampering[0]}). Keep the file as it is, find out who can write to it, "
+            "and compare with a backup."
+        )
+
+
 def _advice(error: MetastoreError) -> str:
     match error:
         case StoreBusy():
@@ -274,8 +311,8 @@ def _advice(error: MetastoreError) -> str:
     return ""
 
 
-def _notes(facts: Facts, leases: LeaseCount | None, locks: LeaseCount | None) -> Iterator[str]:
-    for count, what in ((leases, "worktree"), (locks, "project")):
+def _notes(facts: Facts, **counts: LeaseCount | None) -> Iterator[str]:
+    for what, count in counts.items():
         if count is not None and count.expired:
             yield (
                 f"{count.expired} of the leased {what}s: the lease ran out and was not released, "

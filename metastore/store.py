@@ -6,16 +6,14 @@ import asyncio
 import contextlib
 import errno
 import os
-import shutil
-import tempfile
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from metastore import health, migrations, urls
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite_memory import MemoryFolder, sweep
 from metastore.leases import background_work
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
@@ -25,6 +23,7 @@ from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
+    from pathlib import Path
     from types import TracebackType
 
     from metastore.backends.base import Backend, Guard
@@ -125,17 +124,20 @@ class MetadataStore(RepositorySet):
             case TaskLease():
                 return self.tasks.guard(lease)
 
-    async def health(self, *, integrity: bool = False) -> Health:
+    async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.
 
         What is wrong is in the report, and nothing is raised for it. It takes milliseconds, and
         a few seconds at most where the database does not answer. `integrity` also reads the whole
-        database, beside the store's own reads, to look for damage.
+        database, beside the store's own reads, to look for damage, and `audit` all events and tool
+        executions, to look for tampering.
 
         Raises:
             TransactionActive: this task has a transaction open.
         """
-        return await health.examine(self._backend, self._url, self, integrity=integrity)
+        return await health.examine(
+            self._backend, self._url, self, integrity=integrity, audit=audit
+        )
 
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
@@ -205,17 +207,15 @@ class _Opening:
     async def _open_in_memory(self) -> MetadataStore:
         # A file in memory-backed storage behaves in everything like the file of production:
         # a reader beside the writer, snapshots, WAL. SQLite's own memory databases do not.
-        directory = Path(tempfile.mkdtemp(prefix="metastore-", dir=_memory()))
+        folder = MemoryFolder()
         try:
-            path = directory / "metadata.db"
-            await asyncio.to_thread(write_template, path)
+            path = folder.path / "metadata.db"
+            await asyncio.to_thread(_prepare_in_memory, path)
             return await self._connect(
-                urls.resolve(f"sqlite:///{path}"),
-                path,
-                on_close=lambda: shutil.rmtree(directory, ignore_errors=True),
+                urls.resolve(f"sqlite:///{path}"), path, on_close=folder.remove
             )
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            folder.remove()
             raise
 
     async def _connect(
@@ -236,9 +236,9 @@ def _refuse_missing(url: urls.DatabaseUrl, path: Path) -> None:
         migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 
 
-def _memory() -> str | None:
-    shared_memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it
-    return str(shared_memory) if shared_memory.is_dir() else None
+def _prepare_in_memory(path: Path) -> None:
+    sweep()
+    write_template(path)
 
 
 def write_template(path: Path) -> None:
@@ -258,7 +258,7 @@ def write_template(path: Path) -> None:
 @cache
 def _template() -> bytes:
     """Return a migrated, empty database: made once for each process."""
-    with tempfile.TemporaryDirectory(prefix="metastore-", dir=_memory()) as directory:
-        path = Path(directory) / "template.db"
+    with MemoryFolder() as folder:
+        path = folder.path / "template.db"
         migrations.upgrade(urls.resolve(f"sqlite:///{path}"))
         return path.read_bytes()

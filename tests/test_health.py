@@ -46,8 +46,8 @@ def outside(path: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-async def diagnose(url: str, *, integrity: bool = False) -> Health:
-    return await health.diagnose(urls.resolve(url), integrity=integrity)
+async def diagnose(url: str, **searches: bool) -> Health:
+    return await health.diagnose(urls.resolve(url), **searches)
 
 
 def the_problem(report: Health) -> str:
@@ -60,13 +60,15 @@ def the_problem(report: Health) -> str:
 
 
 async def test_health__of_a_new_database(file_store: MetadataStore, store_url: str) -> None:
-    report = await file_store.health(integrity=True)
+    report = await file_store.health(integrity=True, audit=True)
     assert report.healthy
     assert report.problems == []
+    assert report.tampering == []
     assert report.url == store_url
     assert (report.reachable, report.writable) == (True, True)
     assert report.schema_revision == report.schema_head == HEAD
     assert report.worktree_leases == report.project_locks == health.LeaseCount(0, 0)
+    assert report.task_claims == health.LeaseCount(0, 0)
     assert report.software == f"SQLite {sqlite3.sqlite_version}"
     assert (report.journal_mode, report.synchronous) == ("wal", "full")
     assert report.damage == []
@@ -151,21 +153,28 @@ async def test_leases__are_counted_and_expired_ones_noted(
     await factories.worktree()
     leases = [await factories.lease() for _ in range(3)]
     locks = [await factories.lock() for _ in range(4)]
+    claims = [await factories.claim() for _ in range(5)]
     await expire(store, leases[0])
+    for claim in claims[:3]:
+        await expire(store, claim)
     for lock in locks[:2]:
         await expire(store, lock)
     report = await store.health()
     assert report.worktree_leases == health.LeaseCount(2, 1)
     assert report.project_locks == health.LeaseCount(2, 2)
+    assert report.task_claims == health.LeaseCount(2, 3)
     assert report.healthy
     notes = [note for note in report.notes if "ran out" in note]
     assert [note.partition(":")[0] for note in notes] == [
         "1 of the leased worktrees",
         "2 of the leased projects",
+        "3 of the leased tasks",
     ]
     # One that no honest clock has written counts as expired.
     clock.advance(-timedelta(days=30))
-    assert (await store.health()).worktree_leases == health.LeaseCount(0, 3)
+    report = await store.health()
+    assert report.worktree_leases == health.LeaseCount(0, 3)
+    assert report.task_claims == health.LeaseCount(0, 5)
 
 
 # Problems
@@ -248,6 +257,22 @@ async def test_integrity__finds_a_damaged_page(store_url: str, path: Path, tree:
     assert report.damage
     assert report.damage[0] in the_problem(report)
     assert "restore a backup" in the_problem(report)
+
+
+async def test_audit__of_a_damaged_history(store_url: str, path: Path) -> None:
+    async with MetadataStore.open(store_url) as store:
+        await Factories(store).event()
+    with closing(sqlite3.connect(path)) as connection:
+        [page_size] = connection.execute("PRAGMA page_size").fetchone()
+        [page] = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'events'"
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_size)
+        file.write(os.urandom(page_size))
+    report = await diagnose(store_url, audit=True)
+    assert report.tampering is None
+    assert "History cannot be checked" in "\n".join(report.problems)
 
 
 async def test_integrity__finds_rows_without_their_parent(

@@ -790,7 +790,14 @@ class TestViews:
         far = LEASE | {"lease_expires_at": "9999-12-31T23:59:59.999Z"}
         worktree = db.insert("worktrees", version=3, **far)
         lock = db.rows["project_locks"]
-        [leased, locked] = db("SELECT * FROM active_leases ORDER BY expired")
+        task = "00000000-0000-7000-8000-000000000009"
+        db(
+            "INSERT INTO tasks (id, title, task_type, status, lease_owner, lease_token,"
+            " leased_at, lease_expires_at, version)"
+            " VALUES (?, 'build', 'tool', 'running', 'worker', 'token', ?, ?, 2)",
+            *(task, STARTED, ENDED),
+        )
+        [leased, claim, locked] = db("SELECT * FROM active_leases ORDER BY resource DESC")
         assert leased == (
             *("worktrees", worktree["id"], worktree["path"], "runner", 3),
             *(STARTED, far["lease_expires_at"], 0),
@@ -799,6 +806,7 @@ class TestViews:
             *("project_locks", lock["id"], "/projects/1", lock["session_id"], 1),
             *(STARTED, ENDED, 1),
         )
+        assert claim == ("tasks", task, "build", "worker", 2, STARTED, ENDED, 1)
 
     def test_session_overview(self, db: Database) -> None:
         session = {"session_id": db.rows["sessions"]["id"]}

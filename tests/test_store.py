@@ -23,6 +23,7 @@ from metastore import (
     migrations,
     urls,
 )
+from metastore.backends import sqlite_memory
 from metastore.codec import new_id
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ async def test_open__everything_it_creates_is_private(url: str, tmp_path: Path) 
     assert modes == {
         "metadata.db": 0o600, "metadata.db-wal": 0o600, "metadata.db-shm": 0o600
     }  # fmt: skip
-    assert stat.S_IMODE(deep.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(it.stat().st_mode) for it in (deep, deep.parent)] == [0o700, 0o700]
 
 
 # --- in memory ---------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ async def test_open__everything_it_creates_is_private(url: str, tmp_path: Path) 
 async def test_memory__each_store_is_alone_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("metastore.store._memory", lambda: str(tmp_path))
+    monkeypatch.setattr(sqlite_memory, "place", lambda: tmp_path)
     async with MetadataStore.open("sqlite://") as one, MetadataStore.open("sqlite://") as two:
         await one.repositories.create(name="a", remote_url="")
         assert await two.repositories.find_by_name("a") is None

@@ -69,9 +69,10 @@ def exists(path: Path) -> bool:
 
 
 def create(path: Path) -> bool:
-    """Create an empty database file with mode 0600, and its folder, unless they exist.
+    """Create an empty database file with mode 0600 unless it exists.
 
-    SQLite gives the `-wal` and `-shm` files the mode of the database file.
+    Folders that are missing on the way are made for this user only, 0700. SQLite gives the
+    `-wal` and `-shm` files the mode of the database file.
 
     Returns:
         Whether the file was created.
@@ -80,7 +81,7 @@ def create(path: Path) -> bool:
         StoreReadOnly: the folder takes no new file.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(path.parent)
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         return False
@@ -88,6 +89,20 @@ def create(path: Path) -> bool:
         raise StoreReadOnly(f"cannot create {path}: {error.strerror}") from error
     os.close(descriptor)
     return True
+
+
+def _make_folder(folder: Path) -> None:
+    # Path.mkdir gives the mode to the last folder only. That one is tried first, so that a path
+    # that cannot be leaves nothing behind.
+    missing = []
+    for it in (folder, *folder.parents):
+        try:
+            it.mkdir(mode=0o700, exist_ok=True)
+            break
+        except FileNotFoundError:
+            missing.append(it)
+    for it in reversed(missing):
+        it.mkdir(mode=0o700, exist_ok=True)
 
 
 def connect(

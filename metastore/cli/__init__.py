@@ -28,6 +28,7 @@ __all__ = [
     "main",
     "print_json",
     "print_table",
+    "printable",
 ]
 
 _F = TypeVar("_F", bound="Callable[..., Any]")
@@ -148,3 +149,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         click.echo(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def printable(text: str) -> str:
+    """Return `text` without what a terminal would obey: names and paths are chosen by users."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from metastore.cli import confirm, database_option, json_option, print_json, print_table
+from metastore.cli import confirm, database_option, json_option, print_json, print_table, printable
 from metastore.cli._options import DURATION
 
 if TYPE_CHECKING:
@@ -104,11 +104,11 @@ def list_tokens(user: str | None, url: DatabaseUrl, as_json: bool) -> None:
         [
             (
                 token.id,
-                _printable(token.user_name),
-                _printable(token.name),
-                _printable(token.token_prefix),
+                printable(token.user_name),
+                printable(token.name),
+                printable(token.token_prefix),
                 token.status(now).value,
-                _printable(" ".join(token.scopes)) or "-",
+                printable(" ".join(token.scopes)) or "-",
                 _shown(token.created_at),
                 _shown(token.expires_at),
                 _shown(token.last_used_at),
@@ -151,8 +151,8 @@ def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> N
     token = _with_store(url, lambda store: store.auth_tokens.get(token_id))
     if token.revoked_at is None:
         confirm(
-            f"Revoke {token.token_prefix}... ({_printable(token.name)}) of "
-            f"{_printable(token.user_name)}? It stops working at once.",
+            f"Revoke {token.token_prefix}... ({printable(token.name)}) of "
+            f"{printable(token.user_name)}? It stops working at once.",
             yes=yes,
         )
         token = _with_store(url, lambda store: store.auth_tokens.revoke(token_id))
@@ -204,7 +204,7 @@ def _print_issued(issued: IssuedToken, as_json: bool, *, replaced: AuthToken | N
     else:
         click.echo(issued.token)
     click.echo(
-        f"Token {record.id} of {_printable(record.user_name)}, scopes: "
+        f"Token {record.id} of {printable(record.user_name)}, scopes: "
         f"{' '.join(record.scopes) or 'none'}, expires: {_shown(record.expires_at)}. "
         "Keep it: it is not shown again, and only its hash is stored.",
         err=True,
@@ -225,11 +225,3 @@ def _shown(moment: datetime | None) -> str:
     from metastore.codec import timestamp
 
     return "never" if moment is None else timestamp(moment)
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: names are chosen by users."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )

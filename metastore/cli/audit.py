@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from metastore.cli import database_option, json_option, print_json
+from metastore.cli import database_option, json_option, print_json, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ def verify(checkpoint: str | None, url: DatabaseUrl, as_json: bool) -> None:
         print_json(report)
     else:
         for finding in report.findings:
-            click.echo(finding)
+            click.echo(printable(str(finding)))
     click.echo(
         f"{report.rows} rows in {report.chains} chains, {len(report.findings)} faults.", err=True
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, print_table
+from metastore.cli import database_option, json_option, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -97,11 +97,11 @@ def list_(url: DatabaseUrl, as_json: bool) -> None:
         ("KEY", "TYPE", "VALUE", "VERSION", "DESCRIPTION"),
         [
             (
-                _printable(row.key),
+                printable(row.key),
                 row.value_type.value,
-                _printable(row.value),
+                printable(row.value),
                 str(row.version),
-                _printable(row.description or ""),
+                printable(row.description or ""),
             )
             for row in rows
         ],
@@ -173,7 +173,7 @@ def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
 def _read_value(key: str, *, hidden: bool) -> str:
     if sys.stdin.isatty():
         text: str = click.prompt(
-            f"Value of {_printable(key)}",
+            f"Value of {printable(key)}",
             hide_input=hidden,
             confirmation_prompt=hidden,
             err=True,
@@ -219,11 +219,3 @@ async def _all_settings(store: MetadataStore) -> list[Configuration]:
         after = page.next
         if after is None:
             return rows
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what a terminal would obey."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )

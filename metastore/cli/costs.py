@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, print_table
+from metastore.cli import database_option, json_option, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,7 +102,7 @@ def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
     highest = max(group.totals.cost_nano_usd for group in groups)
     rows = [
         (
-            *(_printable(_name(group, column)) for column in columns),
+            *(printable(_name(group, column)) for column in columns),
             f"{group.totals.requests:,}",
             f"{group.totals.tokens_in:,}",
             f"{group.totals.tokens_cached:,}",
@@ -140,11 +140,6 @@ def _writes(text: str) -> bool:
 
 def _name(group: CostSummary, column: str) -> str:
     return str(getattr(group, "job_id" if column == "job" else column))
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _as_json(group: CostSummary, columns: Sequence[str]) -> dict[str, str | int]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import database_option, json_option, print_json
+from metastore.cli import database_option, json_option, print_json, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from metastore.explain import Explanation
     from metastore.health import Health, LeaseCount
@@ -21,6 +21,7 @@ __all__ = ["doctor"]
 
 @click.command()
 @click.option("--integrity", is_flag=True, help="Read the whole database in search of damage.")
+@click.option("--audit", is_flag=True, help="Read all history in search of tampering.")
 @click.option(
     "--explain",
     "key",
@@ -31,7 +32,12 @@ __all__ = ["doctor"]
 @json_option
 @click.pass_context
 def doctor(
-    ctx: click.Context, integrity: bool, key: str | None, url: DatabaseUrl, as_json: bool
+    ctx: click.Context,
+    integrity: bool,
+    audit: bool,
+    key: str | None,
+    url: DatabaseUrl,
+    as_json: bool,
 ) -> None:
     """Report how the database is, and what to do about what is wrong.
 
@@ -43,8 +49,10 @@ def doctor(
     import asyncio
 
     if key is not None:
-        if integrity:
-            raise click.UsageError("--explain looks at one id, --integrity at everything.")
+        if integrity or audit:
+            raise click.UsageError(
+                "--explain looks at one id, --integrity and --audit at everything."
+            )
         explanation = asyncio.run(_explain(url, key))
         if as_json:
             print_json(explanation)
@@ -53,7 +61,7 @@ def doctor(
         return
     from metastore import health
 
-    report = asyncio.run(health.diagnose(url, integrity=integrity))
+    report = asyncio.run(health.diagnose(url, integrity=integrity, audit=audit))
     if as_json:
         import msgspec
 
@@ -84,13 +92,16 @@ def _print_health(report: Health) -> None:
         ("free disk", _size(report.free_disk_bytes)),
         ("worktrees", _leases(report.worktree_leases, "leased")),
         ("projects", _leases(report.project_locks, "locked")),
+        ("tasks", _leases(report.task_claims, "claimed")),
         ("software", report.software or "unknown"),
         ("journal", report.journal_mode or "unknown"),
         ("synchronous", report.synchronous or "unknown"),
-        ("integrity", _damage(report.damage)),
+        ("integrity", _findings(report.damage, "--integrity")),
+        ("history", _findings(report.tampering, "--audit")),
         *(("mode", f"{mode} {path}") for path, mode in report.file_modes.items()),
     )
     _print_list("Damage", report.damage)
+    _print_list("Tampering", map(str, report.tampering or ()))
     _print_list("Problems", report.problems)
     _print_list("Notes", report.notes)
     click.echo()
@@ -114,15 +125,16 @@ def _print_explanation(explanation: Explanation) -> None:
 def _print_facts(*facts: tuple[str, str]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:<{width}}  {_printable(value)}")
+        click.echo(f"{name:<{width}}  {printable(value)}")
 
 
 def _print_list(title: str, lines: Iterable[str] | None) -> None:
-    if not lines:
+    listed = list(lines or ())
+    if not listed:
         return
     click.echo(f"\n{title}:")
-    for line in lines:
-        click.echo(f"- {_printable(line)}")
+    for line in listed:
+        click.echo(f"- {printable(line)}")
 
 
 def _yes(answer: bool) -> str:
@@ -144,10 +156,10 @@ def _leases(count: LeaseCount | None, what: str) -> str:
     return "unknown" if count is None else f"{count.live} {what}, {count.expired} expired"
 
 
-def _damage(damage: list[str] | None) -> str:
-    if damage is None:
-        return "not checked, see --integrity"
-    return f"{len(damage)} findings" if damage else "ok"
+def _findings(findings: Sequence[object] | None, flag: str) -> str:
+    if findings is None:
+        return f"not checked, see {flag}"
+    return f"{len(findings)} findings" if findings else "ok"
 
 
 def _moment(moment: datetime | None) -> str:
@@ -166,11 +178,3 @@ def _span(span: timedelta) -> str:
         if seconds >= 2 * length:
             return f"{seconds // length} {unit}"
     return f"{seconds} s"
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: names and paths are chosen by users."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
-        for character in text
-    )

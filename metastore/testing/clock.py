@@ -16,9 +16,7 @@ TICK = timedelta(milliseconds=1)
 class Clock:
     """A clock that stands still but for a tick with each reading.
 
-    By default it ticks a millisecond, so that no two operations share one. In the tables that
-    matters: a row whose `updated_at` did not move looks like one that was changed by hand, and
-    a trigger stamps it with the machine's time.
+    By default it ticks a millisecond, so that no two operations share one.
 
     Attributes:
         now: the time that it told last; set it to whatever the test needs.

@@ -23,6 +23,17 @@ CREATE TABLE IF NOT EXISTS repositories (
     CONSTRAINT repositories_updated_at_check CHECK (updated_at GLOB '????-??-??T??:??:??.???Z')
 ) STRICT;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS repositories_updated_at_given
+AFTER UPDATE OF updated_at ON repositories FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE repositories
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS repositories_updated_at
 AFTER UPDATE ON repositories FOR EACH ROW
@@ -30,5 +41,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE repositories
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

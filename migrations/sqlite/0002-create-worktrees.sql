@@ -121,6 +121,17 @@ BEGIN
     WHERE resource = 'worktrees' AND number < old.version;
 END;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS worktrees_updated_at_given
+AFTER UPDATE OF updated_at ON worktrees FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE worktrees
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS worktrees_updated_at
 AFTER UPDATE ON worktrees FOR EACH ROW
@@ -128,5 +139,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE worktrees
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

@@ -30,6 +30,17 @@ CREATE TABLE IF NOT EXISTS projects (
 CREATE UNIQUE INDEX IF NOT EXISTS ix_projects_path
 ON projects (path);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS projects_updated_at_given
+AFTER UPDATE OF updated_at ON projects FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE projects
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS projects_updated_at
 AFTER UPDATE ON projects FOR EACH ROW
@@ -37,5 +48,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE projects
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

@@ -96,6 +96,17 @@ CREATE INDEX IF NOT EXISTS ix_sessions_auth_token_id
 ON sessions (auth_token_id)
 WHERE auth_token_id IS NOT NULL;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS sessions_updated_at_given
+AFTER UPDATE OF updated_at ON sessions FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE sessions
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS sessions_updated_at
 AFTER UPDATE ON sessions FOR EACH ROW
@@ -103,5 +114,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE sessions
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

@@ -1,4 +1,3 @@
 -- 0013-create-views, undone: nothing is lost.
 
 DROP VIEW IF EXISTS session_overview;
-DROP VIEW IF EXISTS active_leases;

@@ -1,37 +1,10 @@
--- 0013-create-views: the questions that people ask in the sqlite3 shell.
+-- 0013-create-views: the question that people ask in the sqlite3 shell.
 --
--- Why:      who holds what, and how a session goes, should not take a join to find out.
--- Locks:    none (views).
--- Rollback: drops the views; no data is lost.
+-- Why:      how a session goes should not take a join to find out.
+-- Locks:    none (view).
+-- Rollback: drops the view; no data is lost.
 --
 -- depends: 0012-create-lease-waiters
-
-CREATE VIEW IF NOT EXISTS active_leases AS
--- Every lease and lock that has a holder, one row each. One that has expired and was not taken over
--- is still here, with expired = 1. resource is the table, resource_id the row.
-SELECT
-    'worktrees' AS resource,
-    w.id AS resource_id,
-    w.path AS what,
-    w.lease_owner AS owner,
-    w.version AS fencing_number,
-    w.leased_at AS since,
-    w.lease_expires_at AS until,
-    w.lease_expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS expired
-FROM worktrees AS w
-WHERE w.lease_expires_at IS NOT NULL
-UNION ALL
-SELECT
-    'project_locks' AS resource,
-    l.id AS resource_id,
-    p.path AS what,
-    l.session_id AS owner,
-    l.fencing_number,
-    l.acquired_at AS since,
-    l.expires_at AS until,
-    l.expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS expired
-FROM project_locks AS l
-INNER JOIN projects AS p ON l.project_id = p.id;
 
 CREATE VIEW IF NOT EXISTS session_overview AS
 -- Every session with what it has produced so far. commands_failed counts those that timed out as well.

@@ -90,6 +90,17 @@ ON jobs (repo_owner, repo_name, created_at, id);
 CREATE INDEX IF NOT EXISTS ix_jobs_created_at
 ON jobs (created_at, id);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS jobs_updated_at_given
+AFTER UPDATE OF updated_at ON jobs FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE jobs
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS jobs_updated_at
 AFTER UPDATE ON jobs FOR EACH ROW
@@ -97,5 +108,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE jobs
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

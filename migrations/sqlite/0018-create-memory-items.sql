@@ -41,6 +41,17 @@ ON memory_items (job_id, id);
 CREATE INDEX IF NOT EXISTS ix_memory_items_job_id_kind
 ON memory_items (job_id, kind, id);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS memory_items_updated_at_given
+AFTER UPDATE OF updated_at ON memory_items FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE memory_items
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS memory_items_updated_at
 AFTER UPDATE ON memory_items FOR EACH ROW
@@ -48,5 +59,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE memory_items
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

@@ -51,6 +51,17 @@ BEGIN
     SELECT raise(ABORT, 'the limits of all jobs are changed, not deleted');
 END;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS memory_limits_updated_at_given
+AFTER UPDATE OF updated_at ON memory_limits FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE memory_limits
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS memory_limits_updated_at
 AFTER UPDATE ON memory_limits FOR EACH ROW
@@ -58,7 +69,7 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE memory_limits
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;
 
 INSERT INTO memory_limits (

@@ -1,8 +1,8 @@
 -- 0025-create-tasks: what an orchestrator has to do, claimed by workers and fenced by version.
 --
 -- Why:      a worker claims the oldest pending task; when it dies, another one takes it over.
--- Locks:    none (new tables).
--- Rollback: drops the tables; all tasks are lost, and no worker may hold a claim while this runs.
+-- Locks:    none (new tables and view).
+-- Rollback: drops the tables and the view; all tasks are lost, and no worker may hold a claim while this runs.
 --           The highest fencing number of deleted tasks stays in fencing_floors.
 --
 -- depends: 0024-create-job-views
@@ -129,6 +129,17 @@ BEGIN
     WHERE resource = 'tasks' AND number < old.version;
 END;
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS tasks_updated_at_given
+AFTER UPDATE OF updated_at ON tasks FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE tasks
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS tasks_updated_at
 AFTER UPDATE ON tasks FOR EACH ROW
@@ -136,7 +147,7 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE tasks
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;
 
 CREATE TABLE IF NOT EXISTS task_turns (
@@ -241,3 +252,42 @@ BEGIN
             WHERE t.workspace_path IS old.workspace_path
         );
 END;
+
+CREATE VIEW IF NOT EXISTS active_leases AS
+-- Every lease, lock and claim that has a holder, one row each. One that has expired and was not taken over
+-- is still here, with expired = 1. resource is the table, resource_id the row.
+SELECT
+    'worktrees' AS resource,
+    w.id AS resource_id,
+    w.path AS what,
+    w.lease_owner AS owner,
+    w.version AS fencing_number,
+    w.leased_at AS since,
+    w.lease_expires_at AS until,
+    w.lease_expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS expired
+FROM worktrees AS w
+WHERE w.lease_expires_at IS NOT NULL
+UNION ALL
+SELECT
+    'project_locks' AS resource,
+    l.id AS resource_id,
+    p.path AS what,
+    l.session_id AS owner,
+    l.fencing_number,
+    l.acquired_at AS since,
+    l.expires_at AS until,
+    l.expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS expired
+FROM project_locks AS l
+INNER JOIN projects AS p ON l.project_id = p.id
+UNION ALL
+SELECT
+    'tasks' AS resource,
+    t.id AS resource_id,
+    t.title AS what,
+    t.lease_owner AS owner,
+    t.version AS fencing_number,
+    t.leased_at AS since,
+    t.lease_expires_at AS until,
+    t.lease_expires_at <= strftime('%Y-%m-%dT%H:%M:%fZ', 'now') AS expired
+FROM tasks AS t
+WHERE t.lease_expires_at IS NOT NULL;

@@ -39,6 +39,17 @@ ON workflows (created_at, id);
 CREATE INDEX IF NOT EXISTS idx_workflows_name
 ON workflows (name, created_at, id);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS workflows_updated_at_given
+AFTER UPDATE OF updated_at ON workflows FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE workflows
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS workflows_updated_at
 AFTER UPDATE ON workflows FOR EACH ROW
@@ -46,5 +57,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE workflows
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

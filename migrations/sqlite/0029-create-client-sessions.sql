@@ -53,6 +53,17 @@ ON client_sessions (is_active, last_heartbeat);
 CREATE INDEX IF NOT EXISTS idx_client_sessions_created
 ON client_sessions (created_at);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS client_sessions_updated_at_given
+AFTER UPDATE OF updated_at ON client_sessions FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE client_sessions
+    SET updated_at = new.updated_at
+    WHERE id = new.id AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS client_sessions_updated_at
 AFTER UPDATE ON client_sessions FOR EACH ROW
@@ -60,5 +71,5 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE client_sessions
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE id = new.id;
+    WHERE id = new.id AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;

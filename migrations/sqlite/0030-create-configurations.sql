@@ -65,6 +65,17 @@ ON configurations (is_secret, key);
 CREATE INDEX IF NOT EXISTS idx_configurations_updated
 ON configurations (updated_at);
 
+-- A statement that gives a row the time that it has already is not one by hand: its time stays.
+-- SQLite runs the trigger that was made last first, so this one puts right what the next one did.
+CREATE TRIGGER IF NOT EXISTS configurations_updated_at_given
+AFTER UPDATE OF updated_at ON configurations FOR EACH ROW
+WHEN new.updated_at = old.updated_at
+BEGIN
+    UPDATE configurations
+    SET updated_at = new.updated_at
+    WHERE key = new.key AND updated_at <> new.updated_at;
+END;
+
 -- Statements stamp updated_at themselves; this is for an UPDATE written by hand.
 CREATE TRIGGER IF NOT EXISTS configurations_updated_at
 AFTER UPDATE ON configurations FOR EACH ROW
@@ -72,7 +83,7 @@ WHEN new.updated_at = old.updated_at
 BEGIN
     UPDATE configurations
     SET updated_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now')
-    WHERE key = new.key;
+    WHERE key = new.key AND updated_at <> strftime('%Y-%m-%dT%H:%M:%fZ', 'now');
 END;
 
 -- A plain value that was changed by hand is another version too: who compares must see it.

@@ -49,8 +49,35 @@ PROGRAM = textwrap.dedent(
                 await other.sessions.complete(session.id)
 
     asyncio.run(main(*sys.argv[1:]))
+    if os.path.isdir("/proc/self/fd"):
+        for descriptor in os.listdir("/proc/self/fd"):
+            try:
+                name = os.readlink(f"/proc/self/fd/{descriptor}")
+            except FileNotFoundError:
+                continue  # of the listing itself
+            assert not name.startswith(sys.argv[1].removeprefix("sqlite:///")), name
     """
 )
+
+WATCH = textwrap.dedent(
+    """
+    import os, sys
+
+    FILES = {sys.argv[1].removeprefix("sqlite:///") + suffix for suffix in ("", "-wal", "-shm")}
+    connections = 0
+
+    def watch(event, arguments):
+        global connections
+        if event == "sqlite3.connect":
+            connections += any(str(arguments[0]).startswith(f"file:{file}?") for file in FILES)
+        elif event == "open" and connections and not isinstance(arguments[0], int | None):
+            if os.path.realpath(os.fsdecode(arguments[0])) in FILES:
+                print("offence", *arguments)
+
+    sys.addaudithook(watch)
+    """
+)
+"""Stands in for strace: it sees the files that Python opens, and none that SQLite opens."""
 
 SYSTEM_CALL = re.compile(r"^(?P<pid>\d+) +(?P<name>\w+)\((?P<arguments>.*)\) += (?P<result>-?\d+)")
 DESCRIPTOR = re.compile(r"^(\d+)<([^>]*)>")
@@ -168,6 +195,36 @@ def test_descriptors__this_would_notice(trace: Callable[[str], Trace], offence: 
     assert trace(offence).offences != []
 
 
+@pytest.fixture
+def watch(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Runs the program, and returns its offences as far as Python tells of them."""
+    database = tmp_path.resolve() / "metadata.db"
+
+    def run(offence: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", WATCH + PROGRAM, f"sqlite:///{database}", offence],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    return run
+
+
+def test_descriptors__python_opens_none_of_the_files(watch: Callable[[str], list[str]]) -> None:
+    assert watch("none") == []
+
+
+@pytest.mark.parametrize("offence", ["open and close", "read the WAL", "chmod by descriptor"])
+def test_descriptors__this_would_be_noticed_without_strace(
+    watch: Callable[[str], list[str]], offence: str
+) -> None:
+    [line] = watch(offence)
+    assert line.startswith("offence")
+
+
 async def test_modes__everything_is_private(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "on the way"
     seen: dict[str, int] = {}
@@ -194,7 +251,7 @@ async def test_modes__everything_is_private(tmp_path: Path) -> None:
     assert {name: oct(mode) for name, mode in seen.items() if name not in folders} == {
         name: oct(0o600) for name in seen if name not in folders
     }
-    assert seen["on the way"] == 0o700
+    assert seen["on the way"] == seen["made"] == 0o700
 
 
 async def test_modes__in_memory_is_as_private(store: MetadataStore) -> None:

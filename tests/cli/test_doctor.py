@@ -107,12 +107,14 @@ def test_doctor__counts_leases_and_notes_expired_ones(run: Run, fill: Fill) -> N
         await factories.lease(ttl=timedelta(milliseconds=1))
         await factories.lease(ttl=timedelta(hours=1))
         await factories.lock(ttl=timedelta(hours=1))
+        await factories.claim(ttl=timedelta(hours=1))
 
     fill(lease)
     result = run()
     assert result.exit_code == 0
     assert facts(result.output)["worktrees"] == "1 leased, 1 expired"
     assert facts(result.output)["projects"] == "1 locked, 0 expired"
+    assert facts(result.output)["tasks"] == "1 claimed, 0 expired"
     assert any(
         line.startswith("1 of the leased worktrees") for line in section(result.output, "Notes")
     )
@@ -154,6 +156,30 @@ def test_doctor__of_a_damaged_database(run: Run, path: Path) -> None:
     assert "restore a backup" in section(result.output, "Problems")[0]
 
 
+def test_doctor__finds_tampering(run: Run, fill: Fill, path: Path) -> None:
+    async def append(store: MetadataStore) -> str:
+        return (await Factories(store).event()).id
+
+    event_id = fill(append)
+    result = run("--audit")
+    assert result.exit_code == 0
+    assert facts(result.output)["history"] == "ok"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DROP TRIGGER events_no_update")
+        connection.execute("UPDATE events SET message = 'forged'")
+    assert facts(run("--integrity").output)["history"] == "not checked, see --audit"
+    result = run("--audit")
+    assert result.exit_code == 1
+    assert facts(result.output)["history"] == "1 findings"
+    [line] = section(result.output, "Tampering")
+    assert line.endswith(f"a row was edited at {event_id}")
+    assert any(line in problem for problem in section(result.output, "Problems"))
+    result = run("--audit", "--json")
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["healthy"]) == (1, False)
+    assert [finding["row_id"] for finding in report["tampering"]] == [event_id]
+
+
 def test_doctor__while_another_process_writes(run: Run, path: Path) -> None:
     program = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('BEGIN IMMEDIATE');"
@@ -185,7 +211,13 @@ def test_doctor__escapes_what_a_terminal_would_obey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--explain", "x", "--integrity"], ["--nonsense"], ["--explain"]]
+    "arguments",
+    [
+        ["--explain", "x", "--integrity"],
+        ["--explain", "x", "--audit"],
+        ["--nonsense"],
+        ["--explain"],
+    ],
 )
 def test_doctor__usage(run: Run, arguments: list[str]) -> None:
     result = run(*arguments)

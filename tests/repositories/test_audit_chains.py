@@ -233,6 +233,38 @@ async def test_checkpoint__shows_an_end_that_was_cut_off(
     assert finding.what == "removed"
 
 
+@pytest.mark.parametrize("hash_", ["hash", "NULL"])
+@pytest.mark.parametrize("position", ["position", "NULL"])
+async def test_verify__finds_a_row_that_was_replaced(
+    file_store: MetadataStore,
+    session: Session,
+    shell: sqlite3.Connection,
+    position: str,
+    hash_: str,
+) -> None:
+    for n in range(3):
+        await file_store.events.append(session.id, "a", f"{n}")
+    shell.execute(
+        "INSERT OR REPLACE INTO events"
+        " (position, id, session_id, event_type, level, message, context, created_at, hash)"
+        f" SELECT {position}, id, session_id, event_type, level, 'forged', context, created_at,"
+        f" {hash_} FROM events WHERE message = '1'"
+    )
+    assert shell.execute("SELECT count(*) FROM events WHERE message = 'forged'").fetchone() == (1,)
+    [finding] = (await file_store.audit_chains.verify()).findings
+    assert finding.resource_id == session.id
+
+
+@pytest.mark.parametrize("command", ["INSERT OR REPLACE INTO", "REPLACE INTO"])
+async def test_replace__is_refused_under_recursive_triggers(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, command: str
+) -> None:
+    await file_store.events.append(session.id, "a", "b")
+    shell.execute("PRAGMA recursive_triggers = ON")
+    with pytest.raises(sqlite3.IntegrityError, match="events are history"):
+        shell.execute(f"{command} events SELECT * FROM events")
+
+
 async def test_command__tells_and_ends_with_a_code(
     file_store: MetadataStore, store_url: str, session: Session, shell: sqlite3.Connection
 ) -> None:
@@ -253,6 +285,9 @@ async def test_command__tells_and_ends_with_a_code(
     assert event.id in found.stdout
     document = json.loads((await asyncio.to_thread(run, "verify", "--json")).stdout)
     assert document["findings"][0]["row_id"] == event.id
+    shell.execute("UPDATE events SET id = ?", (f"\x1b[2J{event.id[4:]}",))
+    found = await asyncio.to_thread(run, "verify")
+    assert rf"at \x1b[2J{event.id[4:]}" in found.stdout
     unknown = await asyncio.to_thread(run, "verify", "--checkpoint", "0" * 64)
     assert (unknown.exit_code, len(unknown.stderr.splitlines())) == (1, 1)
 
