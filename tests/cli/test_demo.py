@@ -25,6 +25,7 @@ from metastore.demo.display import LiveTable, printable
 from metastore.demo.ledger import Entry, Ledger
 from metastore.demo.orchestration import Demo, Outcome
 from metastore.demo.verification import RUN, Tally, verify
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +100,7 @@ def run_demo(folder: Path, *arguments: str) -> Run:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * PATIENCE,
         check=False,
     )
     copy_database(database, snapshot)
@@ -385,7 +386,7 @@ def test_demo__cleans_up_when_it_is_interrupted(
     make_repository(tmp_path / "repository")
     with demo_at(tmp_path, moment) as process:
         process.send_signal(ending)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Traceback" not in output
     assert git("worktree", "list", cwd=tmp_path / "repository").count("\n") == 1

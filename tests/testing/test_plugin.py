@@ -16,6 +16,7 @@ import pytest
 
 from metastore import MetadataStore
 from metastore.store import write_template
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,7 +195,7 @@ import sys
 sys.modules["pytest"] = sys.modules["pytest_asyncio"] = None
 import {module}
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("where", ["memory", "file"])
