@@ -118,7 +118,7 @@ def test_rotation__killed_half_way_goes_on(
     half_way = whole = 0
     dice = random.Random(11)
     while half_way < kills:
-        assert whole < kills, "every rotation was faster than its kill"
+        assert whole < 10 * kills, "every rotation was faster than its kill"
         process = subprocess.Popen([sys.executable, ROTATOR, store_url], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
