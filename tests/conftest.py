@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from metastore.testing import Clock
@@ -14,6 +15,16 @@ if TYPE_CHECKING:
 __all__ = ["Clock"]
 
 pytest_plugins = ["metastore.testing", "pytester"]
+
+# The same examples in every run, however long one takes.
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from docs.examples.orchestrator import Worker, plan
 from metastore import MetadataStore
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from metastore import Workflow
@@ -80,7 +81,7 @@ async def test_program__makes_a_workflow_and_tells_what_failed(url: str, tmp_pat
 
 
 class Impatient(Worker):
-    ttl = timedelta(seconds=1)
+    ttl = timedelta(seconds=3)
     wait = timedelta(milliseconds=200)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -104,14 +105,14 @@ async def test_worker__takes_over_what_a_killed_one_left(url: str, tmp_path: Pat
             "async def main():\n"
             "    async with MetadataStore.open(sys.argv[1]) as store:\n"
             "        worker = Worker(store, sys.argv[2], name='doomed')\n"
-            "        worker.ttl = timedelta(seconds=1)\n"
+            "        worker.ttl = timedelta(seconds=3)\n"
             "        await worker.run()\n"
             "asyncio.run(main())\n"
         )
         doomed = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", script, url, workflow.id), env=ENVIRONMENT, cwd=ROOT
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while not (marker.exists() and marker.read_text()):
                 await asyncio.sleep(0.01)
         [task] = (await store.tasks.list_by_workflow(workflow.id)).items
@@ -160,7 +161,7 @@ async def test_worker__stops_what_was_called_off_and_waits_while_it_is_paused(
         await asyncio.sleep(0.3)
         assert worker.steps == []
         await store.workflows.activate(workflow.id)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while "running" not in worker.steps:
                 await asyncio.sleep(0.01)
             [task, _] = (await store.tasks.list_by_workflow(workflow.id)).items

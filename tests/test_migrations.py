@@ -1079,24 +1079,31 @@ def _is_locked(connection: sqlite3.Connection) -> bool:
 
 def test_kill__at_any_moment_leaves_whole_migrations(folder: Folder) -> None:
     for number in range(4, 40):
-        folder.append(
+        folder.write(
             f"{number:04}-more",
+            f"-- depends: {folder.ids()[-1]}\n"
             f"CREATE TABLE IF NOT EXISTS t{number} (a); INSERT INTO t{number} VALUES (1);",
+            f"DROP TABLE IF EXISTS t{number};",
         )
-    killed = 0
-    for rows in (1, 4, 9, 16):
+    killed = late = 0
+    while killed < 4:
+        assert late < 20, "every upgrade was faster than its kill"
+        rows = (1, 4, 9, 16)[killed]
         with migrators(folder, ("upgrade", "head")) as [process]:
             begin(process)
             while process.poll() is None and _applied(folder) < rows:
                 pass
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            killed += process.returncode == -signal.SIGKILL
+            came_in_time = process.returncode == -signal.SIGKILL
         applied = [id_ for id_, state in folder.states().items() if state == "applied"]
         tables = folder.execute("SELECT name FROM sqlite_schema WHERE name GLOB 't[0-9]*'")
         assert len(tables) == len([id_ for id_ in applied if id_.endswith("-more")])
         assert folder.verify() == []
-    assert killed
+        killed += came_in_time
+        if not came_in_time:
+            late += 1
+            folder.downgrade("base")
     folder.upgrade()
     assert set(folder.states().values()) == {"applied"}
 

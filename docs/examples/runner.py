@@ -115,10 +115,11 @@ async def checkouts(
     finally:
         for worktree in worktrees:
             await retire(store, worktree)
+        # Before git forgets them: it keeps one that it was interrupted in making.
+        shutil.rmtree(folder, ignore_errors=True)
         for path in paths:
             with contextlib.suppress(GitError):
                 await git("worktree", "remove", "--force", "--force", path, cwd=top)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def retire(store: MetadataStore, worktree: Worktree) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from metastore.backends import sqlite_file
-from metastore.errors import StoreCorrupt
+from metastore.errors import StoreCorrupt, StoreReadOnly
 
 if TYPE_CHECKING:
     import sqlite3
@@ -86,11 +87,15 @@ def open_writer(
 
     Raises:
         StoreCorrupt: it is missing, empty, or no metastore.
+        StoreReadOnly: this user may not write it.
     """
     if not sqlite_file.exists(path):
         raise StoreCorrupt("does not exist", path=path)
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
+    # SQLite would open it all the same, and let it be read.
+    if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise StoreReadOnly(f"the database takes no writes: {path} may not be written")
     connection = sqlite_file.connect(path, durability=durability)
     try:
         is_metastore = sqlite_file.is_metastore(connection)

@@ -183,10 +183,10 @@ class Demo:
         for worktree in left.values():
             await example_runner.retire(store, worktree)
             path = Path(worktree.path)
-            with contextlib.suppress(example_runner.GitError):
-                await example_runner.git("worktree", "remove", "-f", "-f", path, cwd=top)
             if path.parent.name.startswith(example_runner.FOLDER_PREFIX):
                 shutil.rmtree(path.parent, ignore_errors=True)
+            with contextlib.suppress(example_runner.GitError):
+                await example_runner.git("worktree", "remove", "-f", "-f", path, cwd=top)
         active = await store.sessions.list_by_status(SessionStatus.IN_PROGRESS, limit=1000)
         for session in active.items:
             if session.worktree_id in left:

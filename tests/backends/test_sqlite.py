@@ -34,6 +34,7 @@ from tests.backends.conftest import (
     rename_parent,
     statement,
 )
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -411,7 +412,7 @@ async def test_transaction__cancelled_anywhere_leaves_nothing_open(
     with pytest.raises(asyncio.CancelledError):
         await task
     await blocker
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE):
         await backend.run(add_parent(id=99, name="next"))
     assert not backend._writer.connection.in_transaction
     assert set(names(outside)) in ({"x", "next"}, {"x", "next", "0", "1", "2"})
@@ -495,7 +496,7 @@ async def test_close__is_idempotent_and_safe_in_flight(
     tasks = [asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(600)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await asyncio.gather(backend.close(), backend.close())
         await backend.close()
     results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -516,7 +517,7 @@ async def test_close__undoes_an_open_transaction(
     with pytest.raises(StoreClosed):
         async with backend.transaction() as transaction:
             await transaction.run(add_parent(id=1, name="a"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE):
                 await backend.close()
             await transaction.run(add_parent(id=2, name="b"))
     assert names(outside) == []
@@ -545,11 +546,9 @@ async def test_open__cancelled_leaves_no_thread(path: Path) -> None:
         results = await asyncio.gather(task, return_exceptions=True)
         if isinstance(results[0], SqliteBackend):
             await results[0].close()
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        await asyncio.sleep(0.02)
-    assert threading.active_count() == before
+    async with asyncio.timeout(PATIENCE):
+        while threading.active_count() != before:
+            await asyncio.sleep(0.02)
 
 
 FORGOTTEN = """
@@ -595,7 +594,7 @@ def test_close__forgotten_never_hangs_the_interpreter(
     program = FORGOTTEN.format(rest=rest, start=start)
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, str(path)],
-        timeout=10,
+        timeout=PATIENCE,
         capture_output=True,
         text=True,
         check=False,
@@ -673,20 +672,21 @@ async def test_watch__notices_commits_of_this_and_of_other_processes(
     backend: SqliteBackend, outside: Callable[[str], list[Any]]
 ) -> None:
     loop = asyncio.get_running_loop()
-    await backend.wait_for_change(backend.changes, 0.1)
+    # The first look at the file counts as a change.
+    await backend.wait_for_change(backend.changes, PATIENCE)
     seen = backend.changes
     begun = loop.time()
     await backend.wait_for_change(seen, 0.2)
     assert loop.time() - begun >= 0.19, "nothing was committed"
     loop.call_later(0.05, outside, "INSERT INTO parents (id, name) VALUES (70, 'foreign')")
-    seen, begun = backend.changes, loop.time()
-    await backend.wait_for_change(seen, 5)
-    assert backend.changes != seen
-    assert loop.time() - begun < 2
-    seen = backend.changes
-    waiting = asyncio.ensure_future(backend.wait_for_change(seen, 5))
-    await backend.run(add_parent(id=1, name="own"))
-    await waiting
+    async with asyncio.timeout(PATIENCE):
+        seen = backend.changes
+        await backend.wait_for_change(seen, 2 * PATIENCE)
+        assert backend.changes != seen
+        seen = backend.changes
+        waiting = asyncio.ensure_future(backend.wait_for_change(seen, 2 * PATIENCE))
+        await backend.run(add_parent(id=1, name="own"))
+        await waiting
     assert backend.changes != seen
 
 

@@ -75,6 +75,8 @@ class Worker:
         if draw < 0.03:
             self.note("stopping", lease)
             os.kill(os.getpid(), signal.SIGSTOP)
+            # The signal is delivered to some thread, soon.
+            await asyncio.sleep(TTL.total_seconds() * 1.2)
             await self.write_late(lease)
             return
         if draw < 0.06:

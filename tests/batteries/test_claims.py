@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WORKER = Path(__file__).with_name("claim_worker.py")
+LATE = 6
+"""How many attempts of one who is late are to be seen: all that there are, once."""
 
 
 class Crew:
@@ -133,16 +135,21 @@ async def test_claims__each_task_is_finished_exactly_once(
             return task.id
 
         made = await asyncio.gather(*(add(number) for number in range(tasks)))
+        counts: Counter[str] = Counter()
         crew = Crew(database, folder, session.id)
         try:
             for _ in range(processes):
                 crew.start()
             done = 0
-            while done < tasks:
-                assert time.monotonic() - began < 300, "the battery did not end in time"
+            # On until all was seen that is to be seen, with more tasks if it takes more.
+            while done < len(made) or crew.kills < kills or counts["refused"] < LATE:
+                assert time.monotonic() - began < 300, f"the battery did not end in time: {counts}"
+                if done == len(made):
+                    made += await asyncio.gather(*(add(done + n) for n in range(tasks // 10)))
                 await asyncio.sleep(0.05)
                 crew.wake_the_stopped()
                 done = (await store.workflows.progress(workflow.id)).done
+                counts = Counter(entry["what"] for entry in crew.ledger())
                 # All kills have fallen while there is work left to lose.
                 if crew.kills < min(kills, kills * done / (tasks * 0.8)):
                     crew.kill_one()
@@ -153,7 +160,7 @@ async def test_claims__each_task_is_finished_exactly_once(
 
     ledger = crew.ledger()
     counts = Counter(entry["what"] for entry in ledger)
-    unheard = tasks - counts["finished"]
+    unheard = len(made) - counts["finished"]
     record_property(
         "figures",
         f"{dict(counts)}, {crew.kills} kills, {crew.stops} stops, {unheard} finished by a process "
@@ -163,16 +170,15 @@ async def test_claims__each_task_is_finished_exactly_once(
     assert "locked" not in crew.stderr()
     assert "Traceback" not in crew.stderr()
     assert not [entry for entry in ledger if entry["what"] == "error"]
-    assert crew.kills >= kills
-    assert (progress.done, progress.total, claims) == (tasks, tasks, (0, 0))
+    assert (progress.done, progress.total, claims) == (len(made), len(made), (0, 0))
     assert counts["accepted late"] == 0
-    assert counts["refused"] >= 6, "nobody was late"
 
     finished = Counter(entry["task"] for entry in ledger if entry["what"] == "finished")
     assert finished.keys() <= set(made)
     assert set(finished.values()) == {1}, "a finish was acknowledged twice"
-    # A process may be killed when its finish is committed and its ledger does not have it yet.
-    assert 0 <= unheard <= crew.kills * WORKERS
+    # A process may be killed when its finish is committed and its ledger does not have it yet;
+    # at the end, all are.
+    assert 0 <= unheard <= (crew.kills + processes) * WORKERS
     _assert_one_effect_each(tmp_path / "metadata.db", set(made))
     _assert_no_overlap(ledger)
 
@@ -205,7 +211,9 @@ def _assert_no_overlap(ledger: list[dict[str, Any]]) -> None:
             claims[entry["task"]].append((entry["fence"], at))
             ends[entry["task"], entry["fence"]] = datetime.fromisoformat(entry["until"])
         elif entry["what"] == "releasing":
-            ends[entry["task"], entry["fence"]] = at
+            key = entry["task"], entry["fence"]
+            # Unless it has run out before.
+            ends[key] = min(ends[key], at)
     for task, held in claims.items():
         assert len({fence for fence, _ in held}) == len(held), "a number was given out twice"
         by_number = sorted(held)

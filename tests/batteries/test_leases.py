@@ -129,13 +129,19 @@ def test_leases__never_two_holders(
     try:
         for _ in range(PROCESSES):
             crew.start()
-        granted = 0
-        while granted < leases or crew.kills < kills:
-            assert time.monotonic() < deadline, "the battery did not end in time"
+        counts: Counter[str] = Counter()
+        # On until all was seen that is to be seen: leases, competition, and some who were late.
+        while (
+            counts["granted"] < leases
+            or counts["unavailable"] < leases / 20
+            or counts["refused"] < stale_writes
+            or crew.kills < kills
+        ):
+            assert time.monotonic() < deadline, f"the battery did not end in time: {counts}"
             time.sleep(0.05)
             crew.wake_the_stopped()
-            granted = sum(entry["what"] == "granted" for entry in crew.ledger())
-            if crew.kills < kills * granted / leases:
+            counts = Counter(entry["what"] for entry in crew.ledger())
+            if crew.kills < min(kills, kills * counts["granted"] / leases):
                 crew.kill_one()
     finally:
         crew.end()
@@ -147,8 +153,6 @@ def test_leases__never_two_holders(
     assert "locked" not in crew.stderr()
     assert "Traceback" not in crew.stderr()
     assert not [entry for entry in ledger if entry["what"] == "error"]
-    assert counts["unavailable"] > leases / 20, "there was hardly any competition"
-    assert counts["refused"] >= stale_writes
     assert counts["accepted late"] == 0
 
     _assert_no_overlap(ledger)
@@ -160,16 +164,19 @@ def _assert_no_overlap(ledger: list[dict[str, Any]]) -> None:
     ends: dict[tuple[str, int], datetime] = {}
     grants: dict[str, list[tuple[int, datetime]]] = defaultdict(list)
     for entry in ledger:
+        at = _moment(entry["at"])
         if entry["what"] == "granted":
-            grants[entry["worktree"]].append((entry["fence"], _moment(entry["at"])))
+            grants[entry["worktree"]].append((entry["fence"], at))
             ends[entry["worktree"], entry["fence"]] = _moment(entry["until"])
         elif entry["what"] == "releasing":
-            ends[entry["worktree"], entry["fence"]] = _moment(entry["at"])
+            key = entry["worktree"], entry["fence"]
+            # Unless it has run out before.
+            ends[key] = min(ends[key], at)
     assert len(grants) == WORKTREES
     for worktree, held in grants.items():
         assert len({fence for fence, _ in held}) == len(held), "a number was given out twice"
-        assert held == sorted(held), "a fencing number did not grow"
-        for (fence, _), (_, granted) in pairwise(held):
+        # Who was stopped between a grant and its note has noted it late.
+        for (fence, _), (_, granted) in pairwise(sorted(held)):
             assert granted >= ends[worktree, fence], "two held the worktree"
 
 

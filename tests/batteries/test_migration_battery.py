@@ -19,6 +19,7 @@ import pytest
 from metastore import MetadataStore, SchemaTooNew, migrations, urls
 from metastore.schema_comparison import objects
 from metastore.store import write_template
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,18 +76,22 @@ def test_kill__during_an_upgrade_leaves_whole_migrations(
     expected = tmp_path / "expected.db"
     write_template(expected)
     dice = random.Random(7)
-    halfway = finished = 0
-    for n in range(kills):
+    halfway = killed = finished = 0
+    while killed < kills or halfway < max(1, kills // 20):
+        n = killed + finished
+        assert n < 10 * kills, f"{finished} of {n} kills came too late"
         path = tmp_path / f"{n}.db"
         process = start(path, "upgrade")
         # From the moment on when there is a file, until about when all is applied.
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while not path.exists() and process.poll() is None and time.monotonic() < deadline:
             pass
         time.sleep(dice.uniform(0, 0.12))
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL
         finished += process.returncode == 0
+        assert n + 1 == killed + finished, process.returncode
         done: list[str] = []
         if path.exists() and path.stat().st_size:
             done = applied(path)
@@ -101,11 +106,8 @@ def test_kill__during_an_upgrade_leaves_whole_migrations(
         assert applied(path) == known
         assert schema(path) == schema(expected)
     record_property(
-        "figures", f"{kills} kills, {halfway} between two migrations, {finished} came too late"
+        "figures", f"{killed} kills, {halfway} between two migrations, {finished} came too late"
     )
-    assert finished < kills
-    if kills >= 100:
-        assert halfway > 5
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_race__eight_migrators_apply_each_migration_once(
     for n in range(rounds):
         path = tmp_path / f"{n}.db"
         processes = [start(path, "upgrade") for _ in range(8)]
-        outputs = [process.communicate(timeout=60) for process in processes]
+        outputs = [process.communicate(timeout=5 * PATIENCE) for process in processes]
         assert [process.returncode for process in processes] == [0] * 8, outputs
         history = [entry.migration_id for entry in migrations.history(url_of(path))]
         assert history == known

@@ -20,6 +20,7 @@ from metastore.cli._options import DURATION
 from metastore.errors import TokenRejected
 from metastore.repositories.auth_tokens import TOKEN_PATTERN
 from metastore.store import MetadataStore
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +71,7 @@ def terminal(url: str) -> Terminal:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=60,
+                timeout=PATIENCE,
                 check=False,
             )
         finally:
@@ -147,7 +148,7 @@ def test_bootstrap__of_processes_that_race_one_prints_a_token(url: str, run: Run
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    answers = [racer.communicate(timeout=60) for racer in racers]
+    answers = [racer.communicate(timeout=PATIENCE) for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * 4, answers
     [token] = [out.strip() for out, _ in answers if out]
     assert sum("nothing was created" in err for _, err in answers) == 3

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from metastore.cli import main
 from metastore.repositories.configurations import HIDDEN
 from metastore.secrets import KEY_FILE_VARIABLE, KEYS_VARIABLE, keyring
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +135,7 @@ def test_set__at_a_terminal_a_secret_is_asked_for_and_not_echoed(store_url: str,
             while not seen.endswith(prompt):
                 seen += os.read(ours, 1)
             os.write(ours, f"{CANARY}\n".encode())
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     finally:
         os.close(ours)
     assert CANARY.encode() not in seen

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from docs.examples import runner as example_runner
 from metastore import MetadataStore
 from metastore.cli import main
 from metastore.demo import check
@@ -25,6 +26,7 @@ from metastore.demo.display import LiveTable, printable
 from metastore.demo.ledger import Entry, Ledger
 from metastore.demo.orchestration import Demo, Outcome
 from metastore.demo.verification import RUN, Tally, verify
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,7 +101,7 @@ def run_demo(folder: Path, *arguments: str) -> Run:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * PATIENCE,
         check=False,
     )
     copy_database(database, snapshot)
@@ -385,7 +387,7 @@ def test_demo__cleans_up_when_it_is_interrupted(
     make_repository(tmp_path / "repository")
     with demo_at(tmp_path, moment) as process:
         process.send_signal(ending)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "Traceback" not in output
     assert git("worktree", "list", cwd=tmp_path / "repository").count("\n") == 1
@@ -394,6 +396,20 @@ def test_demo__cleans_up_when_it_is_interrupted(
         worktrees = connection.execute("SELECT DISTINCT state FROM worktrees").fetchall()
     assert ("in_progress",) not in statuses
     assert ("ready",) not in worktrees
+
+
+async def test_checkouts__removes_one_that_git_was_interrupted_in_making(
+    store: MetadataStore, tmp_path: Path
+) -> None:
+    top = tmp_path / "repository"
+    make_repository(top)
+    repository = await store.repositories.create(name="r", remote_url="")
+    async with example_runner.checkouts(store, repository.id, top, ["HEAD"]) as [worktree]:
+        # As git leaves it when it is killed early.
+        git("worktree", "lock", worktree.path, cwd=top)
+        (Path(worktree.path) / ".git").unlink()
+    assert git("worktree", "list", cwd=top).count("\n") == 1
+    assert not Path(worktree.path).parent.exists()
 
 
 def test_demo__refuses_what_it_cannot_run_on(tmp_path: Path) -> None:

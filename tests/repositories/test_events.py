@@ -24,6 +24,7 @@ from metastore import (
 )
 from metastore.codec import new_id
 from metastore.paging import MAX_PAGE
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -132,7 +133,7 @@ async def test_position__does_not_come_back(store: MetadataStore, session: Sessi
 
 
 async def take(events: AsyncGenerator[Event, None], count: int) -> list[Event]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         return [await anext(events) for _ in range(count)]
 
 
@@ -156,7 +157,7 @@ async def test_follow__reads_a_long_history_without_a_pause(
     store: MetadataStore, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Were it to wait between two pages, it would wait for longer than `take` does.
-    monkeypatch.setattr("metastore.repositories.events.RECHECK_INTERVAL", 60)
+    monkeypatch.setattr("metastore.repositories.events.RECHECK_INTERVAL", 2 * PATIENCE)
     count = 2 * MAX_PAGE + 1
     ids = await store.events.append_many(session.id, [NewEvent("e", str(n)) for n in range(count)])
     async with contextlib.aclosing(store.events.follow()) as following:
@@ -185,7 +186,7 @@ async def test_follow__other_processes_that_write_at_once(tmp_path: Path) -> Non
             for _ in range(3)
         ]
         async with contextlib.aclosing(store.events.follow()) as following:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 seen = [await anext(following) for _ in range(450)]
         assert [await asyncio.to_thread(writer.wait) for writer in writers] == [0, 0, 0]
         positions = [event.position for event in seen]
@@ -201,7 +202,7 @@ async def test_follow__ends_with_the_store_and_is_not_for_transactions(tmp_path:
     await asyncio.sleep(0.05)
     await store.close()
     with pytest.raises(StoreClosed):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             await waiting
     async with MetadataStore.open("sqlite://") as other, other.transaction() as tx:
         with pytest.raises(TransactionActive):

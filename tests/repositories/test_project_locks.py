@@ -18,6 +18,7 @@ from metastore import (
     Session,
 )
 from metastore.codec import MAX_TTL, new_id
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -231,7 +232,7 @@ async def test_wait__first_come_first_served(
         session = await session_of(store)
         order.append(session.id)
         tasks.append(asyncio.ensure_future(wait(session.id)))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 line = await store.lease_waiters.list_by_resource("project_locks", project.id)
                 if len(line.items) == n + 1:

@@ -20,6 +20,7 @@ from metastore import (
     Workflow,
 )
 from metastore.codec import new_id
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,11 +167,20 @@ async def test_list_by_workflow__is_read_page_by_page(
     assert rest.next is None
 
 
-async def edit(store: MetadataStore, workflow_id: str, tasks: list[Task], seed: int) -> int:
-    """Edit the order at random, and return how many edits there was something to do for."""
+EDITS = 20
+
+
+async def edit(
+    store: MetadataStore,
+    workflow_id: str,
+    tasks: list[Task],
+    seed: int,
+    is_enough: Callable[[int], bool] = lambda done: done >= EDITS,
+) -> None:
+    """Edit the order at random until there was something to do for enough of the edits."""
     dice = random.Random(seed)
     done = 0
-    for _ in range(60):
+    while not is_enough(done):
         task = dice.choice(tasks)
         try:
             match dice.randrange(4):
@@ -185,14 +195,13 @@ async def edit(store: MetadataStore, workflow_id: str, tasks: list[Task], seed: 
         except (AlreadyExists, NotFound, InvalidValue):
             continue
         done += 1
-    return done
 
 
 async def test_order__survives_concurrent_tasks(store: MetadataStore, workflow: Workflow) -> None:
     tasks = [await store.tasks.create(title=f"{n}", task_type="t") for n in range(12)]
-    done = await asyncio.gather(*(edit(store, workflow.id, tasks, seed) for seed in range(8)))
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*(edit(store, workflow.id, tasks, seed) for seed in range(8)))
     await order(store, workflow)
-    assert min(done) > 10
 
 
 EDITOR = """
@@ -201,9 +210,15 @@ from metastore import MetadataStore
 from tests.repositories.test_workflow_tasks import edit
 
 async def main(url, workflow_id, seed):
+    told_to_end = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
+
+    def is_enough(done):
+        print(done, flush=True)
+        return told_to_end.done()
+
     async with MetadataStore.open(url) as store:
         tasks = (await store.tasks.list_recent(limit=100)).items
-        print(await edit(store, workflow_id, tasks, seed))
+        await edit(store, workflow_id, tasks, seed, is_enough)
 
 asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
 """
@@ -221,6 +236,7 @@ async def test_order__survives_concurrent_processes(
             await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", EDITOR, url, workflow.id, str(seed)),
                 cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
             )
@@ -229,16 +245,28 @@ async def test_order__survives_concurrent_processes(
         done = []
         # While they edit, the order is whole at every moment.
         looking = asyncio.create_task(_look(store, workflow))
-        for process in processes:
-            output, errors = await process.communicate()
-            assert process.returncode == 0, errors.decode()
-            done.append(int(output))
+        async with asyncio.timeout(PATIENCE):
+            # None ends before each has made so many: all edit at once.
+            for process in processes:
+                await _has_edited(process)
+            for process in processes:
+                output, errors = await process.communicate(b"end")
+                assert process.returncode == 0, errors.decode()
+                done.append(int(output.split()[-1]))
         looking.cancel()
         [looked] = await asyncio.gather(looking, return_exceptions=True)
         assert isinstance(looked, asyncio.CancelledError), looked
         await order(store, workflow)
-    assert min(done) > 10
     record_property("figures", f"{done} edits in four processes")
+
+
+async def _has_edited(process: asyncio.subprocess.Process) -> None:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    while line := await process.stdout.readline():
+        if int(line) >= EDITS:
+            return
+    raise AssertionError((await process.stderr.read()).decode())
 
 
 async def _look(store: MetadataStore, workflow: Workflow) -> None:
