@@ -36,7 +36,6 @@ __all__ = [
     "ReaderLane",
     "WriterLane",
     "before_commit",
-    "begin",
     "commit",
     "execute",
     "roll_back",
@@ -325,6 +324,7 @@ class WriterLane(Lane):
         super().__init__(connection)
         self.on_commit: Callable[[], None] = lambda: None
         self.holder: Holder | None = None
+        self.busy_timeout_ms = sqlite_file.BUSY_TIMEOUT_MS
         self._path = path
         self._checkpointer: sqlite3.Connection | None = None
         self._wal = path.with_name(f"{path.name}-wal")
@@ -404,7 +404,7 @@ class WriterLane(Lane):
             BatchLostError: the transaction did not survive; nothing of the batch is stored.
         """
         try:
-            begin(connection)
+            self.begin(connection)
             for operation in batch:
                 self.run_in_transaction(connection, operation)
                 # Some errors (disk full, I/O, interrupt) end the whole transaction. The next
@@ -439,13 +439,14 @@ class WriterLane(Lane):
         """Run one operation in its own transaction; one statement needs no BEGIN."""
         call = operation.calls[0]
         if operation.is_atomic and not call.statement.before_commit(call.parameters):
+            run = partial(execute, connection, call)
             try:
-                operation.answers = [when_free(connection, partial(execute, connection, call))]
+                operation.answers = [self._when_free(connection, run)]
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, call)
             return
         try:
-            begin(connection)
+            self.begin(connection)
             self._run_calls(connection, operation)
             if operation.is_kept:
                 commit(connection, before_commit([operation]))
@@ -470,6 +471,34 @@ class WriterLane(Lane):
                 return
         operation.is_kept = True
 
+    # Waiting for the write lock. SQLite's own way starves: it sleeps for ever longer, up to
+    # 100 ms, and whoever has the lock takes it again meanwhile. Who asks often, at random times,
+    # finds the moment between two batches of another, however many ask.
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begin a transaction that writes.
+
+        Raises:
+            sqlite3.Error: the lock did not come free in time, or the database refused.
+        """
+        self._when_free(connection, partial(connection.execute, "BEGIN IMMEDIATE"))
+
+    def _when_free(self, connection: sqlite3.Connection, work: Callable[[], Result]) -> Result:
+        """Run `work`, which takes the write lock, when no other connection has it."""
+        connection.execute("PRAGMA busy_timeout = 0")
+        deadline = time.monotonic() + self.busy_timeout_ms / 1000
+        try:
+            while True:
+                try:
+                    return work()
+                except sqlite3.OperationalError as error:
+                    is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                    if not is_busy or time.monotonic() >= deadline:
+                        raise
+                time.sleep(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
+
     def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
@@ -487,7 +516,7 @@ class WriterLane(Lane):
         """
         if self._checkpointer is None:
             self._checkpointer = sqlite_file.connect(self._path, read_only=True)
-        begin(connection)
+        self.begin(connection)
         try:
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
@@ -509,37 +538,6 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def begin(connection: sqlite3.Connection) -> None:
-    """Begin a transaction that writes."""
-    when_free(connection, partial(connection.execute, "BEGIN IMMEDIATE"))
-
-
-def when_free(connection: sqlite3.Connection, work: Callable[[], Result]) -> Result:
-    """Run `work`, which takes the write lock, when no other connection has it.
-
-    SQLite's own waiting starves: it sleeps for ever longer, up to 100 ms, and whoever has the
-    lock takes it again meanwhile. Who asks often, at random times, finds the moment between two
-    batches of another, however many ask.
-
-    Raises:
-        sqlite3.Error: the lock did not come free in time, or the database refused.
-    """
-    [milliseconds] = connection.execute("PRAGMA busy_timeout").fetchone()
-    connection.execute("PRAGMA busy_timeout = 0")
-    deadline = time.monotonic() + milliseconds / 1000
-    try:
-        while True:
-            try:
-                return work()
-            except sqlite3.OperationalError as error:
-                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not is_busy or time.monotonic() >= deadline:
-                    raise
-            time.sleep(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

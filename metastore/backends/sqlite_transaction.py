@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from metastore.backends.sqlite_lanes import (
     Operation,
     before_commit,
-    begin,
     commit,
     execute,
     roll_back,
@@ -150,7 +149,7 @@ class OpenTransaction:
         """Begin, unless it has begun; tell whether the transaction is there."""
         if not self._begun_in_thread:
             try:
-                begin(connection)
+                self._lane.begin(connection)
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, None)
                 return False

@@ -77,7 +77,7 @@ class Faults:
             StoreBusy: the store has a transaction open itself.
         """
         other = sqlite_file.connect(self._path)
-        with contextlib.closing(other), self._setting("busy_timeout", _milliseconds(wait)):
+        with contextlib.closing(other), self._waiting(_milliseconds(wait)):
             try:
                 other.execute(f"PRAGMA busy_timeout = {_milliseconds(LONGEST_WAIT)}")
                 other.execute("BEGIN IMMEDIATE")
@@ -135,6 +135,19 @@ class Faults:
 
     # Functions are posted to the writer's thread, which runs them in their order between the
     # store's own: nothing is awaited, so that no cancellation keeps a fault from being removed.
+
+    @contextlib.contextmanager
+    def _waiting(self, milliseconds: int) -> Iterator[None]:
+        lane, before = self._lane, self._lane.busy_timeout_ms
+
+        def wait(milliseconds: int, _: sqlite3.Connection) -> None:
+            lane.busy_timeout_ms = milliseconds
+
+        self._post(partial(wait, milliseconds))
+        try:
+            yield
+        finally:
+            self._post(partial(wait, before))
 
     @contextlib.contextmanager
     def _setting(self, name: str, value: int) -> Iterator[None]:
