@@ -282,10 +282,25 @@ def told(error: Exception, connection: sqlite3.Connection, call: Call | None) ->
 
 
 class ReaderLane(Lane):
-    """A connection that only reads. Each operation of a batch has its own snapshot."""
+    """A connection that only reads. Operations of a batch see the same snapshot.
+
+    It is taken when the batch begins to run, after each of its callers has asked, and so holds
+    whatever they were told before that was written.
+    """
 
     def _run_batch(self, batch: list[Operation]) -> None:
         connection = self.connection.raw
+        if len(batch) == 1:
+            self._read(connection, batch)
+            return
+        # SQLite's locks are taken once, not for each statement.
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("BEGIN")
+        self._read(connection, batch)
+        roll_back(connection)
+
+    @staticmethod
+    def _read(connection: sqlite3.Connection, batch: list[Operation]) -> None:
         for operation in batch:
             [call] = operation.calls
             try:
