@@ -51,7 +51,7 @@ MAX_QUEUE = 4096
 CHECKPOINT_AFTER = 4_000
 """Row changes after which the WAL is copied back into the database file."""
 
-ASK_AGAIN = (0.0002, 0.001)
+ASK_AGAIN = (0.0001, 0.0005)
 """The shortest and the longest pause before the write lock is asked for again, in seconds."""
 
 Result = TypeVar("Result")
