@@ -30,8 +30,7 @@ EVENTS = 100
 
 UNCHAINED = """
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at)
-VALUES (:id, :session_id, :event_type, :level, :message, :context, :created_at)
-RETURNING position, id, session_id, event_type, level, message, context, created_at, hash
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
 """
 
 
@@ -60,7 +59,7 @@ async def _append(store: MetadataStore, sessions: list[str]) -> tuple[float, flo
 
 @contextlib.contextmanager
 def _without_chain(statement: Statement) -> Iterator[None]:
-    """Let the store append without a hash, which the triggers then leave alone."""
+    """Let the store append without a hash, which the trigger then leaves alone."""
     chained = statement.sql
     statement.sql = UNCHAINED
     try:

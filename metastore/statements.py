@@ -13,10 +13,6 @@ statement's name says how it is used:
 | `*!` | writes many rows | is no answer |
 
 An INSERT marked `<!` without RETURNING returns the number that SQLite gave the row.
-
-A comment line `-- Before commit: TABLE.NAME(PARAMETERS)` has that statement run before the
-transaction is committed, with these of its own statement's parameters and, behind them, how many
-rows had the same: once for all of them.
 """
 
 from __future__ import annotations
@@ -34,7 +30,7 @@ from metastore import codec, resources
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Call", "Catalogue", "Statement", "read_statements"]
@@ -45,7 +41,6 @@ _READS = {
     SQLOperationType.SELECT_VALUE,
 }
 _EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
-_BEFORE_COMMIT = re.compile(r"^Before commit: (\w+)\.(\w+)\((.*)\)$", re.MULTILINE)
 
 
 class Statement:
@@ -53,7 +48,6 @@ class Statement:
 
     __slots__ = (
         "_encoders",
-        "_last",
         "doc",
         "expects_row",
         "name",
@@ -76,7 +70,6 @@ class Statement:
         )
         self.parameters = tuple(datum.parameters or ())
         self.sql = _numbered(datum.sql, self.parameters)
-        self._last: tuple[Statement, tuple[int, ...]] | None = None
         self._encoders = tuple(codec.parameter_encoders(row_type, self.parameters).items())
 
     def __repr__(self) -> str:
@@ -107,20 +100,6 @@ class Statement:
             for row in rows:
                 self._refuse(row)
             raise
-
-    def run_before_commit(self, last: Statement, parameters: Iterable[str]) -> None:
-        """Have `last` run with these parameters of the statement before it is committed."""
-        self._last = last, tuple(map(self.parameters.index, parameters))
-
-    def before_commit(
-        self, parameters: tuple[Any, ...] | list[tuple[Any, ...]]
-    ) -> list[tuple[Statement, tuple[Any, ...]]]:
-        """Return what is to run before this statement, with `parameters`, is committed."""
-        if self._last is None:
-            return []
-        last, places = self._last
-        rows = parameters if isinstance(parameters, list) else [parameters]
-        return [(last, tuple([row[place] for place in places])) for row in rows]
 
     def _refuse(self, values: dict[str, Any]) -> None:
         """Raise the error that names the first of `values` that is refused, if one is."""
@@ -179,14 +158,7 @@ class Catalogue:
 
     def __init__(self, table: str, row_type: type[codec.Row], dialect: str = "sqlite") -> None:
         for name, datum in read_statements(table, dialect).items():
-            statement = Statement(table, datum, row_type)
-            if found := _BEFORE_COMMIT.search(datum.doc_comments):
-                # It is handed values that were encoded already.
-                last = read_statements(found[1], dialect)[found[2]]
-                statement.run_before_commit(
-                    Statement(found[1], last, codec.Row), found[3].split(", ")
-                )
-            setattr(self, name, statement)
+            setattr(self, name, Statement(table, datum, row_type))
 
     def __getattr__(self, name: str) -> Statement:
         raise AttributeError(f"no statement is named {name}")

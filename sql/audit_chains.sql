@@ -1,5 +1,5 @@
 -- audit_chains: where the chains of events and tool executions end, and what was purged of them.
--- Triggers keep the chains of tool executions; events are too many for that, see note_event_chain.
+-- Triggers keep it; the statements here read it, and note checkpoints.
 
 -- name: get_audit_chain(resource, resource_id)^
 -- No row: nothing was ever chained there.
@@ -30,23 +30,6 @@ FROM audit_chains
 WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id
 LIMIT :limit;
-
--- name: note_event_chain(resource_id, appended)!
--- Move the end of a session's chain on: once for all events that a transaction appended to it.
-INSERT INTO audit_chains (resource, resource_id, length, last)
-SELECT
-    'events' AS resource,
-    :resource_id AS resource_id,
-    :appended AS length,
-    e.position || ':' || e.hash AS last
-FROM events AS e
-WHERE e.session_id = :resource_id AND e.hash IS NOT NULL
-ORDER BY e.position DESC
-LIMIT 1
-ON CONFLICT (resource, resource_id) DO UPDATE
-SET
-    length = audit_chains.length + excluded.length,
-    last = excluded.last;
 
 -- name: create_audit_checkpoint(now)!
 -- Note where the chains end that have grown since the last checkpoint.

@@ -1,10 +1,10 @@
 -- events: what happened in a session, in the order in which it became visible.
 -- position is that order and the cursor of every reader; SQLite gives each row the next one.
--- hash covers the event and the one it follows in its session, see audit_chains.
+-- hash covers the event and the one it follows in its session, see audit_chains: a trigger moves the
+-- chain's end on with each row.
 
 -- name: append_event(id, session_id, event_type, level, message, context, created_at)<!
 -- The hottest statement of all.
--- Before commit: audit_chains.note_event_chain(session_id)
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
 VALUES (
     :id,
@@ -17,10 +17,8 @@ VALUES (
     metastore_sha256(
         coalesce(
             (
-                SELECT e.position || ':' || e.hash FROM events AS e
-                WHERE e.session_id = :session_id AND e.hash IS NOT NULL
-                ORDER BY e.position DESC
-                LIMIT 1
+                SELECT c.last FROM audit_chains AS c
+                WHERE c.resource = 'events' AND c.resource_id = :session_id
             ),
             ''
         ),
@@ -37,7 +35,6 @@ RETURNING position;
 
 -- name: append_events(id, session_id, event_type, level, message, context, created_at)*!
 -- Many at once: all of them or none.
--- Before commit: audit_chains.note_event_chain(session_id)
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
 VALUES (
     :id,
@@ -50,10 +47,8 @@ VALUES (
     metastore_sha256(
         coalesce(
             (
-                SELECT e.position || ':' || e.hash FROM events AS e
-                WHERE e.session_id = :session_id AND e.hash IS NOT NULL
-                ORDER BY e.position DESC
-                LIMIT 1
+                SELECT c.last FROM audit_chains AS c
+                WHERE c.resource = 'events' AND c.resource_id = :session_id
             ),
             ''
         ),

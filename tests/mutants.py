@@ -111,12 +111,12 @@ MUTANTS = [
     Mutant(
         "callers are answered before COMMIT",
         LANES,
-        "            commit(connection, before_commit(batch))",
+        '            connection.execute("COMMIT")\n        except BaseException as error:',
         "            for operation in batch:\n"
         "                loop = operation.future.get_loop()\n"
         "                loop.call_soon_threadsafe(operation.settle)\n"
         "            __import__('time').sleep(0.05)\n"
-        "            commit(connection, before_commit(batch))",
+        '            connection.execute("COMMIT")\n        except BaseException as error:',
         BACKEND,
     ),
     Mutant(
@@ -156,13 +156,6 @@ MUTANTS = [
         "tests/repositories/test_events.py",
     ),
     Mutant(
-        "what is to run before a commit runs for what was undone, too",
-        LANES,
-        "        if operation.is_kept\n        for call in operation.calls",
-        "        for call in operation.calls",
-        "tests/repositories/test_audit_chains.py",
-    ),
-    Mutant(
         "a failed operation of a batch is not undone",
         LANES,
         'connection.execute("ROLLBACK TO operation")',
@@ -179,8 +172,8 @@ MUTANTS = [
     Mutant(
         "a transaction commits whether or not its lease is held",
         TRANSACTION,
-        "            if all(operation.answers):",
-        "            if True:",
+        'connection.execute("COMMIT" if held else "ROLLBACK")',
+        'connection.execute("COMMIT")',
         BACKEND,
     ),
     Mutant(

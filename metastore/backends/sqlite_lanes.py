@@ -12,22 +12,21 @@ import contextlib
 import random
 import sqlite3
 import time
-from collections import Counter, deque
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_errors import translate
 from metastore.errors import StoreClosed
-from metastore.statements import Call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from metastore.backends.base import Values
     from metastore.backends.sqlite_connection import Connection
-    from metastore.statements import Statement
+    from metastore.statements import Call
 
 __all__ = [
     "Holder",
@@ -35,8 +34,6 @@ __all__ = [
     "Operation",
     "ReaderLane",
     "WriterLane",
-    "before_commit",
-    "commit",
     "execute",
     "roll_back",
     "told",
@@ -67,7 +64,7 @@ class Holder(Protocol):
 class Operation:
     """What one caller asked for, and what became of it."""
 
-    __slots__ = ("answers", "calls", "error", "future", "is_kept", "is_single")
+    __slots__ = ("answers", "calls", "error", "future", "is_single")
 
     def __init__(
         self, calls: tuple[Call, ...], future: asyncio.Future[Any], *, is_single: bool = False
@@ -77,7 +74,6 @@ class Operation:
         self.is_single = is_single
         self.answers: list[list[Values]] = []
         self.error: BaseException | None = None
-        self.is_kept = False
 
     @property
     def is_atomic(self) -> bool:
@@ -255,24 +251,6 @@ def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
     return [(cursor.lastrowid,)] if statement.returns_row_number else cursor.fetchall()
 
 
-def before_commit(operations: Iterable[Operation]) -> Counter[tuple[Statement, Values]]:
-    """Return what is to run before these operations are committed, and for how many rows."""
-    return Counter(
-        wanted
-        for operation in operations
-        if operation.is_kept
-        for call in operation.calls
-        for wanted in call.statement.before_commit(call.parameters)
-    )
-
-
-def commit(connection: sqlite3.Connection, last: Counter[tuple[Statement, Values]]) -> None:
-    """Run what is to run before the transaction is committed, and commit it."""
-    for (statement, values), rows in last.items():
-        execute(connection, Call(statement, (*values, rows)))
-    connection.execute("COMMIT")
-
-
 def told(error: Exception, connection: sqlite3.Connection, call: Call | None) -> BaseException:
     """Return what the caller of a failed statement is told."""
     try:
@@ -410,7 +388,7 @@ class WriterLane(Lane):
                 for operation in batch:
                     operation.error = None
                     self._run_alone(connection, operation)
-        self._checkpoint_if_due(connection)
+        self.checkpoint_if_due(connection)
 
     def _run_together(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
         """Run a batch in one transaction. A failed operation fails only its caller.
@@ -426,7 +404,7 @@ class WriterLane(Lane):
                 # statement would then commit by itself, and its neighbours be lost.
                 if not connection.in_transaction:
                     raise BatchLostError from operation.error
-            commit(connection, before_commit(batch))
+            connection.execute("COMMIT")
         except BaseException as error:
             roll_back(connection)
             if isinstance(error, sqlite3.Error):
@@ -439,52 +417,46 @@ class WriterLane(Lane):
             [call] = operation.calls
             try:
                 operation.answers = [execute(connection, call)]
-                operation.is_kept = True
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, call)
             return
         connection.execute("SAVEPOINT operation")
-        self._run_calls(connection, operation)
-        if not operation.is_kept and connection.in_transaction:
+        if not self._run_calls(connection, operation) and connection.in_transaction:
             connection.execute("ROLLBACK TO operation")
         if connection.in_transaction:
             connection.execute("RELEASE operation")
 
     def _run_alone(self, connection: sqlite3.Connection, operation: Operation) -> None:
         """Run one operation in its own transaction; one statement needs no BEGIN."""
-        call = operation.calls[0]
-        if operation.is_atomic and not call.statement.before_commit(call.parameters):
-            run = partial(execute, connection, call)
-            try:
-                operation.answers = [self._when_free(connection, run)]
-            except Exception as error:  # noqa: BLE001 - the caller is told
-                operation.error = told(error, connection, call)
-            return
+        call: Call | None = None
         try:
+            if operation.is_atomic:
+                [call] = operation.calls
+                run = partial(execute, connection, call)
+                operation.answers = [self._when_free(connection, run)]
+                return
             self.begin(connection)
-            self._run_calls(connection, operation)
-            if operation.is_kept:
-                commit(connection, before_commit([operation]))
+            if self._run_calls(connection, operation):
+                connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the caller is told
-            operation.error = told(error, connection, None)
+            operation.error = told(error, connection, call)
         finally:
             roll_back(connection)
 
     @staticmethod
-    def _run_calls(connection: sqlite3.Connection, operation: Operation) -> None:
-        """Run the operation's statements in order, and note whether they are to be kept."""
+    def _run_calls(connection: sqlite3.Connection, operation: Operation) -> bool:
+        """Run the operation's statements in order; tell whether they are to be kept."""
         operation.answers = []
-        operation.is_kept = False
         for call in operation.calls:
             try:
                 rows = execute(connection, call)
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, call)
-                return
+                return False
             operation.answers.append(rows)
             if not rows and call.statement.expects_row:
-                return
-        operation.is_kept = True
+                return False
+        return True
 
     # Waiting for the write lock. SQLite's own way starves: it sleeps for ever longer, up to
     # 100 ms, and whoever has the lock takes it again meanwhile. Who asks often, at random times,
@@ -514,7 +486,8 @@ class WriterLane(Lane):
         finally:
             connection.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
 
-    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
+    def checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
+        """Copy the WAL back when it has grown. Run outside a transaction."""
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
         is_large = _size(self._wal) >= 2 * sqlite_file.WAL_SIZE_LIMIT

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_lanes import (
-    Operation,
-    before_commit,
-    commit,
-    execute,
-    roll_back,
-    told,
-)
+from metastore.backends.sqlite_lanes import Operation, execute, roll_back, told
 from metastore.errors import StoreClosed, TransactionActive
 
 if TYPE_CHECKING:
@@ -24,7 +16,7 @@ if TYPE_CHECKING:
 
     from metastore.backends.base import Guard, Values
     from metastore.backends.sqlite_lanes import WriterLane
-    from metastore.statements import Call, Statement
+    from metastore.statements import Call
 
 __all__ = ["OpenTransaction", "current_transaction", "refuse_inside_transaction"]
 
@@ -38,7 +30,6 @@ class OpenTransaction:
         self._begun = False
         self._ended: str | None = None
         self._released = False
-        self._last: Counter[tuple[Statement, Values]] = Counter()
         lane.holder = self
 
     @property
@@ -123,7 +114,6 @@ class OpenTransaction:
         connection = self._lane.connection.raw
         if self._begin(connection, operation):
             self._lane.run_in_transaction(connection, operation)
-            self._last.update(before_commit([operation]))
             if not connection.in_transaction:
                 self._lost = operation.error
 
@@ -133,14 +123,13 @@ class OpenTransaction:
             return
         try:
             operation.answers = [execute(connection, call) for call in operation.calls]
-            if all(operation.answers):
-                commit(connection, self._last)
-            else:
-                connection.execute("ROLLBACK")
+            held = all(operation.answers)
+            connection.execute("COMMIT" if held else "ROLLBACK")
             self._begun_in_thread = False
         except Exception as error:  # noqa: BLE001 - the caller is told
             operation.error = told(error, connection, None)
             roll_back(connection)
+        self._lane.checkpoint_if_due(connection)
 
     _begun_in_thread = False
     _lost: BaseException | None = None

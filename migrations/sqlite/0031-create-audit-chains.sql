@@ -58,6 +58,18 @@ SELECT
 FROM events
 GROUP BY session_id;
 
+CREATE TRIGGER IF NOT EXISTS events_chain
+AFTER INSERT ON events FOR EACH ROW
+WHEN new.hash IS NOT NULL
+BEGIN
+    INSERT INTO audit_chains (resource, resource_id, length, last)
+    VALUES ('events', new.session_id, 1, new.position || ':' || new.hash)
+    ON CONFLICT (resource, resource_id) DO UPDATE
+    SET
+        length = length + 1,
+        last = excluded.last;
+END;
+
 CREATE TRIGGER IF NOT EXISTS tool_executions_chain_start
 AFTER INSERT ON tool_executions FOR EACH ROW
 WHEN new.hash IS NOT NULL

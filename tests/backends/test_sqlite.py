@@ -716,3 +716,15 @@ async def test_checkpoint__happens_in_time_and_empties_the_log(
     assert max(sizes) < 100_000, "the log is written from its beginning again"
     await backend.close()
     assert not path.with_name(path.name + "-wal").exists()
+
+
+async def test_checkpoint__happens_where_there_are_only_transactions(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 20)
+    backend = await SqliteBackend.open(path)
+    for n in range(100):
+        async with backend.transaction() as tx:
+            await tx.run(add_parent(id=n, name=f"{n}" + "x" * 10_000))
+    assert path.with_name(path.name + "-wal").stat().st_size < 1_000_000, "2 MB were written"
+    await backend.close()

@@ -19,7 +19,6 @@ from metastore import (
     NotFound,
     Repository,
     Session,
-    TransactionActive,
 )
 from metastore.audit import link_hash
 from metastore.cli import main
@@ -49,7 +48,7 @@ async def another(store: MetadataStore, repository: Repository) -> Session:
 
 
 def unguard(shell: sqlite3.Connection) -> None:
-    for name in ("events_no_update", "events_no_delete"):
+    for name in ("events_no_update", "events_no_delete", "events_chain"):
         shell.execute(f"DROP TRIGGER {name}")
 
 
@@ -150,29 +149,9 @@ async def test_verify__finds_no_fault_in_what_was_undone_or_refused(
         same = new_id()
         with pytest.raises(AlreadyExists):
             await tx.events.append_many(session.id, [NewEvent("a", "c", id=same) for _ in range(2)])
-        with pytest.raises(TransactionActive):
-            await tx.audit_chains.verify()
+        assert (await tx.audit_chains.verify()).findings == []
     assert (await store.audit_chains.verify()).findings == []
     assert (await store.audit_chains.get("events", session.id)).length == 41
-
-
-async def test_append__does_not_vouch_for_a_row_that_it_finds(
-    file_store: MetadataStore, session: Session, shell: sqlite3.Connection
-) -> None:
-    await file_store.events.append(session.id, "a", "1")
-    [(last,)] = shell.execute("SELECT last FROM audit_chains").fetchall()
-    now = "2026-01-31T00:00:00.000Z"
-    row = (new_id(), session.id, "a", "info", "forged", "{}", now)
-    shell.execute(
-        "INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, link_hash(last, *row)),
-    )
-    [finding] = (await file_store.audit_chains.verify()).findings
-    assert finding == Finding("events", session.id, row[0], "inserted")
-    event = await file_store.events.append(session.id, "a", "2")
-    [finding] = (await file_store.audit_chains.verify()).findings
-    assert finding == Finding("events", session.id, event.id, "inserted")
 
 
 async def test_purge__leaves_a_stub_and_the_rest_verifies(
