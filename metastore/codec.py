@@ -96,8 +96,11 @@ Seconds = float
 """A time span in seconds."""
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A row of a table: immutable, compared by value, `dict(row)` gives its columns."""
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A row of a table: immutable, compared by value, `dict(row)` gives its columns.
+
+    The garbage collector does not look at rows: what they hold came from JSON and has no cycles.
+    """
 
     def keys(self) -> tuple[str, ...]:
         """Return the column names, in the table's order."""
