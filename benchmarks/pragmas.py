@@ -59,7 +59,7 @@ NEVER = 1 << 60
 CHOICE = Variant("as it is")
 VARIANTS = (
     CHOICE,
-    *(Variant(f"page_size {size:,}", page_size=size) for size in (1_024, 4_096, 8_192)),
+    *(Variant(f"page_size {size:,}", page_size=size) for size in (8_192, 16_384)),
     *(
         Variant(f"cache_size {megabytes} MB", pragmas=(f"cache_size = -{megabytes * 1024}",))
         for megabytes in (16, 64, 256)

@@ -40,11 +40,6 @@ WAL_SIZE_LIMIT = 16 << 20
 """What is left of the WAL when it is begun anew, in bytes: large enough to be overwritten, which
 costs less than to grow."""
 
-PAGE_SIZE = 2048
-"""Bytes of a page. Tasks that append to sessions of their own change a page of an index each, and
-each page goes to the log whole: half of SQLite's 4,096 saves a tenth of an append, and reads cost
-the same."""
-
 STATEMENT_CACHE = 512
 """Prepared statements kept per connection: every statement the program has, with room."""
 
@@ -173,7 +168,5 @@ def is_metastore(connection: sqlite3.Connection) -> bool:
 
 def mark(connection: sqlite3.Connection) -> None:
     """Make an empty database metastore's own, in WAL mode. Run outside a transaction."""
-    # Before the file has its first page; later it is ignored.
-    connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -25,7 +25,6 @@ from metastore import (
     StoreReadOnly,
     TokenRejected,
 )
-from metastore.backends.sqlite_file import PAGE_SIZE
 from metastore.codec import MAX_JSON, MAX_TEXT
 from metastore.store import write_template
 
@@ -715,7 +714,7 @@ def _truncated_header(path: Path) -> None:
 
 
 def _truncated(path: Path) -> None:
-    os.truncate(_database(path), PAGE_SIZE * 3 + 100)
+    os.truncate(_database(path), 4096 * 3 + 100)
 
 
 def _damaged_schema(path: Path) -> None:

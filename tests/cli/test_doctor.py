@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner
 
 from metastore import MetadataStore, migrations, urls
-from metastore.backends.sqlite_file import PAGE_SIZE
 from metastore.cli import main
 from metastore.store import write_template
 from metastore.testing import Factories
@@ -147,8 +146,8 @@ def test_doctor__of_a_damaged_database(run: Run, path: Path) -> None:
             "SELECT rootpage FROM sqlite_schema WHERE name = 'ix_events_created_at'"
         )
     with path.open("r+b") as file:
-        file.seek((page - 1) * PAGE_SIZE)
-        file.write(os.urandom(PAGE_SIZE))
+        file.seek((page - 1) * 4096)
+        file.write(os.urandom(4096))
     assert run().exit_code == 0
     result = run("--integrity")
     assert result.exit_code == 1
