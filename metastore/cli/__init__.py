@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from metastore.store import MetadataStore
     from metastore.urls import DatabaseUrl
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "print_json",
     "print_table",
     "printable",
+    "with_store",
 ]
 
+Result = TypeVar("Result")
 _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
@@ -98,6 +101,19 @@ def _resolve(ctx: click.Context, _parameter: click.Parameter, value: str | None)
     from metastore import urls
 
     return urls.resolve(value if value is not None else ctx.find_root().params.get("db"))
+
+
+def with_store(url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]) -> Result:
+    """Open the store at `url`, run `operation` on it, close it, and return what came of it."""
+    import asyncio
+
+    from metastore.store import MetadataStore
+
+    async def run() -> Result:
+        async with MetadataStore.open(url.text) as store:
+            return await operation(store)
+
+    return asyncio.run(run())
 
 
 def json_option(command: _F) -> _F:

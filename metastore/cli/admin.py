@@ -7,23 +7,27 @@ is kept; explanations go to standard error.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import confirm, database_option, json_option, print_json, print_table, printable
+from metastore.cli import (
+    confirm,
+    database_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    with_store,
+)
 from metastore.cli._options import DURATION
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from metastore.repositories.auth_tokens import AuthToken, IssuedToken
     from metastore.store import MetadataStore
     from metastore.urls import DatabaseUrl
 
 __all__ = ["admin"]
-
-Result = TypeVar("Result")
 
 
 @click.group()
@@ -39,7 +43,7 @@ def bootstrap(url: DatabaseUrl, as_json: bool) -> None:
 
     It opens everything. While a live token that does exists, nothing is created.
     """
-    issued = _with_store(url, lambda store: store.auth_tokens.bootstrap())
+    issued = with_store(url, lambda store: store.auth_tokens.bootstrap())
     if issued is not None:
         _print_issued(issued, as_json)
         return
@@ -76,7 +80,7 @@ def create_token(
     user_name = user if user is not None else user_option
     if user_name is None:
         raise click.UsageError("Missing argument 'USER'.")
-    issued = _with_store(
+    issued = with_store(
         url,
         lambda store: store.auth_tokens.issue(
             user_name=user_name, name=name, scopes=scopes, ttl=ttl
@@ -91,7 +95,7 @@ def create_token(
 @json_option
 def list_tokens(user: str | None, url: DatabaseUrl, as_json: bool) -> None:
     """List the tokens, live or not, in the order of their issue."""
-    tokens = _with_store(url, lambda store: _all_tokens(store, user))
+    tokens = with_store(url, lambda store: _all_tokens(store, user))
     now = datetime.now(UTC)
     if as_json:
         print_json([_public(token, now) for token in tokens])
@@ -136,7 +140,7 @@ def rotate_token(token_id: str, grace: timedelta, url: DatabaseUrl, as_json: boo
         issued = await store.auth_tokens.rotate(token_id, grace=grace)
         return issued, await store.auth_tokens.get(token_id)
 
-    issued, old = _with_store(url, rotate)
+    issued, old = with_store(url, rotate)
     _print_issued(issued, as_json, replaced=old)
     click.echo(f"It replaces {old.id}, which works until {_shown(old.expires_at)}.", err=True)
 
@@ -148,31 +152,17 @@ def rotate_token(token_id: str, grace: timedelta, url: DatabaseUrl, as_json: boo
 @json_option
 def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> None:
     """End the token ID for good."""
-    token = _with_store(url, lambda store: store.auth_tokens.get(token_id))
+    token = with_store(url, lambda store: store.auth_tokens.get(token_id))
     if token.revoked_at is None:
         confirm(
             f"Revoke {token.token_prefix}... ({printable(token.name)}) of "
             f"{printable(token.user_name)}? It stops working at once.",
             yes=yes,
         )
-        token = _with_store(url, lambda store: store.auth_tokens.revoke(token_id))
+        token = with_store(url, lambda store: store.auth_tokens.revoke(token_id))
     if as_json:
         print_json(_public(token, datetime.now(UTC)))
     click.echo(f"{token.id} is revoked since {_shown(token.revoked_at)}.", err=True)
-
-
-def _with_store(
-    url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]
-) -> Result:
-    import asyncio
-
-    from metastore.store import MetadataStore
-
-    async def run() -> Result:
-        async with MetadataStore.open(url.text) as store:
-            return await operation(store)
-
-    return asyncio.run(run())
 
 
 async def _all_tokens(store: MetadataStore, user_name: str | None) -> list[AuthToken]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, printable
+from metastore.cli import database_option, json_option, print_json, printable, with_store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from metastore.store import MetadataStore
     from metastore.urls import DatabaseUrl
 
 __all__ = ["audit"]
-
-Result = TypeVar("Result")
 
 
 @click.group()
@@ -30,7 +25,7 @@ def audit() -> None:
 @json_option
 def verify(checkpoint: str | None, url: DatabaseUrl, as_json: bool) -> None:
     """Check every chain of events and tool executions; code 1 if one does not hold."""
-    report = _with_store(url, lambda store: store.audit_chains.verify(checkpoint=checkpoint))
+    report = with_store(url, lambda store: store.audit_chains.verify(checkpoint=checkpoint))
     if as_json:
         print_json(report)
     else:
@@ -48,22 +43,8 @@ def verify(checkpoint: str | None, url: DatabaseUrl, as_json: bool) -> None:
 @json_option
 def checkpoint(url: DatabaseUrl, as_json: bool) -> None:
     """Print a digest over the ends of all chains. Keep it where nobody else writes."""
-    digest = _with_store(url, lambda store: store.audit_chains.checkpoint())
+    digest = with_store(url, lambda store: store.audit_chains.checkpoint())
     if as_json:
         print_json({"checkpoint": digest})
     else:
         click.echo(digest)
-
-
-def _with_store(
-    url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]
-) -> Result:
-    import asyncio
-
-    from metastore.store import MetadataStore
-
-    async def run() -> Result:
-        async with MetadataStore.open(url.text) as store:
-            return await operation(store)
-
-    return asyncio.run(run())

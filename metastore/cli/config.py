@@ -7,22 +7,25 @@ are seen by everyone on the machine, and kept by the shell.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, print_table, printable
+from metastore.cli import (
+    database_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    with_store,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from metastore.repositories.configurations import Configuration
     from metastore.store import MetadataStore
     from metastore.urls import DatabaseUrl
 
 __all__ = ["config"]
-
-Result = TypeVar("Result")
 
 _TYPES = click.Choice(["string", "integer", "float", "boolean", "json"])
 _FORMATS = click.Choice(["toml", "json"])
@@ -57,7 +60,7 @@ def set_(
         raise click.UsageError("A secret is no argument: give it on standard input.")
     text = _read_value(key, hidden=secret) if value is None else value
     parsed = _parsed(text, value_type)
-    row = _with_store(
+    row = with_store(
         url,
         lambda store: store.configurations.set(
             key, parsed, value_type, description, secret, if_version=if_version
@@ -74,7 +77,7 @@ def set_(
 @json_option
 def get(key: str, url: DatabaseUrl, as_json: bool) -> None:
     """Print the value of KEY; of a secret, that it is one."""
-    row = _with_store(url, lambda store: store.configurations.get(key))
+    row = with_store(url, lambda store: store.configurations.get(key))
     if as_json:
         print_json(row)
     else:
@@ -86,7 +89,7 @@ def get(key: str, url: DatabaseUrl, as_json: bool) -> None:
 @json_option
 def list_(url: DatabaseUrl, as_json: bool) -> None:
     """List the settings; the values of secrets are hidden."""
-    rows = _with_store(url, _all_settings)
+    rows = with_store(url, _all_settings)
     if as_json:
         print_json(rows)
         return
@@ -115,7 +118,7 @@ def reveal(key: str, url: DatabaseUrl) -> None:
     """Print the value of KEY, decrypted if it is a secret."""
     import msgspec
 
-    value = _with_store(url, lambda store: store.configurations.reveal(key))
+    value = with_store(url, lambda store: store.configurations.reveal(key))
     click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
@@ -124,7 +127,7 @@ def reveal(key: str, url: DatabaseUrl) -> None:
 @database_option
 def unset(key: str, url: DatabaseUrl) -> None:
     """Forget KEY."""
-    _with_store(url, lambda store: store.configurations.delete(key))
+    with_store(url, lambda store: store.configurations.delete(key))
 
 
 @config.command("rotate-keys")
@@ -132,7 +135,7 @@ def unset(key: str, url: DatabaseUrl) -> None:
 @json_option
 def rotate_keys(url: DatabaseUrl, as_json: bool) -> None:
     """Encrypt every secret under the newest key. Interrupted, it goes on when run again."""
-    count = _with_store(url, lambda store: store.configurations.rotate_keys())
+    count = with_store(url, lambda store: store.configurations.rotate_keys())
     if as_json:
         print_json({"rotated": count})
     click.echo(f"{count} secrets were put under the newest key.", err=True)
@@ -152,7 +155,7 @@ def generate_key() -> None:
 @database_option
 def dump(form: Any, url: DatabaseUrl) -> None:
     """Print every setting but the secrets as one document."""
-    click.echo(_with_store(url, lambda store: store.configurations.dump(form)), nl=False)
+    click.echo(with_store(url, lambda store: store.configurations.dump(form)), nl=False)
 
 
 @config.command()
@@ -164,7 +167,7 @@ def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
     """Set every key of FILE (- is standard input), all or none."""
     form = form or ("json" if file.name.endswith(".json") else "toml")
     document = file.read()
-    count = _with_store(url, lambda store: store.configurations.load(document, form))
+    count = with_store(url, lambda store: store.configurations.load(document, form))
     if as_json:
         print_json({"changed": count})
     click.echo(f"{count} settings changed.", err=True)
@@ -194,20 +197,6 @@ def _parsed(text: str, value_type: str) -> Any:
         pass
     # Outside of the handler, which knows the text: it may be a secret.
     raise click.UsageError(f"The value is no {value_type}.")
-
-
-def _with_store(
-    url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]
-) -> Result:
-    import asyncio
-
-    from metastore.store import MetadataStore
-
-    async def run() -> Result:
-        async with MetadataStore.open(url.text) as store:
-            return await operation(store)
-
-    return asyncio.run(run())
 
 
 async def _all_settings(store: MetadataStore) -> list[Configuration]:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, print_table, printable
+from metastore.cli import (
+    database_option,
+    json_option,
+    print_json,
+    print_table,
+    printable,
+    with_store,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,9 +79,9 @@ def costs(
     Every sum is exact. No token is counted in two columns: tokens in were read in full, cached ones
     from the provider's cache.
     """
-    import asyncio
-
-    groups = asyncio.run(_summary(url, by, since, until))
+    groups = with_store(
+        url, lambda store: store.cost_entries.summary(by=by, since=since, until=until)
+    )
     columns = [name for name in GROUPS if name in by]
     if "day" not in columns:
         groups.sort(key=lambda group: -group.totals.cost_nano_usd)
@@ -84,15 +91,6 @@ def costs(
         _print(groups, columns)
     else:
         click.echo("no calls were recorded")
-
-
-async def _summary(
-    url: DatabaseUrl, by: tuple[str, ...], since: datetime | None, until: datetime | None
-) -> list[CostSummary]:
-    from metastore.store import MetadataStore
-
-    async with MetadataStore.open(url.text) as store:
-        return await store.cost_entries.summary(by=by, since=since, until=until)
 
 
 def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, printable
+from metastore.cli import database_option, json_option, print_json, printable, with_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,19 +46,22 @@ def doctor(
     With --explain: what an id, or the token of a worktree's lease, stands for, who holds it, since
     when and until when, under which fencing number, what hangs on it, and what would free it.
     """
-    import asyncio
-
     if key is not None:
         if integrity or audit:
             raise click.UsageError(
                 "--explain looks at one id, --integrity and --audit at everything."
             )
-        explanation = asyncio.run(_explain(url, key))
+        from metastore.explain import explain
+
+        asked = key.strip().lower()
+        explanation = with_store(url, lambda store: explain(store, asked, now=datetime.now(UTC)))
         if as_json:
             print_json(explanation)
         else:
             _print_explanation(explanation)
         return
+    import asyncio
+
     from metastore import health
 
     report = asyncio.run(health.diagnose(url, integrity=integrity, audit=audit))
@@ -69,14 +72,6 @@ def doctor(
     else:
         _print_health(report)
     ctx.exit(0 if report.healthy else 1)
-
-
-async def _explain(url: DatabaseUrl, key: str) -> Explanation:
-    from metastore.explain import explain
-    from metastore.store import MetadataStore
-
-    async with MetadataStore.open(url.text) as store:
-        return await explain(store, key.strip().lower(), now=datetime.now(UTC))
 
 
 def _print_health(report: Health) -> None:
