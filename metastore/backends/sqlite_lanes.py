@@ -134,9 +134,21 @@ class Lane:
         self._room.append(room)
         try:
             await room
-        finally:
+        except BaseException:
             if room in self._room:
                 self._room.remove(room)
+            elif not room.cancelled():
+                # Granted and cancelled in the same turn of the loop.
+                self._grant_room()
+            raise
+
+    def _grant_room(self) -> None:
+        """Let the first of the callers in who wait for room, if there is some."""
+        while self._room and len(self._queue) < MAX_QUEUE:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+                break
 
     def _enqueue(self, operation: Operation) -> None:
         if self.closed is not None:
@@ -169,11 +181,7 @@ class Lane:
             operation = self._queue.popleft()
             if not operation.future.done():
                 batch.append(operation)
-        while self._room and len(self._queue) < MAX_QUEUE:
-            room = self._room.popleft()
-            if not room.done():
-                room.set_result(None)
-                break
+        self._grant_room()
         return batch
 
     def post(self, work: Callable[[], None], done: Callable[[], None]) -> None:
@@ -357,10 +365,7 @@ class WriterLane(Lane):
             batch.append(operation)
             if is_turn:
                 break
-        if self._room and len(self._queue) < MAX_QUEUE:
-            room = self._room.popleft()
-            if not room.done():
-                room.set_result(None)
+        self._grant_room()
         return batch
 
     def _flush(self) -> None:

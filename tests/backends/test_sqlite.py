@@ -263,6 +263,32 @@ async def test_queue__is_bounded_and_callers_wait(
     assert len(names(outside)) == 100
 
 
+@pytest.mark.parametrize("granted", [False, True], ids=["before its turn", "in its turn"])
+async def test_queue__a_cancelled_caller_lets_the_next_one_in(
+    backend: SqliteBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    outside: Callable[[str], list[Any]],
+    granted: bool,
+) -> None:
+    monkeypatch.setattr(sqlite_lanes, "MAX_QUEUE", 1)
+    await backend._writer.take_turn()
+    queued, waiting, last = (
+        asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(3)
+    )
+    while len(backend._writer._room) < 2:
+        await asyncio.sleep(0)
+    queued.cancel()
+    if granted:
+        backend._writer.release_turn()
+        waiting.cancel()
+    else:
+        waiting.cancel()
+        backend._writer.release_turn()
+    async with asyncio.timeout(PATIENCE):
+        await last
+    assert names(outside) == ["2"]
+
+
 # --- errors ------------------------------------------------------------------------------------
 
 
