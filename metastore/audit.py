@@ -109,7 +109,7 @@ def check_events(
     if unchained < end.unchained:
         first = rows[0][2] if rows else None
         return _finding("events", session_id, first, "removed")
-    return _check("events", session_id, links, end, marks, nullable=False)
+    return _check("events", session_id, links, end, marks)
 
 
 def check_tool_executions(
@@ -136,9 +136,7 @@ def check_tool_executions(
         covered = (row_id, status, output, error, completed_at, duration)
         ended[finished_sequence] = _Link(finished_sequence, finished_hash, covered, row_id)
     links = [link for _, link in sorted((begun | ended).items())]
-    return _check(
-        "tool_executions", task_id, links, end or End(), marks, nullable=True, ended=ended
-    )
+    return _check("tool_executions", task_id, links, end or End(), marks, ended=ended)
 
 
 def _check(
@@ -147,10 +145,13 @@ def _check(
     links: Sequence[_Link],
     end: End,
     marks: Mapping[int, str],
-    *,
-    nullable: bool,
     ended: Mapping[int, _Link] | None = None,
 ) -> Finding | None:
+    """Check links against their chain's end and marks.
+
+    `ended` are those of tool executions that have ended, by place; None of events. The places of
+    a task's tool executions are counted, those of events are their positions.
+    """
     expected = end.length - end.purged
     blame = "removed" if len(links) < expected else "edited"
     if len(links) > expected:
@@ -158,10 +159,9 @@ def _check(
     last = end.base
     rewritten: Finding | None = None
     for place, link in enumerate(links, end.purged + 1):
-        marked = nullable and bool(ended) and link.place in (ended or {})
-        if _hash(last, link.covered, marked=marked) != link.hash or (
-            nullable and link.place != place
-        ):
+        marked = ended is not None and link.place in ended
+        is_in_place = ended is None or link.place == place
+        if not is_in_place or _hash(last, link.covered, marked=marked) != link.hash:
             return _finding(resource, resource_id, link.row_id, blame)
         last = f"{link.place}:{link.hash.decode('ascii', 'replace')}"
         if marks.get(place, last) != last:

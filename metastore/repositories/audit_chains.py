@@ -25,6 +25,8 @@ __all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable"]
 Rows = list["Values"]
 """The rows of one chain as they are in the file."""
 
+Findings = list[Finding]
+
 Marks = dict[tuple[str, str], dict[int, str]]
 
 
@@ -114,7 +116,7 @@ class AuditChains(TableRepository[AuditChain]):
                 ever given out.
         """
         marks = await self._marks(checkpoint) if checkpoint is not None else {}
-        findings: list[Finding] = []
+        findings: Findings = []
         chains = rows = 0
         for resource in AuditedTable:
             seen: set[str] = set()
@@ -129,26 +131,34 @@ class AuditChains(TableRepository[AuditChain]):
                     else None
                 )
                 noted = marks.get((resource, resource_id), {})
-                if _judge(resource, resource_id, found, _end(chain), noted) is not None:
-                    # A row may have come in between: what is read at once decides.
-                    finding = await self._second_look(resource, resource_id, found, noted)
-                    findings += [finding] if finding else []
-            chains += len(seen)
+                findings += await self._faults(resource, resource_id, found, chain, noted)
             async for chain in self._chains(resource):
-                if chain.resource_id in seen:
-                    continue
-                chains += 1
-                seen.add(chain.resource_id)
-                noted = marks.get((resource, chain.resource_id), {})
-                if _judge(resource, chain.resource_id, [], _end(chain), noted) is not None:
-                    finding = await self._second_look(resource, chain.resource_id, [], noted)
-                    findings += [finding] if finding else []
+                if chain.resource_id not in seen:
+                    seen.add(chain.resource_id)
+                    noted = marks.get((resource, chain.resource_id), {})
+                    findings += await self._faults(resource, chain.resource_id, [], chain, noted)
+            chains += len(seen)
             findings += [
                 Finding(resource.value, resource_id, None, "removed")
                 for (of, resource_id), noted in marks.items()
                 if of == resource and resource_id not in seen and max(noted) > 0
             ]
         return AuditReport(chains, rows, findings)
+
+    async def _faults(
+        self,
+        resource: AuditedTable,
+        resource_id: str,
+        rows: Rows,
+        chain: AuditChain | None,
+        marks: dict[int, str],
+    ) -> Findings:
+        """Return the first fault of a chain, if it has one."""
+        if _judge(resource, resource_id, rows, _end(chain), marks) is None:
+            return []
+        # A row may have come in between: what is read at once decides.
+        finding = await self._second_look(resource, resource_id, rows, marks)
+        return [finding] if finding else []
 
     async def _second_look(
         self, resource: AuditedTable, resource_id: str, rows: Rows, marks: dict[int, str]
