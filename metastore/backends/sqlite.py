@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.backends.base import Executor, Guard, Values
+    from metastore.backends.sqlite_connection import Connection
     from metastore.statements import Call
+
+    Connector = Callable[[], sqlite3.Connection]
 
 __all__ = ["SqliteBackend"]
 
@@ -60,8 +63,11 @@ class SqliteBackend:
         durability: Literal["full", "normal"] = "full",
         readers: int = 1,
         check: Callable[[sqlite3.Connection], None] = lambda _: None,
+        connect: Callable[[Connector], Awaitable[Connection]] = connect,
     ) -> SqliteBackend:
         """Connect to the existing metastore at `path`, which must pass `check`.
+
+        `connect` makes the connections; a simulation makes them without threads.
 
         Raises:
             StoreCorrupt: it is missing, empty, no metastore, or damaged.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Literal
 
 import aiosqlite
@@ -48,6 +49,10 @@ class Connection(aiosqlite.Connection):
     def post(self, function: Callable[[], None]) -> None:
         """Run `function` in the connection's thread, after whatever was posted before."""
         self._tx.put_nowait((None, function))
+
+    def pause(self, seconds: float) -> None:
+        """Let time pass in the connection's thread, while it waits for another's lock."""
+        time.sleep(seconds)
 
     def stop(self) -> None:
         """Close the connection in its thread, and end the thread, without waiting for either.

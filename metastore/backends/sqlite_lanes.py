@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import random
 import sqlite3
-import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -478,16 +477,16 @@ class WriterLane(Lane):
     def _when_free(self, connection: sqlite3.Connection, work: Callable[[], Result]) -> Result:
         """Run `work`, which takes the write lock, when no other connection has it."""
         connection.execute("PRAGMA busy_timeout = 0")
-        deadline = time.monotonic() + self.busy_timeout_ms / 1000
+        deadline = self._loop.time() + self.busy_timeout_ms / 1000
         try:
             while True:
                 try:
                     return work()
                 except sqlite3.OperationalError as error:
                     is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                    if not is_busy or time.monotonic() >= deadline:
+                    if not is_busy or self._loop.time() >= deadline:
                         raise
-                time.sleep(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
+                self.connection.pause(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
         finally:
             connection.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
 
