@@ -1,4 +1,4 @@
-"""SQLite, through aiosqlite: one writer and one or more readers for each process."""
+"""SQLite, through aiosqlite: a writer, one or more readers, and a lane for scans, per process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
 from metastore.backends.sqlite_faults import known_faults
 from metastore.backends.sqlite_lanes import Lane, ReaderLane, WriterLane
+from metastore.backends.sqlite_scans import Scans
 from metastore.backends.sqlite_transaction import (
     OpenTransaction,
     current_transaction,
@@ -45,10 +46,13 @@ PROBE_TIMEOUT = 3.0
 class SqliteBackend:
     """An open SQLite database."""
 
-    def __init__(self, path: Path, writer: WriterLane, readers: list[ReaderLane]) -> None:
+    def __init__(
+        self, path: Path, writer: WriterLane, readers: list[ReaderLane], scans: Scans
+    ) -> None:
         self._path = path
         self._writer = writer
         self._readers = readers
+        self._scans = scans
         self._next_reader = 0
         self._watcher = Watcher(readers[0])
         self._closing: asyncio.Task[None] | None = None
@@ -74,27 +78,28 @@ class SqliteBackend:
             StoreReadOnly: it cannot be opened for writing.
         """
         lanes: list[Lane] = []
+        connect_to_read = partial(sqlite_file.connect, path, durability=durability, read_only=True)
         try:
             connection = await connect(partial(open_writer, path, durability, check))
             lanes.append(writer := WriterLane(connection, path))
             for _ in range(readers):
-                connection = await connect(
-                    partial(sqlite_file.connect, path, durability=durability, read_only=True)
-                )
-                lanes.append(ReaderLane(connection))
+                lanes.append(ReaderLane(await connect(connect_to_read)))
         except BaseException as error:
             for lane in lanes:
                 lane.connection.stop()
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
             raise
-        return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])
+        reading = [lane for lane in lanes if isinstance(lane, ReaderLane)]
+        return cls(path, writer, reading, Scans(partial(connect, connect_to_read)))
 
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows. See `Executor.run`."""
         if call.statement.writes:
             refuse_inside_transaction(self._writer)
             return self._writer.run(call)
+        if call.statement.scans:
+            return self._scans.run(call)
         lane = self._readers[self._next_reader]
         self._next_reader = (self._next_reader + 1) % len(self._readers)
         return lane.run(call)
@@ -192,13 +197,16 @@ class SqliteBackend:
     async def _close(self) -> None:
         _open_backends.discard(self)
         self._watcher.close()
+        self._scans.forbid("the store is closed")
         for lane in (*self._readers, self._writer):
             await lane.close()
+        await self._scans.close()
 
     def forbid(self, reason: str) -> None:
         """Refuse every further operation, without touching the connections."""
         for lane in (*self._readers, self._writer):
             lane.closed = reason
+        self._scans.forbid(reason)
         self._watcher.close()
 
 
