@@ -62,17 +62,14 @@ class Scans:
 
     async def _connected(self) -> ScanLane:
         try:
-            lane = ScanLane(await self._connect())
-            # A store that was closed meanwhile waits for this task and closes the lane.
-            lane.closed = self.closed
-            self.lane = lane
+            self.lane = ScanLane(await self._connect())
         except Exception as error:
             # The cause may go away: the next scan tries again.
             self._opening = None
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
             raise
-        return lane
+        return self.lane
 
     async def close(self) -> None:
         """Refuse further scans, interrupt the one that runs, close the connection."""

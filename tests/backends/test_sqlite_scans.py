@@ -192,8 +192,10 @@ async def test_close__while_the_first_scan_connects(
     monkeypatch.setattr(scanned._scans, "_connect", slowly)
     scan = asyncio.ensure_future(scanned.run(scan_plainly()))
     await connecting.wait()
-    closing = asyncio.ensure_future(scanned.close())
-    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(scanned._scans.close())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not closing.done()
     go_on.set()
     async with asyncio.timeout(PATIENCE):
         await closing
