@@ -43,7 +43,8 @@ async def _fill(url: str, path: Path, scale: float) -> dict[str, str]:
         session = await store.sessions.create(session_type="debug", repository_id=repository.id)
         for _ in range(int(200 * scale)):
             await store.events.append_many(
-                session.id, [NewEvent("step", f"message {n}", context={"n": n}) for n in range(1000)]
+                session.id,
+                [NewEvent("step", f"message {n}", context={"n": n}) for n in range(1000)],
             )
         for start in range(0, int(5_000 * scale), 100):
             await asyncio.gather(

@@ -117,12 +117,8 @@ MAY_SCAN_OR_SORT = {
     ),
     "jobs.add_job_pr_link": "the array that json_each walks is no table",
     "audit_chains.create_audit_checkpoint": "a checkpoint looks at every chain, now and then",
-    **dict.fromkeys(
-        (
-            "audit_chains.list_audited_events_of",
-            "audit_chains.list_audited_tool_executions_of",
-        ),
-        "the rows of one chain, read with its end in one statement, when something looks wrong",
+    "audit_chains.list_audited_tool_executions_of": (
+        "the rows of one chain, read with its end in one statement, when something looks wrong"
     ),
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     **dict.fromkeys(

@@ -234,9 +234,7 @@ async def test_cancel__of_who_came_first_leaves_the_connection_to_the_second(
 
 
 @pytest.mark.parametrize("used", [False, True])
-async def test_fork__a_scan_in_the_child_raises_at_once(
-    scanned: SqliteBackend, used: bool
-) -> None:
+async def test_fork__a_scan_in_the_child_raises_at_once(scanned: SqliteBackend, used: bool) -> None:
     if used:
         await scanned.run(scan_plainly())
     reading, writing = os.pipe()
