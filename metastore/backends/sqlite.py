@@ -83,7 +83,8 @@ class SqliteBackend:
             connection = await connect(partial(open_writer, path, durability, check))
             lanes.append(writer := WriterLane(connection, path))
             for _ in range(readers):
-                lanes.append(ReaderLane(await connect(connect_to_read)))
+                connection = await connect(connect_to_read)
+                lanes.append(ReaderLane(connection))
         except BaseException as error:
             for lane in lanes:
                 lane.connection.stop()

@@ -13,9 +13,9 @@ from metastore import money, prices
 from metastore.codec import Id, Label, Row, decoder, new_id, timestamp
 from metastore.errors import InvalidReference, InvalidValue
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
-from metastore.rows import convert
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job
+from metastore.rows import convert
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sqlite3
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from aiosql.types import SQLOperationType
 
 from metastore import StoreClosed, StoreCorrupt, StoreReadOnly
 from metastore.backends import sqlite_file, sqlite_scans
-from metastore.backends.sqlite import SqliteBackend
 from tests.backends.conftest import add_parent, list_parents, statement
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
+
+    from metastore.backends.sqlite import SqliteBackend
 
 PATIENCE = 5.0
 
