@@ -25,6 +25,7 @@ from metastore import (
 from metastore.audit import EventsJudge, link_hash
 from metastore.cli import main
 from metastore.codec import new_id
+from metastore.paging import MAX_PAGE
 from metastore.repositories import audit_chains
 from metastore.rows import FEW_ROWS
 
@@ -41,7 +42,7 @@ def shell(store_url: str) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-@pytest.fixture(autouse=True, params=[3, audit_chains.MAX_PAGE], ids="page-{}".format)
+@pytest.fixture(autouse=True, params=[3, MAX_PAGE], ids="page-{}".format)
 def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many rows are read at once: chains of several pages are chains like others."""
     size: int = request.param
@@ -189,14 +190,16 @@ async def test_purge__leaves_a_stub_and_the_rest_verifies(
     assert (report.chains, report.rows, report.findings) == (2, 3, [])
 
 
-async def test_verify__of_a_session_that_is_purged_meanwhile(
-    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, page: int
+@pytest.mark.parametrize("appended", [False, True])
+async def test_verify__of_sessions_that_are_purged_meanwhile(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, appended: bool
 ) -> None:
+    """Between two pages of the first look, or of the second, which an append leads to."""
     repository = await file_store.repositories.find_by_name("app")
     assert repository is not None
     other = await another(file_store, repository)
     for each in (session, other):
-        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(2 * 3)])
+        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(6)])
     chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
     run, pages = chains._run, Counter[str]()
 
@@ -204,15 +207,30 @@ async def test_verify__of_a_session_that_is_purged_meanwhile(
         rows = await run(call)
         name = call.statement.name
         pages[name] += 1
-        if name in ("list_audited_events", "list_audited_events_of") and pages[name] == 1:
-            victim = session if name == "list_audited_events" else other
-            shell.execute("DELETE FROM sessions WHERE id = ?", (victim.id,))
+        # After the rows were read, and after the end was: one of them is noticed.
+        if name in ("list_audited_events", "get_audit_chain") and pages[name] == 1 and appended:
+            await file_store.events.append(session.id, "a", "more")
+        purge_in = "list_audited_events_of" if appended else "list_audited_events"
+        if name == purge_in and pages[name] == 1:
+            shell.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
         return rows
 
     chains._run = purging
     assert (await chains.verify()).findings == []
-    if page == 3:
-        assert pages["list_audited_events_of"] > 0
+    assert (await chains.get("events", session.id)).purged == 6 + 2 * appended
+
+
+@pytest.mark.parametrize("keep", [0, 4])
+async def test_verify__names_the_first_row_beyond_the_end(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, keep: int
+) -> None:
+    """Their hashes fit, but the chain ended before them."""
+    ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(7)])
+    rows = shell.execute("SELECT position || ':' || hash FROM events ORDER BY position").fetchall()
+    last = rows[keep - 1][0] if keep else ""
+    shell.execute("UPDATE audit_chains SET length = ?, last = ?", (keep, last))
+    [finding] = (await file_store.audit_chains.verify()).findings
+    assert finding == Finding("events", session.id, ids[keep], "inserted")
 
 
 async def test_verify__beside_a_tampering_and_writers_names_the_row(
