@@ -65,6 +65,7 @@ def hops_of(store: MetadataStore) -> dict[str, int]:
     return {
         "write": backend._writer.hops,
         "read": sum(reader.hops for reader in backend._readers),
+        "scan": backend._scans.lane.hops if backend._scans.lane else 0,
     }
 
 
