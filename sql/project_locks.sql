@@ -1,7 +1,7 @@
 -- project_locks: who has a project to itself, and until when.
 -- A free project has no row. A lock is live while :now < expires_at <= :horizon, as a worktree's lease.
 
--- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, horizon, position)<!
+-- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, horizon, ticket_horizon)<!
 -- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
 -- No row: the project is locked, or promised to somebody who waits.
@@ -24,6 +24,7 @@ WHERE
             AND l.resource_id = :project_id
             AND l.position < :position
             AND l.expires_at > :acquired_at
+            AND l.expires_at <= :ticket_horizon
     )
 ON CONFLICT (project_id) DO UPDATE
 SET
@@ -37,7 +38,7 @@ project_locks.expires_at <= excluded.acquired_at
 OR project_locks.expires_at > :horizon
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
--- name: project_lock_is_available(project_id, position, now, horizon)$
+-- name: project_lock_is_available(project_id, position, now, horizon, ticket_horizon)$
 -- What acquire_project_lock asks, without a write. No row: whoever waits at this position waits on.
 SELECT 1
 FROM projects AS p
@@ -56,6 +57,7 @@ WHERE
             AND l.resource_id = :project_id
             AND l.position < :position
             AND l.expires_at > :now
+            AND l.expires_at <= :ticket_horizon
     );
 
 -- name: get_project_lock(id)^
@@ -106,8 +108,8 @@ SELECT count(*)
 FROM project_locks
 WHERE expires_at <= :now OR expires_at > :horizon;
 
--- name: list_expired_project_locks(now, after, after_id, limit)
--- Locks that ran out and were not taken over, the longest first.
+-- name: list_expired_project_locks(now, horizon, after, after_id, limit)
+-- Locks that count as expired and were not taken over, the longest first.
 SELECT
     id,
     project_id,
@@ -116,7 +118,7 @@ SELECT
     expires_at,
     fencing_number
 FROM project_locks
-WHERE expires_at <= :now AND (expires_at, id) > (:after, :after_id)
+WHERE (expires_at <= :now OR expires_at > :horizon) AND (expires_at, id) > (:after, :after_id)
 ORDER BY expires_at, id
 LIMIT :limit;
 

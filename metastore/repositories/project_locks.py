@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from metastore.backends.base import Guard
 from metastore.codec import Id, Row, duration, new_id
 from metastore.errors import LeaseLost, LockHeld
-from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
+from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+from metastore.repositories.lease_waiters import (
+    BACK_OF_QUEUE,
+    LeasedResource,
+    LeaseWaiter,
+    LeaseWaiters,
+    latest_credible_ticket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,8 +83,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 session_id=session_id,
                 acquired_at=now,
                 expires_at=now + ttl,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
                 position=position,
+                ticket_horizon=latest_credible_ticket(now),
             )
 
         async def is_available(position: int) -> bool:
@@ -86,7 +93,11 @@ class ProjectLocks(TableRepository[ProjectLock]):
             return (
                 await self._scalar(
                     self._sql.project_lock_is_available(
-                        project_id=project_id, position=position, now=now, horizon=horizon(now)
+                        project_id=project_id,
+                        position=position,
+                        now=now,
+                        horizon=latest_credible_expiry(now),
+                        ticket_horizon=latest_credible_ticket(now),
                     )
                 )
                 is not None
@@ -97,7 +108,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 attempt(ticket.position), waiters.leaving(ticket), lock_id=lock_id
             )
 
-        lock = await self._take(attempt(FRONT), lock_id=lock_id)
+        lock = await self._take(attempt(BACK_OF_QUEUE), lock_id=lock_id)
         if lock is None and wait is not None:
             lock = await waiters.wait_in_line(
                 LeasedResource.PROJECT_LOCKS,
@@ -130,9 +141,11 @@ class ProjectLocks(TableRepository[ProjectLock]):
     async def count(self) -> tuple[int, int]:
         """Return how many locks are live, and how many ran out without a release."""
         now = self._now()
-        live = await self._scalar(self._sql.count_live_project_locks(now=now, horizon=horizon(now)))
+        live = await self._scalar(
+            self._sql.count_live_project_locks(now=now, horizon=latest_credible_expiry(now))
+        )
         expired = await self._scalar(
-            self._sql.count_expired_project_locks(now=now, horizon=horizon(now))
+            self._sql.count_expired_project_locks(now=now, horizon=latest_credible_expiry(now))
         )
         return live, expired
 
@@ -141,9 +154,11 @@ class ProjectLocks(TableRepository[ProjectLock]):
     ) -> Page[ProjectLock, str]:
         """Return a page of the locks that ran out and were not taken over, the longest first."""
         cursor = TimeCursor.parse(after) if after else TimeCursor(LONG_AGO, FIRST_ID)
+        now = self._now()
         rows = await self._all(
             self._sql.list_expired_project_locks(
-                now=self._now(),
+                now=now,
+                horizon=latest_credible_expiry(now),
                 after=cursor.created_at,
                 after_id=cursor.id,
                 limit=checked_limit(limit),
@@ -163,7 +178,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 **_held(lock),
                 expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             )
         )
         if row is None:
@@ -178,7 +193,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.release_project_lock(**_held(lock), now=now, horizon=horizon(now))
+            self._sql.release_project_lock(
+                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+            )
         )
         if row is None:
             raise _lost(lock)
@@ -201,11 +218,13 @@ class ProjectLocks(TableRepository[ProjectLock]):
             LeaseLost: the lock was lost before the body ended.
         """
         lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
-        async with kept(
+        async with held_lease(
             lock,
+            backend=self._scope.backend,
             ttl=ttl,
+            remaining=lock.expires_at - self._now(),
             renew=lambda: self.renew(lock, ttl=ttl),
-            release=lambda: self.release(lock),
+            end=lambda _: self.release(lock),
             lost=lambda: _lost(lock),
         ):
             yield lock
@@ -215,7 +234,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
 
         def check() -> Call:
             now = self._now()
-            return self._sql.project_is_locked(**_held(lock), now=now, horizon=horizon(now))
+            return self._sql.project_is_locked(
+                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+            )
 
         return Guard(check, lambda: _lost(lock))
 
@@ -226,10 +247,13 @@ class ProjectLocks(TableRepository[ProjectLock]):
         except asyncio.CancelledError:
             # It may have been taken all the same, and nobody would know.
             if self._scope.backend is not None:
-                finish_in_background(self._run(self._sql.abandon_project_lock(id=lock_id)))
+                await give_back(self._abandon(lock_id), backend=self._scope.backend)
             raise
         locks = self._decode(rows)
         return locks[0] if locks else None
+
+    async def _abandon(self, lock_id: str) -> None:
+        await self._run(self._sql.abandon_project_lock(id=lock_id))
 
 
 def _held(lock: ProjectLock) -> dict[str, Any]:
