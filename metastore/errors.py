@@ -140,7 +140,7 @@ class DimensionMismatch(InvalidValue):
 
 
 class InvalidTransition(MetastoreError):
-    """The row's state does not allow the step, or no more work of a kind.
+    """The row's state does not allow the transition, or takes no more work.
 
     Attributes:
         table: the row's table. Where a parent refuses work, it is the parent's: starting a step

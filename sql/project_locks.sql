@@ -47,8 +47,8 @@ OR project_locks.expires_at > :horizon
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
 -- name: project_lock_is_available(project_id, session_id, position, now, horizon)$
--- Whether acquire_project_lock has an answer for a waiter: it takes the lock, or is refused for the
--- session's sake. Asked without a write. No row: whoever waits at this position waits on.
+-- Whether acquire_project_lock would end the wait, without a write: the project is free, or the session
+-- may not lock it any more. No row: the waiter at this position keeps waiting.
 SELECT 1
 FROM projects AS p
 WHERE
@@ -81,7 +81,7 @@ WHERE
     );
 
 -- name: session_may_lock(project_id, session_id)$
--- Whether a refused lock is the session's fault or a matter of time.
+-- Tells a session that must wait for the project from one that is never to have it.
 -- No row: the session has ended, or is not of this project.
 SELECT 1
 FROM sessions AS s

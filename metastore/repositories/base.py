@@ -104,9 +104,9 @@ class TableRepository(Generic[AnyRow]):
     async def _refusal(
         self, parents: Parents, key: str, work: str, *, column: str | None = None
     ) -> MetastoreError:
-        """Return why a statement added no `work` to a row that takes some until it has ended.
+        """Return the error for `work` that the state of the parent row `key` refused.
 
-        With `column`, the foreign key that names the row, a missing row is an invalid reference.
+        If there is no such row, that is `InvalidReference` in `column`, or else `NotFound`.
         """
         try:
             parent = await parents.get(key)

@@ -248,7 +248,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         return Guard(check, lambda: _lost(lock))
 
     async def _check_session(self, project_id: str, session_id: str) -> None:
-        """Return if a refused lock is a matter of time: the session may lock the project.
+        """Check that a session that was refused the lock may have it once the project is free.
 
         Raises:
             InvalidReference: there is no such project or session.
