@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from metastore.codec import CLOCK_SKEW, MAX_TTL
-from metastore.errors import LeaseLost, MetastoreError, StoreClosed
+from metastore.errors import InvalidTransition, LeaseLost, MetastoreError, StoreClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -223,6 +223,11 @@ class _Renewer:
                 async with asyncio.timeout_at(deadline):
                     await self._renew()
             except (LeaseLost, StoreClosed, TimeoutError):
+                return
+            except InvalidTransition:
+                # What it was taken for has ended, which no retry changes. It runs until its expiry,
+                # so that a body that ends its own session can still finish and release.
+                await asyncio.sleep(deadline - loop.time())
                 return
             except MetastoreError:
                 # Busy or full for the moment; the lease still runs, so try again soon.

@@ -4,7 +4,7 @@
 -- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, horizon, ticket_horizon)<!
 -- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
--- No row: the project is locked, or promised to somebody who waits.
+-- No row: the project is locked, or promised to somebody who waits, or the session may not lock it.
 INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
 SELECT
     :id,
@@ -16,6 +16,15 @@ SELECT
 FROM fencing_floors AS f
 WHERE
     f.resource = 'project_locks'
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        INNER JOIN projects AS p ON s.project_path = p.path
+        WHERE
+            s.id = :session_id
+            AND p.id = :project_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
     AND NOT EXISTS (
         SELECT 1
         FROM lease_waiters AS l
@@ -38,27 +47,51 @@ project_locks.expires_at <= excluded.acquired_at
 OR project_locks.expires_at > :horizon
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
--- name: project_lock_is_available(project_id, position, now, horizon, ticket_horizon)$
--- What acquire_project_lock asks, without a write. No row: whoever waits at this position waits on.
+-- name: project_lock_is_available(project_id, session_id, position, now, horizon, ticket_horizon)$
+-- Whether acquire_project_lock would end the wait, without a write: the project is free, or the session
+-- may not lock it any more. No row: the waiter at this position keeps waiting.
 SELECT 1
 FROM projects AS p
 WHERE
     p.id = :project_id
-    AND NOT EXISTS (
-        SELECT 1
-        FROM project_locks AS k
-        WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
-    )
-    AND NOT EXISTS (
-        SELECT 1
-        FROM lease_waiters AS l
-        WHERE
-            l.resource = 'project_locks'
-            AND l.resource_id = :project_id
-            AND l.position < :position
-            AND l.expires_at > :now
-            AND l.expires_at <= :ticket_horizon
+    AND (
+        (
+            NOT EXISTS (
+                SELECT 1
+                FROM project_locks AS k
+                WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
+            )
+            AND NOT EXISTS (
+                SELECT 1
+                FROM lease_waiters AS l
+                WHERE
+                    l.resource = 'project_locks'
+                    AND l.resource_id = :project_id
+                    AND l.position < :position
+                    AND l.expires_at > :now
+                    AND l.expires_at <= :ticket_horizon
+            )
+        )
+        OR NOT EXISTS (
+            SELECT 1
+            FROM sessions AS s
+            WHERE
+                s.id = :session_id
+                AND s.project_path = p.path
+                AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+        )
     );
+
+-- name: session_may_lock(project_id, session_id)$
+-- Tells a session that must wait for the project from one that is never to have it.
+-- No row: the session has ended, or is not of this project.
+SELECT 1
+FROM sessions AS s
+INNER JOIN projects AS p ON s.project_path = p.path
+WHERE
+    s.id = :session_id
+    AND p.id = :project_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused');
 
 -- name: get_project_lock(id)^
 -- No row: the lock was released or taken over.
@@ -123,7 +156,7 @@ ORDER BY expires_at, id
 LIMIT :limit;
 
 -- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, horizon)<!
--- Move the end of a live lock. No row: it is lost.
+-- Move the end of a live lock. No row: it is lost, or its session has ended.
 -- A clock that jumped back behind the take leaves the end where it is.
 UPDATE project_locks
 SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END
@@ -133,6 +166,13 @@ WHERE
     AND fencing_number = :fencing_number
     AND expires_at > :now
     AND expires_at <= :horizon
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        WHERE
+            s.id = project_locks.session_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
 -- name: release_project_lock(id, session_id, fencing_number, now, horizon)<!

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from metastore.backends.base import Guard
 from metastore.codec import Id, Row, duration, new_id
-from metastore.errors import LeaseLost, LockHeld
+from metastore.errors import (
+    InvalidReference,
+    InvalidTransition,
+    InvalidValue,
+    LeaseLost,
+    LockHeld,
+    NotFound,
+)
 from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
@@ -20,6 +27,8 @@ from metastore.repositories.lease_waiters import (
     LeaseWaiters,
     latest_credible_ticket,
 )
+from metastore.repositories.projects import Projects
+from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -70,6 +79,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
         Raises:
             LockHeld: it is held, and did not become free in time; carries the lock.
             InvalidReference: there is no such project or session.
+            InvalidTransition: the session has ended, also while it waited; carries the session.
+            InvalidValue: the session is not one of this project.
         """
         duration("ttl", ttl)
         waiters = LeaseWaiters(self._scope)
@@ -94,6 +105,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 await self._scalar(
                     self._sql.project_lock_is_available(
                         project_id=project_id,
+                        session_id=session_id,
                         position=position,
                         now=now,
                         horizon=latest_credible_expiry(now),
@@ -104,11 +116,16 @@ class ProjectLocks(TableRepository[ProjectLock]):
             )
 
         async def take(ticket: LeaseWaiter) -> ProjectLock | None:
-            return await self._take(
+            taken = await self._take(
                 attempt(ticket.position), waiters.leaving(ticket), lock_id=lock_id
             )
+            if taken is None:
+                await self._check_session(project_id, session_id)
+            return taken
 
         lock = await self._take(attempt(BACK_OF_QUEUE), lock_id=lock_id)
+        if lock is None:
+            await self._check_session(project_id, session_id)
         if lock is None and wait is not None:
             lock = await waiters.wait_in_line(
                 LeasedResource.PROJECT_LOCKS,
@@ -171,6 +188,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
 
         Raises:
             LeaseLost: it ran out or went to another session; nothing was changed.
+            InvalidTransition: the session has ended; carries the session. The lock is held until
+                it is released or runs out.
         """
         now = self._now()
         row = await self._find(
@@ -182,7 +201,13 @@ class ProjectLocks(TableRepository[ProjectLock]):
             )
         )
         if row is None:
-            raise _lost(lock)
+            if not await self._run(
+                self._sql.project_is_locked(
+                    **_held(lock), now=now, horizon=latest_credible_expiry(now)
+                )
+            ):
+                raise _lost(lock)
+            raise await self._refusal(Sessions(self._scope), lock.session_id, "lock")
         return row
 
     async def release(self, lock: ProjectLock) -> None:
@@ -211,10 +236,12 @@ class ProjectLocks(TableRepository[ProjectLock]):
     ) -> AsyncIterator[ProjectLock]:
         """Hold a project's lock for the time of a body: `acquire`, renew, release.
 
-        When the lock is lost, the body is cancelled and `LeaseLost` raised in its place.
+        When the lock is lost, the body is cancelled and `LeaseLost` raised in its place. After
+        the end of its session the lock is not renewed: the body has until it runs out to finish.
 
         Raises:
             LockHeld: it is held, and did not become free in time.
+            InvalidTransition: the session has ended; carries the session.
             LeaseLost: the lock was lost before the body ended.
         """
         lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
@@ -239,6 +266,28 @@ class ProjectLocks(TableRepository[ProjectLock]):
             )
 
         return Guard(check, lambda: _lost(lock))
+
+    async def _check_session(self, project_id: str, session_id: str) -> None:
+        """Check that a session that was refused the lock may have it once the project is free.
+
+        Raises:
+            InvalidReference: there is no such project or session.
+            InvalidTransition: the session has ended.
+            InvalidValue: the session is not one of this project.
+        """
+        may_lock = self._sql.session_may_lock(project_id=project_id, session_id=session_id)
+        if await self._scalar(may_lock) is not None:
+            return
+        try:
+            project = await Projects(self._scope).get(project_id)
+            session = await Sessions(self._scope).get(session_id)
+        except NotFound as missing:
+            column = "project_id" if missing.table == Projects.table else "session_id"
+            raise InvalidReference(self.table, column, missing.table) from None
+        if session.has_ended:
+            raise InvalidTransition(Sessions.table, session.status, "lock", session, is_work=True)
+        if session.project_path != project.path:
+            raise InvalidValue(self.table, "session_id", "must be a session of the project")
 
     async def _take(self, *calls: Call, lock_id: str) -> ProjectLock | None:
         """Run a statement that takes a lock, and what goes with it, and return the lock."""
