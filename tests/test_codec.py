@@ -94,7 +94,7 @@ def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
         id=new_id(), short="abc", note=None, shade=None, extra=None, **values
     )  # fmt: skip
     columns = tuple(ENCODE[name](row[name]) for name in Everything.__struct_fields__)
-    [back] = decoder(Everything)([columns])
+    [back] = decoder(Everything, table="everything")([columns])
     assert back == row
     assert type(back.colour) is Colour
 

@@ -47,7 +47,7 @@ class TableRepository(Generic[AnyRow]):
         self._run = scope.executor.run
         self._run_all = scope.executor.run_all
         self._sql: Catalogue = _catalogue(self.table, self.row_type)
-        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(self.row_type)
+        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(self.table, self.row_type)
 
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""
@@ -99,5 +99,5 @@ def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
 
 
 @cache
-def _decoder(row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
-    return codec.decoder(row_type)
+def _decoder(table: str, row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
+    return codec.decoder(row_type, table=table)

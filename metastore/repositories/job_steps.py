@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
 
-_decode_jobs = decoder(Job)
+_decode_jobs = decoder(Job, table="jobs")
 
 
 class JobStepStatus(StrEnum):

@@ -75,7 +75,7 @@ class MemoryFile(Row, frozen=True):
     bytes: Content
 
 
-_entries = codec.decoder(MemoryFileEntry)
+_entries = codec.decoder(MemoryFileEntry, table="memory_files")
 
 
 class MemoryFiles(TableRepository[MemoryFile]):
