@@ -19,6 +19,7 @@ from metastore.errors import (
     SchemaTooNew,
     StoreBusy,
     StoreFull,
+    StoreIOError,
     StoreReadOnly,
 )
 from metastore.repositories import RepositorySet
@@ -306,6 +307,8 @@ def _advice(error: MetastoreError) -> str:
             )
         case StoreFull():
             return "Make room on its disk."
+        case StoreIOError():
+            return "Look in the system's log for a failing disk, and make a backup while you can."
         case StoreReadOnly():
             return "Look at the owner and mode of the file and its folder, and how it is mounted."
     return ""

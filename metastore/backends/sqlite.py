@@ -80,7 +80,7 @@ class SqliteBackend:
             for lane in lanes:
                 lane.connection.stop()
             if isinstance(error, sqlite3.Error):
-                raise translate(error) from error
+                raise translate(error, path=path) from error
             raise
         return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])
 

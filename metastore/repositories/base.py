@@ -47,7 +47,9 @@ class TableRepository(Generic[AnyRow]):
         self._run = scope.executor.run
         self._run_all = scope.executor.run_all
         self._sql: Catalogue = _catalogue(self.table, self.row_type)
-        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(self.table, self.row_type)
+        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(
+            self.table, self.row_type
+        )
 
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""

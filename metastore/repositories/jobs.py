@@ -334,7 +334,9 @@ class Jobs(TableRepository[Job]):
         if not rows:
             raise NotFound(self.table, job_id)
         [(total, done, failed, *step)] = rows
-        [running] = [None] if step[0] is None else decoder(JobStep, table="job_steps")([tuple(step)])
+        [running] = (
+            [None] if step[0] is None else decoder(JobStep, table="job_steps")([tuple(step)])
+        )
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(
