@@ -324,8 +324,13 @@ class _Column(typing.NamedTuple):
     items: Any
 
 
+@cache
+def _hints(row_type: type[Row]) -> dict[str, Any]:
+    return typing.get_type_hints(row_type, include_extras=True)
+
+
 def _columns(row_type: type[Row]) -> dict[str, _Column]:
-    hints = typing.get_type_hints(row_type, include_extras=True)
+    hints = _hints(row_type)
     return {name: _column(hints[name]) for name in row_type.__struct_fields__}
 
 
@@ -389,8 +394,7 @@ def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[s
 
 @cache
 def _column_encoders(row_type: type[Row]) -> dict[str, Encoder]:
-    hints = typing.get_type_hints(row_type, include_extras=True)
-    return {name: encoder(hint) for name, hint in hints.items()}
+    return {name: encoder(hint) for name, hint in _hints(row_type).items()}
 
 
 def _cursor(value: Any) -> Any:

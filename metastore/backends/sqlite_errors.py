@@ -125,6 +125,7 @@ def _not_utf_8(
 
 def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None:
     """Run a statement that reads once more, and return the first row's id with such text."""
+    is_bad = False
 
     def read(raw: bytes) -> str:
         nonlocal is_bad
@@ -134,7 +135,6 @@ def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None
             is_bad = True
             return raw.decode(errors="backslashreplace")
 
-    is_bad = False
     before = connection.text_factory
     connection.text_factory = read
     try:
@@ -184,7 +184,7 @@ def _size_limit(file: Path) -> int | None:
         return None
     for suffix in ("", "-wal", "-shm"):
         try:
-            size = os.stat(f"{file}{suffix}").st_size
+            size = Path(f"{file}{suffix}").stat().st_size
         except OSError:
             continue
         if size + _PROBE_BYTES > limit:

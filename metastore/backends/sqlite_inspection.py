@@ -14,7 +14,9 @@ from metastore.backends.sqlite_lanes import roll_back
 from metastore.errors import MetastoreError, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from metastore.backends.base import RowCheck
 
 __all__ = ["Files", "Settings", "damage", "files", "look", "write_nothing"]
 
@@ -23,6 +25,9 @@ PROBE_BUSY_TIMEOUT_MS = 1_000
 
 MOST_DAMAGE = 100
 """Lines that a search for damage returns at most."""
+
+MOST_DAMAGED_ROWS = 50
+"""Lines among them that name a row: what else is broken is to be seen as well."""
 
 _SYNCHRONOUS = ("off", "normal", "full", "extra")
 
@@ -84,10 +89,46 @@ def write_nothing(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {busy_timeout}")
 
 
-def damage(connection: sqlite3.Connection) -> list[str]:
-    """Read the whole database and return what is broken, one line each."""
-    lines = [*_broken(connection), *_orphans(connection)]
-    return lines[:MOST_DAMAGE]
+def damage(tables: Mapping[str, RowCheck], connection: sqlite3.Connection) -> list[str]:
+    """Read the whole database and return what is broken, one line each.
+
+    The rows of `tables` come first: a line that names a row helps the most to mend it.
+    """
+    lines: list[str] = []
+    # SQLite takes text as it is; a row whose text is not UTF-8 is still to be read and named.
+    connection.text_factory = _text
+    for table, check in tables.items():
+        lines += _damaged_rows(connection, table, check)
+    connection.text_factory = str
+    return [*lines[:MOST_DAMAGED_ROWS], *_broken(connection), *_orphans(connection)][:MOST_DAMAGE]
+
+
+def _text(raw: bytes) -> object:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return NotUtf8(raw)
+
+
+class NotUtf8(bytearray):
+    """What a column holds as text although it is not UTF-8."""
+
+
+def _damaged_rows(connection: sqlite3.Connection, table: str, check: RowCheck) -> list[str]:
+    lines: list[str] = []
+    columns = ", ".join(f'"{column}"' for column in check.columns)
+    try:
+        for row in connection.execute(f'SELECT {columns} FROM "{table}"'):
+            flaw = check.flaw(row)
+            if flaw is not None:
+                lines.append(str(flaw))
+                if len(lines) == MOST_DAMAGED_ROWS:
+                    break
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise
+        lines.append(f"{table}: {error}")
+    return lines
 
 
 def _broken(connection: sqlite3.Connection) -> list[str]:

@@ -11,7 +11,7 @@ import msgspec
 
 from metastore.audit import End, Finding, check_events, check_tool_executions, digest_of
 from metastore.codec import Id, Row
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidValue, StoreCorrupt
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -108,6 +108,8 @@ class AuditChains(TableRepository[AuditChain]):
     async def verify(self, *, checkpoint: str | None = None) -> AuditReport:
         """Check every chain, beside the store's other work, and report the first fault of each.
 
+        What cannot be read is a finding too, and the rest is checked all the same.
+
         With the digest of a `checkpoint` it also proves that nothing before that was rewritten,
         not even as a whole. The rows of one session or task are held in memory at a time.
 
@@ -120,23 +122,22 @@ class AuditChains(TableRepository[AuditChain]):
         chains = rows = 0
         for resource in AuditedTable:
             seen: set[str] = set()
-            async for resource_id, found in self._groups(resource):
-                seen.add(resource_id)
-                rows += len(found)
-                chain = (
-                    await self._find(
-                        self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
-                    )
-                    if _is_id(resource_id)
-                    else None
-                )
-                noted = marks.get((resource, resource_id), {})
-                findings += await self._faults(resource, resource_id, found, chain, noted)
-            async for chain in self._chains(resource):
-                if chain.resource_id not in seen:
-                    seen.add(chain.resource_id)
-                    noted = marks.get((resource, chain.resource_id), {})
-                    findings += await self._faults(resource, chain.resource_id, [], chain, noted)
+            try:
+                async for resource_id, found in self._groups(resource):
+                    seen.add(resource_id)
+                    rows += len(found)
+                    noted = marks.get((resource, resource_id), {})
+                    findings += await self._faults(resource, resource_id, found, noted)
+            except StoreCorrupt as damage:
+                findings.append(_unreadable(resource, "", damage))
+            try:
+                async for resource_id in self._chains(resource):
+                    if resource_id not in seen:
+                        seen.add(resource_id)
+                        noted = marks.get((resource, resource_id), {})
+                        findings += await self._faults(resource, resource_id, [], noted)
+            except StoreCorrupt as damage:
+                findings.append(_unreadable(resource, "", damage))
             chains += len(seen)
             findings += [
                 Finding(resource.value, resource_id, None, "removed")
@@ -150,15 +151,26 @@ class AuditChains(TableRepository[AuditChain]):
         resource: AuditedTable,
         resource_id: str,
         rows: Rows,
-        chain: AuditChain | None,
         marks: dict[int, str],
     ) -> Findings:
         """Return the first fault of a chain, if it has one."""
-        if _judge(resource, resource_id, rows, _end(chain), marks) is None:
-            return []
-        # A row may have come in between: what is read at once decides.
-        finding = await self._second_look(resource, resource_id, rows, marks)
+        try:
+            end = await self._end(resource, resource_id) if _is_id(resource_id) else None
+            if _judge(resource, resource_id, rows, end, marks) is None:
+                return []
+            # A row may have come in between: what is read at once decides.
+            finding = await self._second_look(resource, resource_id, rows, marks)
+        except StoreCorrupt as damage:
+            finding = _unreadable(resource, resource_id, damage)
         return [finding] if finding else []
+
+    async def _end(self, resource: AuditedTable, resource_id: str) -> End | None:
+        chain = await self._find(
+            self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
+        )
+        if chain is None:
+            return None
+        return End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
 
     async def _second_look(
         self, resource: AuditedTable, resource_id: str, rows: Rows, marks: dict[int, str]
@@ -199,24 +211,27 @@ class AuditChains(TableRepository[AuditChain]):
                 )
             for row in page:
                 if group and group[0][0] != row[0]:
-                    yield group[0][0].decode(errors="replace"), group
+                    yield _readable(group[0][0]), group
                     group = []
                 group.append(row)
             if len(page) < MAX_PAGE:
                 break
             chain, place = page[-1][:2]
         if group:
-            yield group[0][0].decode(errors="replace"), group
+            yield _readable(group[0][0]), group
 
-    async def _chains(self, resource: AuditedTable) -> AsyncIterator[AuditChain]:
-        after: str | None = None
+    async def _chains(self, resource: AuditedTable) -> AsyncIterator[str]:
+        """Yield the session or task of each chain."""
+        after = b""
         while True:
-            page = await self.list(resource, after=after, limit=MAX_PAGE)
-            for chain in page.items:
-                yield chain
-            after = page.next
-            if after is None:
+            page = await self._run(
+                self._sql.list_chained(resource=resource, after_chain=after, limit=MAX_PAGE)
+            )
+            for (resource_id,) in page:
+                yield _readable(resource_id)
+            if len(page) < MAX_PAGE:
                 return
+            after = page[-1][0]
 
     async def _checkpoints(self) -> AsyncIterator[tuple[str, Rows]]:
         """Yield the digest of each checkpoint, and what it noted, the oldest first."""
@@ -267,13 +282,21 @@ def _judge(
     marks: dict[int, str],
 ) -> Finding | None:
     check = check_events if resource is AuditedTable.EVENTS else check_tool_executions
-    return check(resource_id, rows, end, marks)
+    if not rows and not _is_id(resource_id):
+        return _unreadable(resource, resource_id, "the chain's id is not a UUID")
+    try:
+        return check(resource_id, rows, end, marks)
+    except (AttributeError, TypeError, ValueError):
+        return _unreadable(resource, resource_id, "a value is not of its column's type")
 
 
-def _end(chain: AuditChain | None) -> End | None:
-    if chain is None:
-        return None
-    return End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
+def _unreadable(resource: AuditedTable, resource_id: str, why: StoreCorrupt | str) -> Finding:
+    row_id = why.row_id if isinstance(why, StoreCorrupt) else None
+    return Finding(resource.value, resource_id, row_id, "unreadable", str(why))
+
+
+def _readable(text: bytes | None) -> str:
+    return "" if text is None else text.decode(errors="replace")
 
 
 def _is_id(text: str) -> bool:

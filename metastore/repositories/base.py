@@ -6,17 +6,18 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from metastore import codec
+from metastore.backends.base import RowCheck
 from metastore.errors import InvalidTransition, NotFound
 from metastore.statements import Catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from metastore.backends.base import Backend, Executor, Values
     from metastore.statements import Call
 
-__all__ = ["Scope", "TableRepository"]
+__all__ = ["Scope", "TableRepository", "load_statements", "row_checks"]
 
 AnyRow = TypeVar("AnyRow", bound=codec.Row)
 
@@ -93,6 +94,31 @@ class TableRepository(Generic[AnyRow]):
         """Run a statement that returns one value; None if it returned no row."""
         rows = await self._run(call)
         return rows[0][0] if rows else None
+
+
+def load_statements(repositories: Iterable[type[TableRepository[Any]]]) -> None:
+    """Read the statements of `repositories`' tables, unless this process has read them.
+
+    A store that is open never reads them from disk: an upgrade of the package under a running
+    process must not mix the statements of two releases.
+
+    Raises:
+        FileNotFoundError: the installation has lost its statement files.
+    """
+    for repository in repositories:
+        row_type: type[codec.Row] = repository.row_type
+        _catalogue(repository.table, row_type)
+        _decoder(repository.table, row_type)
+
+
+def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, RowCheck]:
+    """Return how the rows of each of `repositories`' tables are checked, by table."""
+    return {
+        it.table: RowCheck(
+            it.row_type.__struct_fields__, codec.inspector(it.row_type, table=it.table)
+        )
+        for it in repositories
+    }
 
 
 @cache

@@ -50,6 +50,9 @@ class JobStep(Row, frozen=True):
     created_at: datetime
 
 
+decode_job_steps = decoder(JobStep, table="job_steps")
+
+
 class JobSteps(TableRepository[JobStep]):
     """The steps of jobs.
 
