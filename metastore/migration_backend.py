@@ -435,7 +435,7 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
 
 
 def _store_error(
-    error: sqlite3.Error,
+    error: Exception,
     *,
     connection: sqlite3.Connection | None = None,
     path: Path | None = None,
@@ -453,7 +453,7 @@ def typed_errors(path: Path) -> Iterator[None]:
     """Turn the driver's errors about the file `path` into metastore's."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         found = _store_error(error, path=path)
         if found is None or isinstance(found, StoreCorrupt):
             found = StoreCorrupt(str(error), path=path)

@@ -79,7 +79,7 @@ class SqliteBackend:
         except BaseException as error:
             for lane in lanes:
                 lane.connection.stop()
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, sqlite3.Error | UnicodeDecodeError):
                 raise translate(error, path=path) from error
             raise
         return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])

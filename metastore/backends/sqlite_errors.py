@@ -60,6 +60,9 @@ def translate(
     Raises:
         Exception: `error` itself, where it is no error of the database but of the program.
     """
+    if isinstance(error, UnicodeDecodeError):
+        # The driver could not even decode SQLite's message, which quotes a damaged schema.
+        return StoreCorrupt("the schema holds text that is not UTF-8", path=path)
     if not isinstance(error, sqlite3.Error):
         raise error
     if damaged := _NOT_UTF_8.match(str(error)):

@@ -124,8 +124,8 @@ def _damaged_rows(connection: sqlite3.Connection, table: str, check: RowCheck) -
                 lines.append(str(flaw))
                 if len(lines) == MOST_DAMAGED_ROWS:
                     break
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
             raise
         lines.append(f"{table}: {error}")
     return lines
@@ -137,7 +137,7 @@ def _broken(connection: sqlite3.Connection) -> list[str]:
         # Row by row: SQLite may find what is broken, and then stumble over it.
         for (text,) in connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})"):
             lines += text.splitlines()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         lines.append(str(error))
     return [line for line in lines if line != "ok" and not line.startswith("*** in database")]
 
@@ -145,7 +145,7 @@ def _broken(connection: sqlite3.Connection) -> list[str]:
 def _orphans(connection: sqlite3.Connection) -> list[str]:
     try:
         rows = connection.execute("PRAGMA foreign_key_check").fetchall()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return [str(error)]
     counts = Counter((child, parent) for child, _, parent, _ in rows)
     return [

@@ -484,7 +484,9 @@ class WriterLane(Lane):
                 try:
                     return work()
                 except sqlite3.OperationalError as error:
-                    is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                    # An error of the driver's own, about text that is not UTF-8, has no code.
+                    code = getattr(error, "sqlite_errorcode", 0)
+                    is_busy = code & 0xFF == sqlite3.SQLITE_BUSY
                     if not is_busy or time.monotonic() >= deadline:
                         raise
                 time.sleep(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
