@@ -121,7 +121,7 @@ def _sum(parts: list[Part], wholes: tuple[Whole, Whole]) -> Iterator[Part]:
 
 
 def _append(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder(Event)
+    statements, decode = _catalogue("events", Event), _decoder("events", Event)
     row = _new_event(1)
     encode = codec.parameter_encoders(Event, row)
     result = (10_001, *_call(1).parameters)
@@ -149,7 +149,7 @@ def _append(path: Path) -> list[Part]:
 
 
 def _get(path: Path) -> list[Part]:
-    statements, decode = _catalogue("worktrees", Worktree), _decoder(Worktree)
+    statements, decode = _catalogue("worktrees", Worktree), _decoder("worktrees", Worktree)
     key = database.worktree(7)
     with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
         call = statements.get_worktree(id=key)
@@ -163,7 +163,7 @@ def _get(path: Path) -> list[Part]:
 
 
 def _page(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder(Event)
+    statements, decode = _catalogue("events", Event), _decoder("events", Event)
     asked = {"session_id": database.session(0), "after": 5_000, "limit": 51}
     with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
         call = statements.list_events_by_session(**asked)

@@ -35,18 +35,23 @@ class Finding(msgspec.Struct, frozen=True):
 
     Attributes:
         resource: the table of the rows, `events` or `tool_executions`.
-        resource_id: the session or task whose chain it is.
+        resource_id: the session or task whose chain it is; empty if that cannot be read.
         row_id: the row that was edited or inserted, or that stands where one was removed; None
             where none is left.
-        what: `edited`, `removed`, `inserted` or `rewritten` (since a checkpoint).
+        what: `edited`, `removed`, `inserted`, `rewritten` (since a checkpoint) or `unreadable`.
+        detail: of what is unreadable, why.
     """
 
     resource: str
     resource_id: str
     row_id: str | None
     what: str
+    detail: str | None = None
 
     def __str__(self) -> str:
+        if self.detail is not None:
+            of = f" of {self.resource_id}" if self.resource_id else ""
+            return f"{self.resource}{of}: {self.what}: {self.detail}"
         row = f" at {self.row_id}" if self.row_id else ""
         return f"{self.resource} of {self.resource_id}: a row was {self.what}{row}"
 

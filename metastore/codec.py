@@ -24,13 +24,14 @@ import types
 import typing
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from uuid_utils import uuid7
 
 from metastore import vectors
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidValue, StoreCorrupt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +42,7 @@ __all__ = [
     "MAX_TTL",
     "Encoder",
     "Id",
+    "Inspector",
     "JsonObject",
     "Label",
     "RefusedError",
@@ -49,6 +51,7 @@ __all__ = [
     "decoder",
     "duration",
     "encoder",
+    "inspector",
     "new_id",
     "parameter_encoders",
     "timestamp",
@@ -321,8 +324,13 @@ class _Column(typing.NamedTuple):
     items: Any
 
 
+@cache
+def _hints(row_type: type[Row]) -> dict[str, Any]:
+    return typing.get_type_hints(row_type, include_extras=True)
+
+
 def _columns(row_type: type[Row]) -> dict[str, _Column]:
-    hints = typing.get_type_hints(row_type, include_extras=True)
+    hints = _hints(row_type)
     return {name: _column(hints[name]) for name in row_type.__struct_fields__}
 
 
@@ -380,9 +388,13 @@ def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[s
     what pages are read from; any other is encoded by the type of its value. An encoder raises
     `RefusedError`.
     """
-    hints = typing.get_type_hints(row_type, include_extras=True)
-    encoders = {name: encoder(hint) for name, hint in hints.items()}
+    encoders = _column_encoders(row_type)
     return {name: encoders.get(name) or _CURSORS.get(name, untyped) for name in parameters}
+
+
+@cache
+def _column_encoders(row_type: type[Row]) -> dict[str, Encoder]:
+    return {name: encoder(hint) for name, hint in _hints(row_type).items()}
 
 
 def _cursor(value: Any) -> Any:
@@ -395,27 +407,30 @@ def _cursor(value: Any) -> Any:
 _CURSORS: dict[str, Encoder] = {"after": _cursor, "after_id": encoder(Id)}
 
 
-def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
-    """Return the function that turns rows of column values into `row_type`s.
+def decoder(
+    row_type: type[_Row], *, table: str
+) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
+    """Return the function that turns rows of `table`'s column values into `row_type`s.
 
-    Many rows are converted column by column, so that each conversion is one loop in C.
+    Many rows are converted column by column, so that each conversion is one loop in C. It raises
+    `StoreCorrupt` when a row does not hold what its columns are declared to hold; the row and
+    the column at fault are searched for only then.
     """
     conversions = [
         (index, _decoder(column), column.nullable)
         for index, column in enumerate(_columns(row_type).values())
         if column.type not in (str, int, float, bytes)
     ]
+    inspect = inspector(row_type, table=table)
 
     def decode_one(row: tuple[Any, ...]) -> _Row:
         values = list(row)
-        for index, convert, _ in conversions:
-            if values[index] is not None:
+        for index, convert, nullable in conversions:
+            if values[index] is not None or not nullable:
                 values[index] = convert(values[index])
         return row_type(*values)
 
-    def decode(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
-        if len(rows) <= 1:
-            return [decode_one(row) for row in rows]
+    def decode_many(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
         columns: list[Any] = list(zip(*rows, strict=True))
         for index, convert, nullable in conversions:
             values = columns[index]
@@ -426,7 +441,113 @@ def decoder(row_type: type[_Row]) -> Callable[[Sequence[tuple[Any, ...]]], list[
             )
         return list(map(row_type, *columns))
 
+    def damage_of(row: tuple[Any, ...]) -> StoreCorrupt | None:
+        try:
+            decode_one(row)
+        except Exception:  # noqa: BLE001 - whatever a conversion makes of a bad value
+            return inspect(row) or StoreCorrupt("has a row that cannot be read", table=table)
+        return None
+
+    def decode(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
+        try:
+            return decode_many(rows) if len(rows) > 1 else [decode_one(row) for row in rows]
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever a conversion makes of a bad value
+            damage = next(filter(None, map(damage_of, rows)))
+        # Outside the handler: what a conversion raises may quote the value.
+        raise damage
+
     return decode
+
+
+Inspector = typing.Callable[[tuple[Any, ...]], StoreCorrupt | None]
+
+
+def inspector(row_type: type[Row], *, table: str) -> Inspector:
+    """Return the function that says what is wrong with a row of column values, if anything is.
+
+    It is thorough and slow: each value must be one that an encoder would have written. The error
+    names the row and the column and never quotes the value, which may be a secret.
+    """
+    names = row_type.__struct_fields__
+    columns = [(name, _inspector(column)) for name, column in _columns(row_type).items()]
+    keys = [names.index("id")] if "id" in names else [0, 1]
+
+    def inspect(row: tuple[Any, ...]) -> StoreCorrupt | None:
+        if len(row) != len(columns):
+            return StoreCorrupt(f"has {len(row)} columns, not {len(columns)}", table=table)
+        for value, (name, flaw_of) in zip(row, columns, strict=True):
+            flaw = flaw_of(value)
+            if flaw is not None:
+                key = "/".join(_readable_key(row[index]) for index in keys)
+                return StoreCorrupt(flaw, table=table, row_id=key, column=name)
+        return None
+
+    return inspect
+
+
+def _readable_key(value: Any) -> str:
+    return value[:_LONGEST_KEY] if isinstance(value, str) else ascii(value)[:_LONGEST_KEY]
+
+
+_LONGEST_KEY = 100
+"""Characters of a row's key that an error shows: of a damaged row, the key may be anything."""
+
+_STORAGE: dict[Any, tuple[type, str]] = {
+    int: (int, "an integer"),
+    bool: (int, "an integer"),
+    float: (float, "a number"),
+    bytes: (bytes, "a blob"),
+    tuple: (bytes, "a blob"),
+}
+"""The type that a column's values have in the database. The others are text."""
+
+
+def _inspector(column: _Column) -> Callable[[Any], str | None]:
+    stored, named = _STORAGE.get(column.type, (str, "text"))
+    plain = column.type in (str, int, float, bytes)
+    convert = None if plain else _decoder(column)
+    encode = _encoder(column)
+
+    def flaw_of(value: Any) -> str | None:
+        if value is None:
+            return None if column.nullable else "is NULL"
+        if not isinstance(value, stored):
+            return f"holds {_storage_name(value)} where {named} belongs"
+        if column.type is bool and value not in (0, 1):
+            return "is neither 0 nor 1"
+        try:
+            decoded = convert(value) if convert is not None else value
+        except Exception:  # noqa: BLE001 - whatever a conversion makes of a bad value
+            return _UNREADABLE.get(column.type, f"cannot be read as {_type_name(column.type)}")
+        try:
+            encode(decoded)
+        except RefusedError as refused:
+            return str(refused)
+        return None
+
+    return flaw_of
+
+
+_UNREADABLE: dict[Any, str] = {
+    datetime: "is not a timestamp",
+    dict: "is not a JSON object of the expected shape",
+    list: "is not a JSON array of the expected shape",
+    Any: "is not JSON",
+    tuple: "is not a vector of float32 numbers",
+}
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return f"one of {', '.join(member.value for member in kind)}"
+    return str(getattr(kind, "__name__", kind))
+
+
+def _storage_name(value: Any) -> str:
+    names: dict[type, str] = {str: "text", bytes: "a blob", int: "an integer", float: "a number"}
+    return names.get(type(value), "text that is not UTF-8")
 
 
 def _decoder(column: _Column) -> Callable[[Any], Any]:
@@ -439,4 +560,6 @@ def _decoder(column: _Column) -> Callable[[Any], Any]:
         return vectors.decode
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return {member.value: member for member in kind}.__getitem__
-    return msgspec.json.Decoder().decode
+    if kind is Any:
+        return msgspec.json.Decoder().decode
+    return msgspec.json.Decoder(column.items or kind).decode

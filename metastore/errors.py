@@ -40,6 +40,7 @@ __all__ = [
     "StoreCorrupt",
     "StoreFailed",
     "StoreFull",
+    "StoreIOError",
     "StoreReadOnly",
     "StoreReplaced",
     "TokenRejected",
@@ -459,7 +460,14 @@ class StoreBusy(MetastoreError):
 
 
 class StoreFull(MetastoreError):
-    """There is no space left for the database to grow into."""
+    """The database cannot grow: the disk, a quota or a limit on file sizes leaves no room."""
+
+
+class StoreIOError(MetastoreError):
+    """The operating system failed a read or a write of the database, and not for lack of room.
+
+    The disk may be failing. What was asked for was not stored.
+    """
 
 
 class StoreReadOnly(MetastoreError):
@@ -467,16 +475,33 @@ class StoreReadOnly(MetastoreError):
 
 
 class StoreCorrupt(MetastoreError):
-    """The file is damaged, or is not a metastore database.
+    """The file or a row in it is damaged, or the file is not a metastore database.
 
     Attributes:
-        detail: what the database said.
+        detail: what is wrong.
+        path: the file; None if it is the open store's.
+        table: the table of the damaged row or of the statement that met the damage, or None.
+        row_id: the id of the damaged row, or its key as text where it has no id, or None.
+        column: the damaged column, or None.
     """
 
-    def __init__(self, detail: str, *, path: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        path: Path | str | None = None,
+        table: str | None = None,
+        row_id: str | None = None,
+        column: str | None = None,
+    ) -> None:
         self.detail = detail
         self.path = path
-        super().__init__(f"{path}: {detail}" if path else detail)
+        self.table = table
+        self.row_id = row_id
+        self.column = column
+        row = f"row {row_id!r} of {table}" if table and row_id is not None else table
+        where = ": ".join(str(it) for it in (path, row, column) if it)
+        super().__init__(f"{where}: {detail}" if where else detail)
 
 
 class StoreReplaced(MetastoreError):

@@ -10,7 +10,7 @@ import msgspec
 from metastore import migrations
 from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends import sqlite_file
-from metastore.backends.base import KnownFault  # noqa: TC001 - msgspec reads the annotation
+from metastore.backends.base import NO_TABLES, KnownFault
 from metastore.backends.sqlite import SqliteBackend
 from metastore.errors import (
     InvalidValue,
@@ -19,11 +19,12 @@ from metastore.errors import (
     SchemaTooNew,
     StoreBusy,
     StoreFull,
+    StoreIOError,
     StoreReadOnly,
     StoreReplaced,
 )
-from metastore.repositories import RepositorySet
-from metastore.repositories.base import Scope
+from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories.base import Scope, row_checks
 
 if TYPE_CHECKING:
     import sqlite3
@@ -132,7 +133,8 @@ async def examine(
     def check(connection: sqlite3.Connection) -> None:
         migrations.check(url, connection)
 
-    facts = await backend.inspect(check=check, integrity=integrity)
+    tables = row_checks(repository_types()) if integrity else NO_TABLES
+    facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
     leases = locks = claims = count_error = tampering = audit_error = None
     discrepancies: list[CostDiscrepancy] = []
@@ -292,11 +294,19 @@ def _cost_problem(found: CostDiscrepancy) -> str:
 def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | None) -> Iterator[str]:
     if error is not None:
         yield f"History cannot be checked: {error}. {_advice(error)}".rstrip()
-    if tampering:
-        chains = len(tampering)
+    unreadable = [finding for finding in tampering or () if finding.what == "unreadable"]
+    if unreadable:
+        yield (
+            f"History cannot be checked in {len(unreadable)} "
+            f"place{'s' * (len(unreadable) > 1)} (the first: {unreadable[0]}). Look at the whole "
+            "database with metastore doctor --integrity, and compare with a backup."
+        )
+    changed = [finding for finding in tampering or () if finding.what != "unreadable"]
+    if changed:
+        chains = len(changed)
         yield (
             f"History was changed behind the store's back, in {chains} chain{'s' * (chains > 1)} "
-            f"(the first: {tampering[0]}). Keep the file as it is, find out who can write to it, "
+            f"(the first: {changed[0]}). Keep the file as it is, find out who can write to it, "
             "and compare with a backup."
         )
 
@@ -309,6 +319,8 @@ def _advice(error: MetastoreError) -> str:
             )
         case StoreFull():
             return "Make room on its disk."
+        case StoreIOError():
+            return "Look in the system's log for a failing disk, and make a backup while you can."
         case StoreReadOnly():
             return "Look at the owner and mode of the file and its folder, and how it is mounted."
     return ""

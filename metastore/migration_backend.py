@@ -224,7 +224,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
             try:
                 self.connection.execute(statement.sql).fetchall()
             except sqlite3.Error as error:
-                if store_error := _store_error(error):
+                if store_error := _store_error(error, connection=self.connection):
                     raise store_error from error
                 begins = statement.sql.partition("\n")[0]
                 raise MigrationFailed(
@@ -434,13 +434,17 @@ def has_table(connection: sqlite3.Connection, name: str) -> bool:
     return bool(count)
 
 
-def _store_error(error: sqlite3.Error) -> MetastoreError | None:
+def _store_error(
+    error: Exception,
+    *,
+    connection: sqlite3.Connection | None = None,
+    path: Path | None = None,
+) -> MetastoreError | None:
     """Return what the store calls an error that is no fault of a statement; None for others."""
-    with contextlib.closing(sqlite3.connect(":memory:")) as unused:
-        try:
-            translated = translate(error, unused)
-        except sqlite3.Error:
-            return None
+    try:
+        translated = translate(error, connection, path=path)
+    except sqlite3.Error:
+        return None
     return None if isinstance(translated, InvalidValue) else translated
 
 
@@ -449,8 +453,8 @@ def typed_errors(path: Path) -> Iterator[None]:
     """Turn the driver's errors about the file `path` into metastore's."""
     try:
         yield
-    except sqlite3.Error as error:
-        found = _store_error(error)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        found = _store_error(error, path=path)
         if found is None or isinstance(found, StoreCorrupt):
             found = StoreCorrupt(str(error), path=path)
         raise found from error

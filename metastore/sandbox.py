@@ -73,14 +73,21 @@ class Target:
     """A folder to write files into, never beside it. Its methods block."""
 
     def __init__(self, directory: Path, *, overwrite: bool) -> None:
+        self._directory = directory
         self._overwrite = overwrite
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._root = -1
+
+    def open(self) -> None:
+        """Open the folder, and make it first if it is not there."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The folder itself is the caller's to name, through whatever links.
-        self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._root = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go of the folder."""
-        os.close(self._root)
+        """Let go of the folder, if it was opened."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
 
     def create(self, path: str) -> NewFile:
         """Begin a file; it appears at `path` when it is complete.
@@ -188,7 +195,9 @@ class NewFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._temporary, dir_fd=self._parent)
-        os.close(self._descriptor)
-        os.close(self._parent)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary, dir_fd=self._parent)
+        finally:
+            os.close(self._descriptor)
+            os.close(self._parent)

@@ -15,8 +15,8 @@ from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
 from metastore.backends.sqlite_memory import MemoryFolder, sweep
 from metastore.leases import background_work
-from metastore.repositories import RepositorySet
-from metastore.repositories.base import Scope
+from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories.base import Scope, load_statements
 from metastore.repositories.project_locks import ProjectLock
 from metastore.repositories.tasks import TaskLease
 from metastore.repositories.worktrees import Lease
@@ -225,7 +225,7 @@ class _Opening:
     async def _connect(
         self, url: urls.DatabaseUrl, path: Path, on_close: Callable[[], None] = lambda: None
     ) -> MetadataStore:
-        await asyncio.to_thread(_refuse_missing, url, path)
+        await asyncio.to_thread(_prepare, url, path)
         backend = await SqliteBackend.open(
             path,
             durability=self._durability,
@@ -235,7 +235,8 @@ class _Opening:
         return self._store_type(backend, url, self._clock, on_close)
 
 
-def _refuse_missing(url: urls.DatabaseUrl, path: Path) -> None:
+def _prepare(url: urls.DatabaseUrl, path: Path) -> None:
+    load_statements(repository_types())
     if not sqlite_file.exists(path):
         migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 

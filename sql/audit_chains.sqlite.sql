@@ -1,5 +1,14 @@
 -- audit_chains: the rows that the chains cover, as they are in the file.
 
+-- name: list_chained(resource, after_chain, limit)
+-- Differs: text is read as bytes, since a damaged id may not be UTF-8.
+-- A page of the sessions or tasks that have a chain: the rest of its row may be unreadable.
+SELECT cast(resource_id AS BLOB) AS resource_id
+FROM audit_chains
+WHERE resource = :resource AND resource_id > cast(:after_chain AS TEXT)
+ORDER BY audit_chains.resource_id
+LIMIT :limit;
+
 -- name: list_audited_events(after_chain, after_position, limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
 -- Scans: pages of an audit, which reads every event.

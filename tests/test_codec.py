@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore import InvalidValue
+from metastore import InvalidValue, StoreCorrupt
 from metastore.codec import (
     MAX_JSON,
     MAX_TEXT,
@@ -21,6 +21,7 @@ from metastore.codec import (
     Row,
     decoder,
     duration,
+    inspector,
     new_id,
     parameter_encoders,
     timestamp,
@@ -94,7 +95,7 @@ def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
         id=new_id(), short="abc", note=None, shade=None, extra=None, **values
     )  # fmt: skip
     columns = tuple(ENCODE[name](row[name]) for name in Everything.__struct_fields__)
-    [back] = decoder(Everything)([columns])
+    [back] = decoder(Everything, table="everything")([columns])
     assert back == row
     assert type(back.colour) is Colour
 
@@ -230,3 +231,56 @@ def test_row__is_a_mapping_for_those_who_want_one() -> None:
         row["c"]
     with pytest.raises(AttributeError):
         row.a = 2  # type: ignore[misc]
+
+
+SOUND: dict[str, Any] = {
+    "id": "0190a5a4-7f62-7000-8000-000000000001", "text": "t", "short": "s", "number": 1,
+    "flag": 1, "real": 1.5, "moment": "2026-01-31T23:59:59.123Z", "colour": "red",
+    "document": "{}", "items": "[]", "anything": "null", "data": b"", "note": None,
+    "later": None, "shade": None, "extra": None,
+}  # fmt: skip
+DAMAGED = [
+    ("moment", "2026-99-99T23:59:59.123Z"), ("moment", None), ("moment", 5), ("moment", b"\xff"),
+    ("colour", "green"), ("colour", None), ("colour", 1),
+    ("document", "{"), ("document", "[]"), ("document", ""), ("document", None),
+    ("items", "{}"), ("items", "[1]"), ("items", "[null]"),
+    ("anything", "{"), ("anything", None),
+    ("later", "never"), ("shade", "green"), ("extra", "[]"), ("extra", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [(0, 0), (1, 1), (0, 60), (60, 0)], ids=str)
+@pytest.mark.parametrize(("column", "value"), DAMAGED)
+def test_decode__names_the_first_damaged_row_and_column_and_not_the_value(
+    others: tuple[int, int], column: str, value: Any
+) -> None:
+    first = SOUND | {"id": SOUND["id"][:-1] + "2", column: value}
+    later = SOUND | {"id": SOUND["id"][:-1] + "3", "items": "later"}
+    # A row that an encoder would refuse and that can be read is not to blame.
+    readable = SOUND | {"short": "longer than it may be"}
+    before, behind = others
+    rows = [readable] * before + [first] + [SOUND] * behind + ([later] if behind else [])
+    with pytest.raises(StoreCorrupt) as caught:
+        decoder(Everything, table="everything")([tuple(row.values()) for row in rows])
+    error = caught.value
+    assert (error.table, error.row_id, error.column) == ("everything", first["id"], column)
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    assert not isinstance(value, str) or len(value) < 3 or value not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *DAMAGED,
+        ("id", "no uuid"), ("id", None), ("id", b"x"), ("short", ""), ("short", "longer"),
+        ("text", b"blob"), ("text", None), ("number", "1"), ("number", 1.5), ("number", b"1"),
+        ("flag", 2), ("flag", "1"), ("real", float("inf")), ("data", "text"), ("note", 1),
+    ],
+)  # fmt: skip
+def test_inspector__finds_what_no_encoder_would_have_written(column: str, value: Any) -> None:
+    inspect = inspector(Everything, table="everything")
+    assert inspect(tuple(SOUND.values())) is None
+    found = inspect(tuple((SOUND | {column: value}).values()))
+    assert found is not None
+    assert (found.table, found.column) == ("everything", column)

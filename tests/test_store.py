@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,14 @@ from metastore import (
     StoreClosed,
     TransactionActive,
     migrations,
+    resources,
+    statements,
     urls,
 )
 from metastore.backends import sqlite_memory
 from metastore.codec import new_id
+from metastore.repositories import repository_types
+from metastore.repositories.base import _catalogue
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +102,31 @@ async def test_open__an_older_schema_names_both_revisions(url: str) -> None:
     assert (outdated.value.revision, outdated.value.head) == (known[-2], known[-1])
     async with MetadataStore.open(url, migrate=True):
         pass
+
+
+async def test_open__reads_every_statement_and_none_later(
+    store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _catalogue.cache_clear()
+    statements.read_statements.cache_clear()
+    threads = set()
+
+    def directory() -> Path:
+        threads.add(threading.current_thread())
+        return real()
+
+    real = resources.statements_directory
+    monkeypatch.setattr(resources, "statements_directory", directory)
+    async with MetadataStore.open(store_url) as store:
+        assert threads
+        assert threading.main_thread() not in threads
+        # An upgrade of the package has taken the files away.
+        monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path / "gone")
+        for repository in repository_types():
+            getattr(store, repository.table)
+        await store.sessions.list_recent()
+        async with MetadataStore.open(store_url) as second, second.transaction() as tx:
+            assert (await tx.tasks.list_recent()).items == []
 
 
 async def test_open__a_newer_schema_is_refused_without_a_write(url: str, tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from metastore.errors import MetastoreError
+    from metastore.errors import MetastoreError, StoreCorrupt
     from metastore.statements import Call
 
-__all__ = ["Backend", "Executor", "Facts", "Guard", "KnownFault", "Values"]
+__all__ = ["NO_TABLES", "Backend", "Executor", "Facts", "Guard", "KnownFault", "RowCheck", "Values"]
 
 Values = tuple[Any, ...]
 """A row as the database returns it: one value for each column."""
@@ -30,6 +31,21 @@ class Guard(NamedTuple):
 
     check: Callable[[], Call]
     error: Callable[[], MetastoreError]
+
+
+class RowCheck(NamedTuple):
+    """How the rows of a table are checked.
+
+    Attributes:
+        columns: the columns to read.
+        flaw: returns what is wrong with a row of their values; None if nothing is.
+    """
+
+    columns: tuple[str, ...]
+    flaw: Callable[[Values], StoreCorrupt | None]
+
+
+NO_TABLES: Mapping[str, RowCheck] = MappingProxyType({})
 
 
 class KnownFault(msgspec.Struct, frozen=True):
@@ -119,12 +135,19 @@ class Backend(Executor, Protocol):
     async def wait_for_change(self, seen: int, timeout: float) -> None:
         """Return when `changes` is not `seen` any more, at the latest after `timeout` seconds."""
 
-    async def inspect(self, *, check: Callable[[Any], None], integrity: bool = False) -> Facts:
+    async def inspect(
+        self,
+        *,
+        check: Callable[[Any], None],
+        integrity: bool = False,
+        tables: Mapping[str, RowCheck] = NO_TABLES,
+    ) -> Facts:
         """Return how the database is, within a few seconds unless `integrity` is asked for.
 
         Args:
             check: raises what is wrong with the schema on a driver's connection.
             integrity: Whether to read everything in search of damage.
+            tables: With `integrity`, the tables whose rows are checked one by one.
 
         Raises:
             TransactionActive: this task has a transaction open.

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from metastore.backends import sqlite_file, sqlite_inspection
-from metastore.backends.base import Facts
+from metastore.backends.base import NO_TABLES, Facts
 from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
 from metastore.backends.sqlite_faults import known_faults
@@ -33,10 +33,10 @@ from metastore.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
-    from metastore.backends.base import Executor, Guard, Values
+    from metastore.backends.base import Executor, Guard, RowCheck, Values
     from metastore.backends.sqlite_connection import Connection
     from metastore.statements import Call
 
@@ -98,8 +98,8 @@ class SqliteBackend:
         except BaseException as error:
             for lane in lanes:
                 lane.connection.stop()
-            if isinstance(error, sqlite3.Error):
-                raise translate(error) from error
+            if isinstance(error, sqlite3.Error | UnicodeDecodeError):
+                raise translate(error, path=path) from error
             raise
         reading = [lane for lane in lanes if isinstance(lane, ReaderLane)]
 
@@ -161,7 +161,11 @@ class SqliteBackend:
         await self._watcher.wait(seen, timeout)
 
     async def inspect(
-        self, *, check: Callable[[sqlite3.Connection], None], integrity: bool = False
+        self,
+        *,
+        check: Callable[[sqlite3.Connection], None],
+        integrity: bool = False,
+        tables: Mapping[str, RowCheck] = NO_TABLES,
     ) -> Facts:
         """Return how the database is. See `Backend.inspect`."""
         refuse_inside_transaction(self._writer)
@@ -176,7 +180,7 @@ class SqliteBackend:
         _, write_error = await _attempt(self._probe_write(), PROBE_TIMEOUT)
         damage, unread = None, None
         if integrity and not isinstance(read_error, StoreClosed | StoreReplaced):
-            damage, unread = await _attempt(self._damage())
+            damage, unread = await _attempt(self._damage(tables))
         files = sqlite_inspection.files(self._path)
         return Facts(
             read_error=read_error,
@@ -204,13 +208,13 @@ class SqliteBackend:
         finally:
             self._writer.release_turn()
 
-    async def _damage(self) -> list[str]:
+    async def _damage(self, tables: Mapping[str, RowCheck]) -> list[str]:
         # On a connection of its own: it may take long, and the others have work to do.
         connect_to_read = partial(sqlite_file.connect, self._path, read_only=True)
         lane = ReaderLane(await connect(connect_to_read))
         try:
             self._writer.files.check_same(lane.connection.raw)
-            return await lane.call(sqlite_inspection.damage)
+            return await lane.call(partial(sqlite_inspection.damage, tables))
         finally:
             await lane.connection.interrupt()
             await lane.close()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import resource
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metastore.errors import (
@@ -15,6 +19,7 @@ from metastore.errors import (
     StoreClosed,
     StoreCorrupt,
     StoreFull,
+    StoreIOError,
     StoreReadOnly,
 )
 
@@ -25,49 +30,198 @@ __all__ = ["translate"]
 
 _CONSTRAINT = 19
 _COLUMN = re.compile(r"(\w+)\.(\w+)")
+_NOT_UTF_8 = re.compile(r"Could not decode to UTF-8 column '(\w+)'")
+
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_IOERR_SHORT_READ")
+_READ_FAILED = ("SQLITE_IOERR_READ", "SQLITE_IOERR_CORRUPTFS", "SQLITE_IOERR_DATA")
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_WRITES = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+_NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
+
+_PROBE_BYTES = 64 << 10
+"""What a probe writes, and how near its limit a file counts as full: more than SQLite adds to
+one of its files at a time, and less than any disk or quota of use has to spare."""
 
 
 def translate(
-    error: Exception, connection: sqlite3.Connection | None = None, call: Call | None = None
+    error: Exception,
+    connection: sqlite3.Connection | None = None,
+    call: Call | None = None,
+    *,
+    path: Path | None = None,
 ) -> MetastoreError:
     """Return the metastore error that `error` is, with `error` as its cause.
 
-    `connection` is asked which foreign key failed, which SQLite does not say.
+    `connection` is asked which foreign key failed, which SQLite does not say, and which file
+    it has open, unless `path` says that.
 
     Raises:
         Exception: `error` itself, where it is no error of the database but of the program.
     """
+    if isinstance(error, UnicodeDecodeError):
+        # The driver could not even decode SQLite's message, which quotes a damaged schema.
+        return StoreCorrupt("the schema holds text that is not UTF-8", path=path)
     if not isinstance(error, sqlite3.Error):
         raise error
-    translated = _translate(error, connection, call)
+    if damaged := _NOT_UTF_8.match(str(error)):
+        # Without the cause: it quotes the text, and holds on to the cursor and its snapshot.
+        return _not_utf_8(damaged[1], connection, call)
+    try:
+        translated = _translate(error, connection, call, path)
+    except sqlite3.Error as worse:
+        if worse is error:
+            raise
+        # Met while asking which constraint it was.
+        translated = _translate(worse, None, call, path)
     translated.__cause__ = error
     return translated
 
 
 def _translate(
-    error: sqlite3.Error, connection: sqlite3.Connection | None, call: Call | None
+    error: sqlite3.Error,
+    connection: sqlite3.Connection | None,
+    call: Call | None,
+    path: Path | None,
 ) -> MetastoreError:
     name = getattr(error, "sqlite_errorname", "") or ""
     message = str(error)
+    table = call.statement.table if call else None
     # By the code: Python 3.11 has no name for the newest kind, the type error of STRICT tables.
     is_constraint = getattr(error, "sqlite_errorcode", 0) & 0xFF == _CONSTRAINT
     if is_constraint and connection is not None and call is not None:
         return _constraint(name, message, connection, call)
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")):
         return StoreBusy(f"another process holds the database: {message}")
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC")) or (
-        name in ("SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
-    ):
-        return StoreFull(f"no space left for the database: {message}")
-    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+    if name.startswith("SQLITE_FULL"):
+        return StoreFull(f"the database cannot grow: {message}")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return _refused_by_the_system(name, message, path or _file_of(connection))
+    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
         return StoreReadOnly(f"the database takes no writes: {message}")
-    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR", "SQLITE_FORMAT")):
-        return StoreCorrupt(message)
+    if name.startswith(_DAMAGE):
+        return StoreCorrupt(message, table=table)
+    if name.startswith("SQLITE_IOERR"):
+        return _refused_by_the_system(name, message, path or _file_of(connection))
     if name == "SQLITE_TOOBIG":
-        return InvalidValue(call.statement.table if call else None, "value", "is too big")
+        return InvalidValue(table, "value", "is too big")
     if name == "SQLITE_INTERRUPT" or "closed database" in message:
         return StoreClosed("the store is closed")
+    if name in ("SQLITE_ERROR", "SQLITE_SCHEMA", "SQLITE_MISMATCH") and call is not None:
+        # The statements are fixed and fit the schema, so the schema or what a row holds is not
+        # what the store made: a table that is gone, JSON that is none, a sum that overflows.
+        return StoreCorrupt(message, table=table)
     raise error
+
+
+def _not_utf_8(
+    column: str, connection: sqlite3.Connection | None, call: Call | None
+) -> StoreCorrupt:
+    """Return the error of text that is not UTF-8, with the row that holds it if that is known."""
+    table = call.statement.table if call else None
+    row_id = None
+    if connection is not None and call is not None and not call.statement.writes:
+        row_id = _row_with_bad_text(connection, call)
+    return StoreCorrupt("holds text that is not UTF-8", table=table, row_id=row_id, column=column)
+
+
+def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None:
+    """Run a statement that reads once more, and return the first row's id with such text."""
+    is_bad = False
+
+    def read(raw: bytes) -> str:
+        nonlocal is_bad
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            is_bad = True
+            return raw.decode(errors="backslashreplace")
+
+    before = connection.text_factory
+    connection.text_factory = read
+    try:
+        cursor = connection.execute(call.statement.sql, call.parameters)
+        names = [name for name, *_ in cursor.description]
+        for row in cursor:
+            if is_bad:
+                return str(row[names.index("id")]) if "id" in names else str(row[0])
+    except sqlite3.Error:
+        return None
+    finally:
+        connection.text_factory = before
+    return None
+
+
+def _refused_by_the_system(name: str, message: str, file: Path | None) -> MetastoreError:
+    """Return what an error of the operating system is: SQLite does not pass its number on.
+
+    A full quota, a limit on file sizes and a file system that became read-only after an error
+    come under the same code as a failing disk, so the file system is probed at once.
+    """
+    cause = None
+    if file is not None and not name.startswith(_READ_FAILED):
+        cause = _size_limit(file) or _probe(file.parent)
+    what = f"{os.strerror(cause)}: {message} ({name})" if cause else f"{message} ({name})"
+    if cause in _NO_ROOM:
+        return StoreFull(f"the database cannot grow: {what}")
+    if cause in _NO_WRITES or (cause is None and name.startswith("SQLITE_CANTOPEN")):
+        return StoreReadOnly(f"the database takes no writes: {what}")
+    return StoreIOError(f"the operating system failed to access the database: {what}")
+
+
+def _file_of(connection: sqlite3.Connection | None) -> Path | None:
+    if connection is None:
+        return None
+    try:
+        [(_, _, file)] = connection.execute("PRAGMA database_list").fetchall()
+    except (sqlite3.Error, ValueError):
+        return None
+    return Path(file) if file else None
+
+
+def _size_limit(file: Path) -> int | None:
+    """Return EFBIG if one of the database's files is as large as this process may make files."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    for suffix in ("", "-wal", "-shm"):
+        try:
+            size = Path(f"{file}{suffix}").stat().st_size
+        except OSError:
+            continue
+        if size + _PROBE_BYTES > limit:
+            return errno.EFBIG
+    return None
+
+
+def _probe(folder: Path) -> int | None:
+    """Return the error number that a write into `folder` fails with; None if it does not.
+
+    The file that is written never has a name, so nothing of it can stay behind.
+    """
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(bytes(_PROBE_BYTES))
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except (AttributeError, OSError) as error:
+        number = error.errno if isinstance(error, OSError) else errno.EOPNOTSUPP
+        return _free_space(folder) if number in _NO_NAMELESS_FILES else number
+    return None
+
+
+def _free_space(folder: Path) -> int | None:
+    """Return ENOSPC if the file system has no room; what a quota leaves is not known."""
+    try:
+        usage = os.statvfs(folder)
+    except OSError as error:
+        return error.errno
+    return errno.ENOSPC if usage.f_bavail * usage.f_frsize < _PROBE_BYTES else None
 
 
 def _constraint(

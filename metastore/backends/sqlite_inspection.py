@@ -14,7 +14,9 @@ from metastore.backends.sqlite_lanes import roll_back
 from metastore.errors import MetastoreError, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from metastore.backends.base import RowCheck
 
 __all__ = ["Files", "Settings", "damage", "files", "probe_write", "read_settings"]
 
@@ -23,6 +25,9 @@ PROBE_BUSY_TIMEOUT_MS = 1_000
 
 MOST_DAMAGE = 100
 """Lines that a search for damage returns at most."""
+
+MOST_DAMAGED_ROWS = 50
+"""Lines among them that name a row: what else is broken is to be seen as well."""
 
 _SYNCHRONOUS = ("off", "normal", "full", "extra")
 
@@ -86,10 +91,46 @@ def probe_write(connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA busy_timeout = {busy_timeout}")
 
 
-def damage(connection: sqlite3.Connection) -> list[str]:
-    """Read the whole database and return what is broken, one line each."""
-    lines = [*_broken(connection), *_orphans(connection)]
-    return lines[:MOST_DAMAGE]
+def damage(tables: Mapping[str, RowCheck], connection: sqlite3.Connection) -> list[str]:
+    """Read the whole database and return what is broken, one line each.
+
+    The rows of `tables` come first: a line that names a row helps the most to mend it.
+    """
+    lines: list[str] = []
+    # SQLite takes text as it is; a row whose text is not UTF-8 is still to be read and named.
+    connection.text_factory = _text
+    for table, check in tables.items():
+        lines += _damaged_rows(connection, table, check)
+    connection.text_factory = str
+    return [*lines[:MOST_DAMAGED_ROWS], *_broken(connection), *_orphans(connection)][:MOST_DAMAGE]
+
+
+def _text(raw: bytes) -> object:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return NotUtf8(raw)
+
+
+class NotUtf8(bytearray):
+    """What a column holds as text although it is not UTF-8."""
+
+
+def _damaged_rows(connection: sqlite3.Connection, table: str, check: RowCheck) -> list[str]:
+    lines: list[str] = []
+    columns = ", ".join(f'"{column}"' for column in check.columns)
+    try:
+        for row in connection.execute(f'SELECT {columns} FROM "{table}"'):
+            flaw = check.flaw(row)
+            if flaw is not None:
+                lines.append(str(flaw))
+                if len(lines) == MOST_DAMAGED_ROWS:
+                    break
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT:
+            raise
+        lines.append(f"{table}: {error}")
+    return lines
 
 
 def _broken(connection: sqlite3.Connection) -> list[str]:
@@ -98,7 +139,7 @@ def _broken(connection: sqlite3.Connection) -> list[str]:
         # Row by row: SQLite may find what is broken, and then stumble over it.
         for (text,) in connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})"):
             lines += text.splitlines()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         lines.append(str(error))
     return [line for line in lines if line != "ok" and not line.startswith("*** in database")]
 
@@ -106,7 +147,7 @@ def _broken(connection: sqlite3.Connection) -> list[str]:
 def _orphans(connection: sqlite3.Connection) -> list[str]:
     try:
         rows = connection.execute("PRAGMA foreign_key_check").fetchall()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         return [str(error)]
     counts = Counter((child, parent) for child, _, parent, _ in rows)
     return [

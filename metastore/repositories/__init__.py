@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from metastore.repositories.artifacts import Artifacts
 from metastore.repositories.audit_chains import AuditChains
@@ -36,9 +36,9 @@ from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
-    from metastore.repositories.base import Scope
+    from metastore.repositories.base import Scope, TableRepository
 
-__all__ = ["RepositorySet"]
+__all__ = ["RepositorySet", "repository_types"]
 
 
 class RepositorySet:
@@ -191,3 +191,13 @@ class RepositorySet:
     def audit_chains(self) -> AuditChains:
         """Whether events and tool executions are what the store wrote."""
         return AuditChains(self._scope)
+
+
+@cache
+def repository_types() -> tuple[type[TableRepository[Any]], ...]:
+    """Return the type of each repository of a `RepositorySet`."""
+    return tuple(
+        get_type_hints(attribute.func)["return"]
+        for attribute in vars(RepositorySet).values()
+        if isinstance(attribute, cached_property)
+    )

@@ -14,7 +14,7 @@ import msgspec
 
 from metastore.audit import End, EventsJudge, Finding, Judge, ToolExecutionsJudge, digest_of
 from metastore.codec import Id, Row
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidValue, StoreCorrupt
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.rows import off_loop
@@ -115,6 +115,8 @@ class AuditChains(TableRepository[AuditChain]):
     async def verify(self, *, checkpoint: str | None = None) -> AuditReport:
         """Check every chain, beside the store's other work, and report the first fault of each.
 
+        What cannot be read is a finding too, and the rest is checked all the same.
+
         With the digest of a `checkpoint` it also proves that nothing before that was rewritten,
         not even as a whole. The rows are read and checked a page at a time.
 
@@ -129,22 +131,34 @@ class AuditChains(TableRepository[AuditChain]):
             seen: set[str] = set()
             judge: Judge | None = None
             of = end = None
-            async for group in self._groups(resource):
-                if judge is None or group[0][0] != of:
-                    findings += await self._faults(judge, end, marks)
-                    of = group[0][0]
-                    resource_id = of.decode(errors="replace")
-                    seen.add(resource_id)
-                    end = await self._end(resource, resource_id)
-                    judge = _judge(resource, resource_id, end, marks)
-                rows += len(group)
-                await off_loop(judge.add, group)
+            try:
+                async for group in self._groups(resource):
+                    if group[0][0] != of or not seen:
+                        findings += await self._faults(judge, end, marks)
+                        of = group[0][0]
+                        seen.add(_readable(of))
+                        judge, end, faults = await self._begin(resource, _readable(of), marks)
+                        findings += faults
+                    rows += len(group)
+                    if judge is not None:
+                        judge, faults = await _add(judge, group)
+                        findings += faults
+            except StoreCorrupt as damage:
+                findings.append(_unreadable(resource, "", damage))
             findings += await self._faults(judge, end, marks)
-            async for chain in self._chains(resource):
-                if chain.resource_id not in seen:
-                    seen.add(chain.resource_id)
-                    judge = _judge(resource, chain.resource_id, _end_of(chain), marks)
-                    findings += await self._faults(judge, _end_of(chain), marks)
+            try:
+                async for resource_id in self._chains(resource):
+                    if resource_id not in seen:
+                        seen.add(resource_id)
+                        if not _is_id(resource_id):
+                            reason = "the chain's id is not a UUID"
+                            findings.append(_unreadable(resource, resource_id, reason))
+                            continue
+                        judge, end, faults = await self._begin(resource, resource_id, marks)
+                        findings += faults
+                        findings += await self._faults(judge, end, marks)
+            except StoreCorrupt as damage:
+                findings.append(_unreadable(resource, "", damage))
             chains += len(seen)
             findings += [
                 Finding(resource.value, resource_id, None, "removed")
@@ -153,17 +167,35 @@ class AuditChains(TableRepository[AuditChain]):
             ]
         return AuditReport(chains, rows, findings)
 
+    async def _begin(
+        self, resource: AuditedTable, resource_id: str, marks: Marks
+    ) -> tuple[Judge | None, End | None, Findings]:
+        """Return a chain's judge and its end, or why it cannot be read."""
+        try:
+            end = await self._end(resource, resource_id)
+        except StoreCorrupt as damage:
+            return None, None, [_unreadable(resource, resource_id, damage)]
+        return _judge(resource, resource_id, end, marks), end, []
+
     async def _faults(self, judge: Judge | None, end: End | None, marks: Marks) -> Findings:
         """Return the first fault of a chain that was read, if it has one."""
-        finding = judge and judge.verdict(end)
-        if judge is None or finding is None:
+        if judge is None:
             return []
-        if _is_id(judge.resource_id):
-            # A row may have come in between two reads.
-            if judge.resource == AuditedTable.EVENTS:
-                finding = await self._second_look_at_events(judge.resource_id, marks)
-            else:
-                finding = await self._second_look_at_tool_executions(judge.resource_id, marks)
+        resource, resource_id = AuditedTable(judge.resource), judge.resource_id
+        try:
+            finding = judge.verdict(end)
+            if finding is None:
+                return []
+            if _is_id(resource_id):
+                # A row may have come in between two reads.
+                if resource is AuditedTable.EVENTS:
+                    finding = await self._second_look_at_events(resource_id, marks)
+                else:
+                    finding = await self._second_look_at_tool_executions(resource_id, marks)
+        except StoreCorrupt as damage:
+            finding = _unreadable(resource, resource_id, damage)
+        except _WRONG_TYPE:
+            finding = _unreadable(resource, resource_id, _NOT_OF_ITS_TYPE)
         return [finding] if finding else []
 
     async def _second_look_at_events(self, session_id: str, marks: Marks) -> Finding | None:
@@ -240,15 +272,18 @@ class AuditChains(TableRepository[AuditChain]):
                 return
             chain, place = page[-1][:2]
 
-    async def _chains(self, resource: AuditedTable) -> AsyncIterator[AuditChain]:
-        after: str | None = None
+    async def _chains(self, resource: AuditedTable) -> AsyncIterator[str]:
+        """Yield the session or task of each chain."""
+        after = b""
         while True:
-            page = await self.list(resource, after=after, limit=MAX_PAGE)
-            for chain in page.items:
-                yield chain
-            after = page.next
-            if after is None:
+            page = await self._run(
+                self._sql.list_chained(resource=resource, after_chain=after, limit=MAX_PAGE)
+            )
+            for (resource_id,) in page:
+                yield _readable(resource_id)
+            if len(page) < MAX_PAGE:
                 return
+            after = page[-1][0]
 
     async def _checkpoints(self) -> AsyncIterator[tuple[str, Rows]]:
         """Yield the digest of each checkpoint, and what it noted, the oldest first."""
@@ -290,6 +325,20 @@ class AuditChains(TableRepository[AuditChain]):
         )
 
 
+_WRONG_TYPE = (AttributeError, TypeError, ValueError)
+_NOT_OF_ITS_TYPE = "a value is not of its column's type"
+
+
+async def _add(judge: Judge, rows: Rows) -> tuple[Judge | None, Findings]:
+    """Let the next rows of a chain be checked, unless they hold what cannot be hashed."""
+    try:
+        await off_loop(judge.add, rows)
+    except _WRONG_TYPE:
+        resource = AuditedTable(judge.resource)
+        return None, [_unreadable(resource, judge.resource_id, _NOT_OF_ITS_TYPE)]
+    return judge, []
+
+
 def _judge(resource: AuditedTable, resource_id: str, end: End | None, marks: Marks) -> Judge:
     judge = EventsJudge if resource is AuditedTable.EVENTS else ToolExecutionsJudge
     return judge(resource_id, end, marks.get((resource, resource_id), {}))
@@ -304,6 +353,15 @@ def _end_of(chain: AuditChain | None) -> End | None:
     if chain is None:
         return None
     return End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)
+
+
+def _unreadable(resource: AuditedTable, resource_id: str, why: StoreCorrupt | str) -> Finding:
+    row_id = why.row_id if isinstance(why, StoreCorrupt) else None
+    return Finding(resource.value, resource_id, row_id, "unreadable", str(why))
+
+
+def _readable(text: bytes | None) -> str:
+    return "" if text is None else text.decode(errors="replace")
 
 
 def _is_id(text: str) -> bool:

@@ -27,6 +27,7 @@ from metastore.errors import (
     InvalidValue,
     StoreBusy,
     StoreFull,
+    StoreIOError,
     StoreReadOnly,
     TokenRejected,
     TransactionActive,
@@ -278,7 +279,9 @@ class AuthTokens(TableRepository[AuthToken]):
             return record
         # Within a transaction of the caller's the store reads but does not write. Verifying
         # there must not fail once a minute.
-        with contextlib.suppress(StoreBusy, StoreFull, StoreReadOnly, TransactionActive):
+        with contextlib.suppress(
+            StoreBusy, StoreFull, StoreIOError, StoreReadOnly, TransactionActive
+        ):
             noted = await self._find(
                 self._sql.touch_auth_token(
                     id=record.id, last_used_at=now, unused_since=unused_since

@@ -6,18 +6,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from metastore import codec
+from metastore.backends.base import RowCheck
 from metastore.errors import InvalidReference, InvalidTransition, NotFound
 from metastore.statements import Catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from datetime import datetime
 
     from metastore.backends.base import Backend, Executor, Values
     from metastore.errors import MetastoreError
     from metastore.statements import Call
 
-__all__ = ["Scope", "TableRepository"]
+__all__ = ["Scope", "TableRepository", "load_statements", "row_checks"]
 
 AnyRow = TypeVar("AnyRow", bound=codec.Row)
 
@@ -61,7 +62,9 @@ class TableRepository(Generic[AnyRow]):
         self._run = scope.executor.run
         self._run_all = scope.executor.run_all
         self._sql: Catalogue = _catalogue(self.table, self.row_type)
-        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(self.row_type)
+        self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(
+            self.table, self.row_type
+        )
 
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""
@@ -122,11 +125,36 @@ class TableRepository(Generic[AnyRow]):
         return rows[0][0] if rows else None
 
 
+def load_statements(repositories: Iterable[type[TableRepository[Any]]]) -> None:
+    """Read the statements of `repositories`' tables, unless this process has read them.
+
+    A store that is open never reads them from disk: an upgrade of the package under a running
+    process must not mix the statements of two releases.
+
+    Raises:
+        FileNotFoundError: the installation has lost its statement files.
+    """
+    for repository in repositories:
+        row_type: type[codec.Row] = repository.row_type
+        _catalogue(repository.table, row_type)
+        _decoder(repository.table, row_type)
+
+
+def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, RowCheck]:
+    """Return how the rows of each of `repositories`' tables are checked, by table."""
+    return {
+        it.table: RowCheck(
+            it.row_type.__struct_fields__, codec.inspector(it.row_type, table=it.table)
+        )
+        for it in repositories
+    }
+
+
 @cache
 def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
     return Catalogue(table, row_type)
 
 
 @cache
-def _decoder(row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
-    return codec.decoder(row_type)
+def _decoder(table: str, row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
+    return codec.decoder(row_type, table=table)

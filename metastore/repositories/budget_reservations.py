@@ -37,7 +37,7 @@ _NOTHING = ""
 
 _MINUTE = timedelta(minutes=1)
 _JOB_COLUMNS = len(Job.__struct_fields__)
-_decode_jobs = decoder(Job)
+_decode_jobs = decoder(Job, table="jobs")
 
 
 class BudgetReservation(Row, frozen=True):

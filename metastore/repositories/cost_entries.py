@@ -43,7 +43,7 @@ _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 _END = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 _WHOLE = 1_000_000_000
 _JOB_TOTALS = 6
-_decode_jobs = decoder(Job)
+_decode_jobs = decoder(Job, table="jobs")
 
 
 class CostEntry(Row, frozen=True):

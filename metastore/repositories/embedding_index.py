@@ -12,7 +12,7 @@ import msgspec
 
 from metastore import vectors
 from metastore.codec import Id, Label, Row, new_id
-from metastore.errors import DimensionMismatch, InvalidValue
+from metastore.errors import DimensionMismatch, InvalidValue, StoreCorrupt
 from metastore.paging import checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.rows import off_loop
@@ -163,6 +163,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
             DimensionMismatch: the vectors of the scope have other dimensions.
             InvalidValue: the vector is empty, zero or not finite, or `limit` is not from 1 to
                 1,000.
+            StoreCorrupt: a vector of the scope is damaged.
         """
         checked_limit(limit)
         _check_score(min_score)
@@ -178,6 +179,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
                     scope=scope, dimensions=dimensions, after_ref=after, limit=rows
                 )
             )
+            _refuse_damaged(scope, block, len(query))
             await off_loop(nearest.add, block)
             if len(block) < rows:
                 break
@@ -197,6 +199,22 @@ class EmbeddingIndex(TableRepository[Embedding]):
         expected = await self._scalar(self._sql.get_embedding_dimensions(scope=scope))
         if expected is not None and expected != dimensions:
             raise DimensionMismatch(scope, expected=expected, actual=dimensions)
+
+
+def _refuse_damaged(scope: str, block: Sequence[tuple[str, bytes]], length: int) -> None:
+    """Raise StoreCorrupt if a vector is not as long as its dimensions say.
+
+    It would score wrongly, or take its neighbour's numbers.
+    """
+    if all(len(blob) == length for _, blob in block):
+        return
+    [ref_id, *_] = [name for name, blob in block if len(blob) != length]
+    raise StoreCorrupt(
+        f"is not a vector of {length // 4} float32 numbers",
+        table="embedding_index",
+        row_id=f"{scope}/{ref_id}",
+        column="vector",
+    )
 
 
 def _encoded(vector: Sequence[float]) -> bytes:

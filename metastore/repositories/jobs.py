@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore import money
-from metastore.codec import Id, Label, Row, decoder, new_id
+from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import InvalidTransition, InvalidValue, JobCancelled, NotFound
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
@@ -328,13 +328,13 @@ class Jobs(TableRepository[Job]):
             NotFound: there is none with this id.
         """
         # That module imports this one.
-        from metastore.repositories.job_steps import JobStep
+        from metastore.repositories.job_steps import decode_job_steps
 
         rows = await self._run(self._sql.get_job_progress(id=job_id))
         if not rows:
             raise NotFound(self.table, job_id)
         [(total, done, failed, *step)] = rows
-        [running] = [None] if step[0] is None else decoder(JobStep)([tuple(step)])
+        [running] = [None] if step[0] is None else decode_job_steps([tuple(step)])
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -14,12 +15,24 @@ import msgspec
 
 from metastore import codec
 from metastore.codec import Id, Row, new_id
-from metastore.errors import InvalidValue, LimitExceeded, MetastoreError, NotFound, StoreCorrupt
+from metastore.errors import (
+    InvalidValue,
+    LimitExceeded,
+    MetastoreError,
+    NotFound,
+    StoreBusy,
+    StoreCorrupt,
+    StoreFull,
+    StoreIOError,
+    StoreReadOnly,
+)
+from metastore.leases import give_back
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
 if TYPE_CHECKING:
+    from metastore.repositories.base import Scope
     from metastore.statements import Call
 
 __all__ = ["CHUNK_BYTES", "MemoryFile", "MemoryFileEntry", "MemoryFiles"]
@@ -75,7 +88,7 @@ class MemoryFile(Row, frozen=True):
     bytes: Content
 
 
-_entries = codec.decoder(MemoryFileEntry)
+_entries = codec.decoder(MemoryFileEntry, table="memory_files")
 
 
 class MemoryFiles(TableRepository[MemoryFile]):
@@ -88,12 +101,18 @@ class MemoryFiles(TableRepository[MemoryFile]):
     table = "memory_files"
     row_type = MemoryFile
 
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        # Uploads whose chunks could not be deleted yet: on a full disk not even that goes through.
+        self._abandoned: set[str] = set()
+
     async def write(self, job_id: str, *, path: str, data: Data) -> MemoryFileEntry:
         """Write a file as a whole, in place of what is at `path`, and return what is known of it.
 
         `data` is the bytes, or gives them piece by piece: of an iterable, one chunk of 256 KiB is
-        in memory at a time. Readers see the file when all of it is there; if the writing fails,
-        what was at `path` stays.
+        in memory at a time. Readers see the file when all of it is there; if the writing fails or
+        is cancelled, what was at `path` stays, and what was uploaded is deleted: at once, or where
+        the store refuses that for now, with the next file that is written or a day later.
 
         Raises:
             LimitExceeded: the file, or the job's files together, would have more bytes than the
@@ -103,6 +122,8 @@ class MemoryFiles(TableRepository[MemoryFile]):
             NotFound: the job was deleted, or a day went by, before the last piece came.
         """
         checked_path(self.table, path)
+        if self._abandoned:
+            await self._abandon(*self._abandoned)
         async with aclosing(_chunks(data)) as chunks:
             head = await anext(chunks, b"")
             following = await anext(chunks, None)
@@ -124,11 +145,11 @@ class MemoryFiles(TableRepository[MemoryFile]):
         [(max_file_bytes, *_)] = await self._measure(job_id, path)
         upload_id = new_id()
         now = self._now()
-        await self._run_all(
-            self._sql.sweep_memory_file_uploads(before=now - UPLOAD_TTL),
-            self._sql.begin_memory_file_upload(id=upload_id, job_id=job_id, created_at=now),
-        )
         try:
+            await self._run_all(
+                self._sql.sweep_memory_file_uploads(before=now - UPLOAD_TTL),
+                self._sql.begin_memory_file_upload(id=upload_id, job_id=job_id, created_at=now),
+            )
             digest = hashlib.sha256(head)
             size = len(head)
             sequence = 0
@@ -150,10 +171,22 @@ class MemoryFiles(TableRepository[MemoryFile]):
             end = self._sql.end_memory_file_upload(id=upload_id)
             return await self._place(upload_id, job_id, path, size, digest.hexdigest(), head, end)
         except BaseException:
-            # Should this not go through either, the upload is swept a day later.
-            with suppress(MetastoreError):
-                await self._run(self._sql.end_memory_file_upload(id=upload_id))
+            # In a task of its own: a second cancellation must not keep the chunks alive.
+            await give_back(self._abandon(upload_id), backend=self._scope.backend)
             raise
+
+    async def _abandon(self, *upload_ids: str) -> None:
+        """Delete the chunks of uploads that came to nothing."""
+        for upload_id in upload_ids:
+            try:
+                await self._run(self._sql.end_memory_file_upload(id=upload_id))
+            except (StoreBusy, StoreFull, StoreIOError, StoreReadOnly):
+                self._abandoned.add(upload_id)
+            except MetastoreError:
+                # A transaction that is gone has taken the chunks along.
+                self._abandoned.discard(upload_id)
+            else:
+                self._abandoned.discard(upload_id)
 
     async def _place(
         self,
@@ -311,9 +344,10 @@ class MemoryFiles(TableRepository[MemoryFile]):
             OSError: the file system refuses.
         """
         directory = Path(directory)
-        target = await asyncio.to_thread(Target, directory, overwrite=overwrite)
+        target = Target(directory, overwrite=overwrite)
         written: list[Path] = []
         try:
+            await _in_thread(target.open)
             after: str | None = None
             while True:
                 page = await self.list_by_job(job_id, after=after, limit=MAX_PAGE)
@@ -330,12 +364,34 @@ class MemoryFiles(TableRepository[MemoryFile]):
         file = await self._open(job_id, path)
         with target.create(path) as new:
             async for chunk in self._content(file):
-                await asyncio.to_thread(new.write, chunk)
-            await asyncio.to_thread(new.complete)
+                await _in_thread(new.write, chunk)
+            await _in_thread(new.complete)
+
+
+async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
+    """Run `work` in a thread and wait for its end, however often the caller is cancelled.
+
+    What the thread writes to must not be closed under it: the number of a closed descriptor goes
+    to the next file that is opened, which may be the database.
+    """
+    # Not a task: those are all cancelled when the loop ends.
+    ended = asyncio.get_running_loop().run_in_executor(None, partial(work, *arguments))
+    try:
+        await asyncio.shield(ended)
+    except asyncio.CancelledError:
+        while not ended.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([ended])
+        raise
 
 
 def _damaged(file: MemoryFile) -> StoreCorrupt:
-    return StoreCorrupt(f"memory_files {file.id} no longer has the digest {file.sha256}")
+    return StoreCorrupt(
+        f"its bytes no longer have the digest {file.sha256}",
+        table="memory_files",
+        row_id=file.id,
+        column="bytes",
+    )
 
 
 async def _chunks(data: Data) -> AsyncGenerator[Content, None]:

@@ -100,7 +100,7 @@ class Faults:
 
     @contextlib.contextmanager
     def lost_commit(self, times: int | None = None) -> Iterator[None]:
-        """Let commits fail with an I/O error, and store nothing: `StoreFull`.
+        """Let commits fail with an I/O error, and store nothing: `StoreIOError`.
 
         A batch whose commit failed is tried again, each operation by itself: with `times=1` the
         callers that shared it do not notice.

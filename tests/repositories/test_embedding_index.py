@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import vectors
-from metastore.errors import DimensionMismatch, InvalidValue, NotFound
+from metastore.errors import DimensionMismatch, InvalidValue, NotFound, StoreCorrupt
 from metastore.repositories.embedding_index import NewEmbedding
 
 if TYPE_CHECKING:
@@ -363,3 +363,26 @@ async def test_vectors__may_be_numpy_arrays(store: MetadataStore) -> None:
         await store.embedding_index.upsert(
             scope="doc", ref_id="a", text="t", vector=vectors.numpy.ones((2, 3))
         )
+
+
+@pytest.mark.parametrize("sizes", [(4, 12), (12, 4), (3, 8)], ids=str)
+async def test_search__names_a_vector_that_is_not_as_long_as_its_dimensions_say(
+    store: MetadataStore, sizes: tuple[int, int]
+) -> None:
+    for scope in ("damaged", "sound"):
+        for ref in ("a", "b", "c"):
+            await store.embedding_index.upsert(scope=scope, ref_id=ref, text=ref, vector=[1.0, 2.0])
+    raw = store._backend._writer.connection  # type: ignore[attr-defined]
+    await raw.execute("PRAGMA ignore_check_constraints = ON")
+    for ref, size in zip(("b", "c"), sizes, strict=True):
+        # Together as long as they should be, or nearly.
+        await raw.execute(
+            "UPDATE embedding_index SET vector = randomblob(?) WHERE scope = 'damaged'"
+            " AND ref_id = ?",
+            (size, ref),
+        )
+    with pytest.raises(StoreCorrupt) as caught:
+        await store.embedding_index.search(scope="damaged", vector=[1.0, 2.0])
+    assert caught.value.row_id == "damaged/b"
+    assert caught.value.column == "vector"
+    assert len(await store.embedding_index.search(scope="sound", vector=[1.0, 2.0])) == 3

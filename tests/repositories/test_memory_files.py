@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import tracemalloc
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +19,20 @@ from metastore.errors import (
     InvalidReference,
     InvalidValue,
     LimitExceeded,
+    MetastoreError,
     NotFound,
     StoreCorrupt,
 )
+from metastore.leases import background_work
 from metastore.repositories.memory_files import CHUNK_BYTES, UPLOAD_TTL
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from metastore.store import MetadataStore
+    from metastore.testing import Faults
     from tests.conftest import Clock
 
 UNKNOWN = "0190a5a4-7f62-7000-8000-000000000000"
@@ -206,6 +211,76 @@ async def test_write__that_is_cancelled_leaves_nothing(store: MetadataStore, job
         await task
     assert await rows(store, "memory_file_uploads") == 0
     assert await rows(store, "memory_file_chunks") == 0
+
+
+@pytest.mark.parametrize("between", [0, 1, 2, 5])
+async def test_write__cancelled_twice_at_any_turn_leaves_nothing(
+    store: MetadataStore, job_id: str, between: int
+) -> None:
+    other = (await store.jobs.create(task="t", repo_owner="o", repo_name="r")).id
+    await store.memory_files.write(other, path="kept", data=pattern(2 * CHUNK_BYTES))
+    kept = await rows(store, "memory_file_chunks")
+    for after in range(40):
+        writing = asyncio.ensure_future(
+            store.memory_files.write(job_id, path="f", data=later(pattern(2 * CHUNK_BYTES + 9)))
+        )
+        for turns in (after, between):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            writing.cancel()
+        await asyncio.wait([writing])
+        await background_work()
+        # What was cancelled may have been committed, but then as a whole.
+        for entry in (await store.memory_files.list_by_job(job_id)).items:
+            await store.memory_files.read(job_id, path=entry.path)
+            await store.memory_files.delete(job_id, path=entry.path)
+        assert await rows(store, "memory_file_uploads") == 0
+        assert await rows(store, "memory_file_chunks") == kept
+    assert (await store.memory_files.read(other, path="kept")).size_bytes == 2 * CHUNK_BYTES
+
+
+async def test_write__cancelled_again_while_it_is_undone(store: MetadataStore, job_id: str) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            arrived.set()
+            yield bytes(CHUNK_BYTES)
+            await asyncio.sleep(0)
+
+    arrived = asyncio.Event()
+    writing = asyncio.ensure_future(store.memory_files.write(job_id, path="f", data=endless()))
+    while await rows(store, "memory_file_chunks") < 2:
+        await arrived.wait()
+    writing.cancel()
+    # One turn for the cancellation to arrive; what undoes the upload waits for its hop.
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.wait([writing])
+    assert writing.cancelled()
+    await background_work()
+    assert await rows(store, "memory_file_uploads") == 0
+    assert await rows(store, "memory_file_chunks") == 0
+
+
+@pytest.mark.parametrize("fault", ["full", "lost_commit", "read_only", "busy"])
+async def test_write__what_the_store_would_not_undo_is_undone_with_the_next_file(
+    store: MetadataStore, faults: Faults, job_id: str, fault: str
+) -> None:
+    async def until_it_fails() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield bytes(CHUNK_BYTES)
+        planted.enter_context(getattr(faults, fault)())
+        yield bytes(CHUNK_BYTES)
+
+    with ExitStack() as planted:
+        with pytest.raises(MetastoreError):
+            await store.memory_files.write(job_id, path="f", data=until_it_fails())
+        await background_work()
+        with pytest.raises(MetastoreError):
+            await store.memory_files.write(job_id, path="g", data=b"small")
+    await store.memory_files.write(job_id, path="g", data=b"small")
+    assert await rows(store, "memory_file_uploads") == 0
+    assert await rows(store, "memory_file_chunks") == 0
+    assert [it.path for it in (await store.memory_files.list_by_job(job_id)).items] == ["g"]
 
 
 @pytest.mark.parametrize("last", [b"", b"the last"])
@@ -654,3 +729,41 @@ async def test_export__leaves_no_descriptor_open(
         await store.memory_files.export(job_id, tmp_path)
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before
+
+
+@pytest.mark.parametrize("blocked", ["write", "complete"])
+async def test_export__cancelled_twice_closes_nothing_under_its_thread(
+    store: MetadataStore,
+    job_id: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    blocked: str,
+) -> None:
+    for path in ("a", "b"):
+        await store.memory_files.write(job_id, path=path, data=b"x")
+    begun, go_on = threading.Event(), threading.Event()
+    still_open: list[bool] = []
+    original = getattr(sandbox.NewFile, blocked)
+
+    def wait(self: sandbox.NewFile, *arguments: bytes) -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+        still_open.append(os.fstat(self._descriptor).st_nlink == 1)
+        original(self, *arguments)
+
+    monkeypatch.setattr(sandbox.NewFile, blocked, wait)
+    before = len(os.listdir("/proc/self/fd"))
+    exporting = asyncio.ensure_future(store.memory_files.export(job_id, tmp_path / "out"))
+    await asyncio.to_thread(begun.wait, PATIENCE)
+    for _ in range(2):
+        exporting.cancel()
+        await asyncio.sleep(0)
+        assert not exporting.done()
+    go_on.set()
+    await asyncio.wait([exporting])
+    assert exporting.cancelled()
+    assert still_open == [True]
+    # A file that was completed may be there; nothing else is.
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert names == (["a"] if blocked == "complete" else [])
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -13,6 +13,7 @@ from metastore import (
     StoreBusy,
     StoreClosed,
     StoreFull,
+    StoreIOError,
     StoreReadOnly,
 )
 from metastore.backends import sqlite_file
@@ -31,7 +32,7 @@ FAULTS: dict[str, tuple[Plant, type[Exception]]] = {
     "busy": (lambda faults: faults.busy(), StoreBusy),
     "full": (lambda faults: faults.full(), StoreFull),
     "read_only": (lambda faults: faults.read_only(), StoreReadOnly),
-    "lost_commit": (lambda faults: faults.lost_commit(), StoreFull),
+    "lost_commit": (lambda faults: faults.lost_commit(), StoreIOError),
 }
 
 each_fault = pytest.mark.parametrize(("plant", "error"), FAULTS.values(), ids=FAULTS)
@@ -140,7 +141,7 @@ async def test_lost_commit__once_is_retried_by_a_batch_and_told_to_a_lone_caller
         made = await asyncio.gather(*(factories.repository() for _ in range(3)))
     assert await names(store) == [repository.name for repository in made]
     with faults.lost_commit(times=1):
-        with pytest.raises(StoreFull):
+        with pytest.raises(StoreIOError):
             await factories.repository()
         await factories.repository()
     assert len(await names(store)) == 4
@@ -150,7 +151,7 @@ async def test_lost_commit__of_a_transaction_that_was_open_before(
     store: MetadataStore, faults: Faults
 ) -> None:
     plant = faults.lost_commit()
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreIOError):
         async with store.transaction() as tx:
             await tx.repositories.create(name="lost", remote_url="")
             plant.__enter__()
@@ -188,7 +189,7 @@ async def test_faults__of_a_store_in_a_file(file_store: MetadataStore) -> None:
     faults, factories = Faults(file_store), Factories(file_store)
     with faults.busy(), faults.full(), pytest.raises(StoreBusy):
         await factories.repository()
-    with faults.full(), faults.lost_commit(), pytest.raises(StoreFull):
+    with faults.full(), faults.lost_commit(), pytest.raises(StoreIOError):
         await factories.repository()
     await factories.repository()
     assert len(await names(file_store)) == 1
