@@ -398,6 +398,7 @@ async def test_operation__one_hop(store: MetadataStore) -> None:
     assert counting.hops == expected
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_writes__together_share_one_hop(store: MetadataStore, session: Session) -> None:
     before = hops_of(store)
     await asyncio.gather(*(store.events.append(session.id, "t", "m") for _ in range(64)))
@@ -417,6 +418,7 @@ async def test_reads__together_share_one_hop(store: MetadataStore, session: Sess
     assert after["write"] == before["write"]
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("rounds", [20])
 async def test_load__at_most_one_hop_for_each_batch(
     store: MetadataStore, session: Session, rounds: int
