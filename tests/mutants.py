@@ -194,8 +194,8 @@ MUTANTS = [
     Mutant(
         "a batch commits into a file that was replaced",
         LANES,
-        '            self.check_files()\n            connection.execute("COMMIT")\n        except Base',
-        '            connection.execute("COMMIT")\n        except Base',
+        '            self.check_files()\n            connection.execute("COMMIT")\n        except',
+        '            connection.execute("COMMIT")\n        except',
         "tests/backends/test_replaced_files.py",
     ),
     Mutant(
