@@ -1,0 +1,157 @@
+"""An event loop that is turned by hand, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import sys
+from asyncio import events
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["SimulatedLoop"]
+
+
+_ROUNDS = 5
+"""How often a coroutine that awaits in its `finally` is closed."""
+
+
+class _Future(asyncio.Future[Any]):
+    """A future that sets and dictionaries order alike in every run, not by its address."""
+
+    _loop: SimulatedLoop
+
+    def __new__(cls, *, loop: SimulatedLoop) -> _Future:
+        future = super().__new__(cls)
+        future._serial = next(loop.serials)
+        return future
+
+    _serial: int
+
+    def __hash__(self) -> int:
+        return self._serial
+
+
+class _Task(asyncio.Task[Any]):
+    """A task with such a hash. It is hashed before its constructor has returned."""
+
+    _serial: int
+
+    def __new__(cls, *_: object, loop: SimulatedLoop, **__: object) -> _Task:
+        task = super().__new__(cls)
+        task._serial = next(loop.serials)
+        return task
+
+    def __hash__(self) -> int:
+        return self._serial
+
+
+class _NoSelector:
+    """There is no input and output: nothing is ever waited for."""
+
+    def select(self, _: float | None) -> list[Any]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """The event loop of a simulated process. It runs one turn whenever the scheduler says so."""
+
+    # What BaseEventLoop calls its own; typeshed does not know of it.
+    _ready: Any
+    _scheduled: list[asyncio.TimerHandle]
+    _timer_cancelled_count: int
+    _run_once: Callable[[], None]
+
+    def __init__(self, now: Callable[[], float], name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._now = now
+        self._selector = _NoSelector()
+        # Timers are due when their time has come, not a resolution earlier.
+        self._clock_resolution = 0.0
+        self.serials = itertools.count(1)
+        self.unhandled: list[dict[str, Any]] = []
+        self.set_task_factory(_create_task)
+        self.set_exception_handler(lambda _, context: self.unhandled.append(context))
+
+    def time(self) -> float:
+        """Return the virtual time. It is monotonic: no jump of a clock moves it."""
+        return self._now()
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future of this loop."""
+        return _Future(loop=self)
+
+    @property
+    def next_at(self) -> float | None:
+        """When it has something to do: now, at the time of a timer, or never."""
+        if self._ready:
+            return self._now()
+        timers = self._scheduled
+        while timers and timers[0]._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001
+            self._timer_cancelled_count -= 1
+            heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
+        return timers[0].when() if timers else None
+
+    def turn(self) -> None:
+        """Run everything that is ready, once."""
+        outside = events._get_running_loop()  # noqa: SLF001 - a test may have a loop of its own
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(
+            firstiter=self._asyncgen_firstiter_hook,  # type: ignore[attr-defined]
+            finalizer=self._asyncgen_finalizer_hook,  # type: ignore[attr-defined]
+        )
+        events._set_running_loop(self)  # noqa: SLF001 - as run_forever does it
+        try:
+            self._run_once()
+        finally:
+            events._set_running_loop(outside)  # noqa: SLF001 - the same
+            sys.set_asyncgen_hooks(*hooks)
+
+    def end(self) -> None:
+        """Close what its tasks were in the middle of, and the loop, without running either.
+
+        A dead process runs no `finally`. Here each gets to its next `await` at most, where
+        nothing comes back.
+        """
+        outside = events._get_running_loop()  # noqa: SLF001 - as above
+        events._set_running_loop(self)  # noqa: SLF001 - as above
+        try:
+            for _ in range(_ROUNDS):
+                tasks = asyncio.all_tasks(self)
+                for task in tasks:
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+                    _close(task.get_coro())
+                self._ready.clear()
+        finally:
+            events._set_running_loop(outside)  # noqa: SLF001 - as above
+            self.close()
+
+    def _process_events(self, _: object) -> None:
+        pass
+
+    def _write_to_self(self) -> None:
+        # Nobody blocks in a selector, so that nobody needs to be woken.
+        pass
+
+
+def _close(coroutine: Any) -> None:
+    for _ in range(_ROUNDS):
+        try:
+            coroutine.close()
+        except BaseException:  # noqa: BLE001, PERF203 - it may raise whatever it likes
+            continue
+        return
+
+
+def _create_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> _Task:
+    assert isinstance(loop, SimulatedLoop)  # noqa: S101 - for the type checker
+    return _Task(coro, loop=loop, **options)
