@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sqlite3
 from collections import deque
@@ -71,7 +72,10 @@ class SimulatedConnection:
 
     def pause(self, seconds: float) -> None:
         """Let virtual time pass: others go on meanwhile."""
-        self.wakes_at = self.process.scheduler.time + seconds * self.process.scheduler.sluggishness
+        scheduler = self.process.scheduler
+        self.wakes_at = scheduler.time + seconds * scheduler.sluggishness
+        if self._strand is None:
+            scheduler.time = self.wakes_at
         self.suspend()
 
     def stop(self) -> None:
@@ -107,16 +111,31 @@ class SimulatedConnection:
             return self.wakes_at
         return 0.0 if self._posted else None
 
+    @property
+    def holds_lock(self) -> bool:
+        """Whether it may hold the write lock."""
+        return not self.is_closed and self._driver.in_transaction
+
     def step(self) -> None:
         """Run the hop until it is suspended or ends, the next one if none has begun."""
-        strand = self._strand
-        if strand is None:
-            strand = self._strand = Strand.of(self._posted.popleft())
-            self.hop_began_at = self.process.uptime
         self.wakes_at = 0.0
-        strand.resume()
-        if strand.is_finished:
+        if self._strand is None:
+            self.hop_began_at = self.process.uptime
+            hop = self._posted.popleft()
+            if not self.process.scheduler.may_suspend(self):
+                # On the scheduler's own thread: to change threads may cost more than the hop.
+                with contextlib.suppress(Exception, Killed):
+                    hop()
+                return
+            self._strand = Strand.of(hop)
+        self._strand.resume()
+        if self._strand.is_finished:
             self._strand = None
+
+    @property
+    def can_suspend(self) -> bool:
+        """Whether the hop in flight runs on a thread of its own."""
+        return self._strand is not None
 
     def suspend(self) -> None:
         """Let the scheduler decide what happens next. Called inside a hop.

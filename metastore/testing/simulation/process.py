@@ -43,7 +43,7 @@ class Process:
         loop: its event loop.
         skew: how far its clock is off.
         jumps: how often its clock has jumped.
-        strikes: how many faults have struck it.
+        stops: how often it was stopped.
     """
 
     loop: SimulatedLoop
@@ -54,12 +54,13 @@ class Process:
         self.life = 0
         self.skew = skew
         self.jumps = 0
-        self.strikes = 0
+        self.stops = 0
         self.is_alive = False
         self.is_done = False
         self.is_doomed = False
         self.connections: list[SimulatedConnection] = []
         self.loops: list[SimulatedLoop] = []
+        self._backends: list[SqliteBackend] = []
         self._store: MetadataStore | None = None
         self._cancellable: dict[asyncio.Task[Any], None] = {}
         self._armed: deque[FaultKind] = deque()
@@ -152,6 +153,7 @@ class Process:
             durability="normal",
             connect=connect,  # type: ignore[arg-type]
         )
+        self._backends.append(backend)
         url = urls.resolve(f"sqlite:///{self.scheduler.path}")
         return MetadataStore(backend, url, self.clock)
 
@@ -174,15 +176,23 @@ class Process:
         if not program.cancelled() and (error := program.exception()) is not None:
             self.scheduler.fail(f"{self}: the program raised {error!r}", error)
 
+    def end(self) -> None:
+        """Let go of everything, when the run is over."""
+        if self.is_alive:
+            self.kill()
+        for backend in self._backends:
+            backend.forbid("the simulation is over")
+        self.scheduler.bury(self.loops)
+
     # What befalls it.
 
     def strike(self, kind: FaultKind, seconds: float) -> None:
         """Let a fault happen, or get ready for the statement that it waits for."""
-        self.strikes += 1
         match kind:
             case FaultKind.KILL:
                 self.kill()
             case FaultKind.STOP:
+                self.stops += 1
                 self._stopped_at = self.scheduler.time
                 self._stopped_until = self.scheduler.time + seconds
             case FaultKind.CLOCK:
@@ -219,11 +229,16 @@ class Process:
         self.scheduler.bury(self.loops)
         self._cancellable = {}
 
+    @property
+    def is_armed(self) -> bool:
+        """Whether a fault waits for a statement."""
+        return bool(self._armed)
+
     def before(self, connection: SimulatedConnection, kind: StatementKind) -> None:
         """Stand before a statement, in its hop: others may run now, and faults strike."""
         scheduler = self.scheduler
         scheduler.pass_time(kind.verb)
-        if scheduler.switches():
+        if scheduler.switches(connection):
             connection.suspend()
         if not self._armed or kind.verb == "ROLLBACK":
             return
@@ -247,7 +262,7 @@ class Process:
         scheduler.committed(self, connection, tables)
         if self._armed and self._armed[0] is FaultKind.LOST_ANSWER:
             self._die(connection)
-        elif scheduler.switches():
+        elif scheduler.switches(connection):
             connection.suspend()
 
     def _fail(self, connection: SimulatedConnection) -> None:

@@ -63,6 +63,7 @@ class Scheduler:
         sluggishness: how many times as long as asked a pause takes.
         failure: the first thing that went wrong.
         steps: how many steps there were.
+        strikes: how many faults have struck.
     """
 
     def __init__(
@@ -79,10 +80,12 @@ class Scheduler:
         self.judge: Judge | None = None
         self.failure: BaseException | None = None
         self.steps = 0
+        self.strikes = 0
         self.trace: list[str] | None = None
         self.processes = [Process(self, number, skew) for number, skew in enumerate(skews)]
+        self._is_over = False
         self._seed = seed
-        self._switch_rate = self.random.choice((0.0, 0.05, 0.3))
+        self._switch_rate = self.random.choice((0.02, 0.1, 0.4))
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._digest = blake2b(digest_size=16)
@@ -105,10 +108,10 @@ class Scheduler:
         """What two runs have in common if, and only if, they were the same."""
         return self._digest.hexdigest()
 
-    def fail(self, what: str, cause: BaseException | None = None) -> None:
+    def fail(self, what: str | AssertionError, cause: BaseException | None = None) -> None:
         """Note that something went wrong: the run ends with the step."""
-        if self.failure is None:
-            self.failure = AssertionError(what)
+        if self.failure is None and not self._is_over:
+            self.failure = AssertionError(what) if isinstance(what, str) else what
             self.failure.__cause__ = cause
 
     def committed(
@@ -116,15 +119,29 @@ class Scheduler:
     ) -> None:
         """Let the judge look at a commit."""
         self.record(connection.name, "committed", *sorted(tables))
-        if self.judge is not None and self.failure is None:
+        if self.judge is not None and self.failure is None and not self._is_over:
             try:
                 self.judge.committed(process, connection, tables)
             except Exception as error:  # noqa: BLE001 - raised here it would reach the program
                 self.failure = error
 
-    def switches(self) -> bool:
-        """Decide whether others run between two statements."""
-        return self._switch_rate > 0 and self.random.random() < self._switch_rate
+    def may_suspend(self, connection: SimulatedConnection) -> bool:
+        """Decide whether a hop that begins can be suspended; it must be where it has to wait."""
+        return (
+            self.random.random() < self._switch_rate
+            or connection.process.is_armed
+            or (self._outsider is not None and self._outsider.in_transaction)
+            or any(
+                it.holds_lock
+                for process in self.processes
+                for it in process.connections
+                if it is not connection
+            )
+        )
+
+    def switches(self, connection: SimulatedConnection) -> bool:
+        """Decide whether others run between two statements of a hop."""
+        return connection.can_suspend and self.random.random() < self._switch_rate
 
     def pass_time(self, verb: str) -> None:
         """Let the time pass that a statement takes."""
@@ -247,6 +264,7 @@ class Scheduler:
     def _strike(self, fault: Fault) -> None:
         process = self.processes[fault.process % len(self.processes)]
         self.record(process, fault.kind, fault.seconds)
+        self.strikes += 1
         if fault.kind is FaultKind.BUSY:
             self._hold_lock(fault.seconds)
         elif process.is_alive:
@@ -277,13 +295,11 @@ class Scheduler:
             self.at(self.time + seconds, lambda: roll_back(outsider))
 
     def _dispose(self) -> None:
-        """End everything without letting it act."""
+        """End everything; nothing of it is judged any more."""
+        self._is_over = True
         for process in self.processes:
-            if process.is_alive:
-                process.kill()
-            else:
-                self.bury(process.loops)
-        for loop in self._buried:
+            process.end()
+        for loop in dict.fromkeys(self._buried):
             loop.end()
         for connection in self._opened:
             with contextlib.suppress(sqlite3.Error):
