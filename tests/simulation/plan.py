@@ -13,7 +13,7 @@ PROCESSES = 3
 CLIENTS = 5
 """How many clients a process has; each does one thing at a time."""
 
-ACTIONS = 17
+ACTIONS = 24
 """How many actions a client takes."""
 
 UNTIL = 1.5
@@ -72,7 +72,7 @@ def plan(seed: int) -> Plan:
     kinds = chance.choices(
         list(WEIGHTS), list(WEIGHTS.values()), k=PROCESSES * CLIENTS * ACTIONS
     )
-    longest_rest = chance.choice((0.002, 0.02, 0.1))
+    longest_rest = chance.choice((0.002, 0.01, 0.05))
     actions = [
         Action(
             process=place % PROCESSES,

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from metastore.testing.simulation.shrink import shrink
+from metastore.testing.simulation.shrink import shape_of, shrink
 from metastore.testing.simulation.simulate import run_once
 from tests.simulation.judge import Judge
 from tests.simulation.plan import PROCESSES, Plan, plan
@@ -52,7 +52,10 @@ def story_of(seed: int) -> str:
     first = failure_of(whole)
     if first is None:
         return f"seed {seed} holds"
-    steps = shrink(whole.steps, lambda fewer: failure_of(Plan(seed, tuple(fewer))) is not None)
+    shape = shape_of(first)
+    steps = shrink(
+        whole.steps, lambda fewer: shape_of(failure_of(Plan(seed, tuple(fewer)))) == shape
+    )
     shortest = Plan(seed, tuple(steps))
     trace: list[str] = []
     last = failure_of(shortest, trace)

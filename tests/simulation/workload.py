@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from tests.simulation.judge import Judge, Operation
     from tests.simulation.plan import Action, Plan
 
-TTLS = (0.2, 0.5, 2.0, 30.0)
-WAITS = (0.1, 0.5, 1.5)
+TTLS = (0.1, 0.25, 1.0, 30.0)
+WAITS = (0.1, 0.4, 1.0)
 TYPES = ("build", "test")
 BUDGET = 2
 
@@ -99,7 +99,9 @@ class Workload:
             self.queues[action.process, action.client].append(action)
 
     async def program(self, process: Process) -> None:
-        follower = process.loop.create_task(self.follow(process))
+        session = self.facts.sessions[process.number] if process.life % 2 else None
+        self.judge.follows(process, session)
+        follower = process.loop.create_task(self.follow(process, session))
         try:
             async with asyncio.TaskGroup() as clients:
                 for number in range(CLIENTS):
@@ -111,9 +113,7 @@ class Workload:
         finally:
             follower.cancel()
 
-    async def follow(self, process: Process) -> None:
-        session = self.facts.sessions[process.number] if process.life % 2 else None
-        self.judge.follows(process, session)
+    async def follow(self, process: Process, session: str | None) -> None:
         while True:
             try:
                 async for event in process.store.events.follow(
@@ -315,7 +315,7 @@ class Workload:
                 operation.uses(lease)
                 self.judge.granted(operation, lease.worktree_id, lease.fencing_number)
                 self.judge.holds(operation, ttl)
-                for _turn in range(10):
+                for _turn in range(8):
                     await asyncio.sleep(ttl * 0.3)
                     self.judge.believes(operation)
                     if fails and _turn == n % 5:
@@ -433,11 +433,11 @@ class Workload:
     ) -> None:
         job = self.facts.jobs[n % 2]
         cents = 1 + n % 60
-        await store.budget_reservations.reserve(
+        reserved = await store.budget_reservations.reserve(
             job, request_id=operation.name, amount_usd=f"{cents / 100:.2f}",
             ttl=_seconds(TTLS[n // 4 % 4]),
         )  # fmt: skip
-        self.judge.reserved(operation, job, operation.name)
+        self.judge.reserved(operation, operation.name, reserved.reservation.expires_at)
         client.requests.append((job, operation.name))
 
     async def record(

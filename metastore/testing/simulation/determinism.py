@@ -33,7 +33,7 @@ class Tuning:
 
     def __init__(self, random: random.Random) -> None:
         self.busy_timeout = random.choice((0.3, 0.6, 1.0))
-        self.poll_interval = random.choice((0.015, 0.05, 0.1))
+        self.poll_interval = random.choice((0.03, 0.1, 0.2))
         self.checkpoint_after = random.choice((25, 200, 4_000))
 
 
@@ -46,7 +46,7 @@ def repeatable(
     `opened` is told of every connection that the backend makes.
     """
     chance = random.Random(seed)  # noqa: S311 - no secret
-    serials = itertools.count()
+    serials = itertools.count(chance.getrandbits(30) << 32)
     connect = sqlite_file.connect
 
     def uuid7() -> UUID:

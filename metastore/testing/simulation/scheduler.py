@@ -76,7 +76,7 @@ class Scheduler:
         self.busy_timeout = self.tuning.busy_timeout
         self.longest_hop = self.busy_timeout + SLACK
         self.longest_close = 3 * self.busy_timeout + SLACK
-        self.sluggishness = self.random.choice((1, 10, 30))
+        self.sluggishness = self.random.choice((5, 40, 120))
         self.judge: Judge | None = None
         self.failure: BaseException | None = None
         self.steps = 0
@@ -85,7 +85,7 @@ class Scheduler:
         self.processes = [Process(self, number, skew) for number, skew in enumerate(skews)]
         self._is_over = False
         self._seed = seed
-        self._switch_rate = self.random.choice((0.02, 0.1, 0.4))
+        self._switch_rate = self.random.choice((0.01, 0.05, 0.25))
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._digest = blake2b(digest_size=16)

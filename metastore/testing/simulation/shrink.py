@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["shrink"]
+__all__ = ["shape_of", "shrink"]
 
 Item = TypeVar("Item")
+
+
+def shape_of(error: BaseException | None) -> str | None:
+    """Return what two failures have in common that are one, seen twice: all but names and numbers."""
+    if error is None:
+        return None
+    words = re.sub(r"\S*\d\S*", "", str(error)).split()
+    return f"{type(error).__name__}: {' '.join(words[:8])}"
 
 
 def shrink(
@@ -31,9 +40,8 @@ def shrink(
                 shortest = without
             else:
                 start += size
-        if size == 1 and len(shortest) == before:
+        # What could not be left out at first may be, without what came behind it.
+        if attempts == 0 or (size == 1 and len(shortest) == before):
             break
-        size = max(1, size // 2) if size > 1 or attempts > 0 else 0
-        if attempts <= 0:
-            break
+        size = max(1, size // 2)
     return shortest

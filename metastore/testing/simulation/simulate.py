@@ -10,7 +10,7 @@ from metastore.backends.sqlite_memory import MemoryFolder
 from metastore.store import write_template
 from metastore.testing.simulation.faults import FaultKind, draw_faults
 from metastore.testing.simulation.scheduler import Scheduler
-from metastore.testing.simulation.shrink import shrink
+from metastore.testing.simulation.shrink import shape_of, shrink
 
 if TYPE_CHECKING:
     import sqlite3
@@ -85,12 +85,14 @@ def simulate(
     image = image_of(prepare)
     for seed in seeds:
         drawn = _draw(seed, processes, faults)
-        if _failure(program, seed, drawn, processes, image, check) is None:
+        first = _failure(program, seed, drawn, processes, image, check)
+        if first is None:
             continue
+        shape = shape_of(first)
         fewest = shrink(
             drawn,
-            lambda fewer, seed=seed: (  # type: ignore[misc]
-                _failure(program, seed, fewer, processes, image, check) is not None
+            lambda fewer, seed=seed, shape=shape: (  # type: ignore[misc]
+                shape_of(_failure(program, seed, fewer, processes, image, check)) == shape
             ),
         )
         trace: list[str] = []
