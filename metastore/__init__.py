@@ -17,6 +17,7 @@ from metastore.errors import (
     MetastoreError,
     MigrationFailed,
     NotFound,
+    OpenedBeforeFork,
     PriceUnknown,
     SchemaOutdated,
     SchemaTooNew,
@@ -25,11 +26,14 @@ from metastore.errors import (
     StoreBusy,
     StoreClosed,
     StoreCorrupt,
+    StoreFailed,
     StoreFull,
     StoreReadOnly,
+    StoreReplaced,
     TokenRejected,
     TransactionActive,
     VersionConflict,
+    WrongLoop,
 )
 from metastore.health import Health, LeaseCount
 from metastore.paging import Page
@@ -129,6 +133,7 @@ __all__ = [
     "NewEmbedding",
     "NewEvent",
     "NotFound",
+    "OpenedBeforeFork",
     "Page",
     "PriceUnknown",
     "Project",
@@ -149,8 +154,10 @@ __all__ = [
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
+    "StoreFailed",
     "StoreFull",
     "StoreReadOnly",
+    "StoreReplaced",
     "Task",
     "TaskLease",
     "TaskStatus",
@@ -167,4 +174,5 @@ __all__ = [
     "WorkflowTask",
     "Worktree",
     "WorktreeState",
+    "WrongLoop",
 ]

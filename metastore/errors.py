@@ -29,6 +29,7 @@ __all__ = [
     "MetastoreError",
     "MigrationFailed",
     "NotFound",
+    "OpenedBeforeFork",
     "PriceUnknown",
     "SchemaOutdated",
     "SchemaTooNew",
@@ -37,16 +38,31 @@ __all__ = [
     "StoreBusy",
     "StoreClosed",
     "StoreCorrupt",
+    "StoreFailed",
     "StoreFull",
     "StoreReadOnly",
+    "StoreReplaced",
     "TokenRejected",
     "TransactionActive",
     "VersionConflict",
+    "WrongLoop",
 ]
 
 
 class MetastoreError(Exception):
-    """The base of every exception that metastore raises."""
+    """The base of every exception that metastore raises. They can be copied and pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException would call the constructor with the message alone.
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(
+    kind: type[MetastoreError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> MetastoreError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class NotFound(MetastoreError):
@@ -459,5 +475,62 @@ class StoreCorrupt(MetastoreError):
         super().__init__(f"{path}: {detail}" if path else detail)
 
 
+class StoreReplaced(MetastoreError):
+    """A file of the open database was deleted, moved or replaced.
+
+    The store stops: what it wrote from here on, nobody else would see. Open it again, after the
+    right file is in its place.
+
+    Attributes:
+        path: the file as the store opened it.
+        is_missing: whether nothing is there any more; False if it is another file.
+    """
+
+    def __init__(self, path: Path | str, *, is_missing: bool) -> None:
+        self.path = path
+        self.is_missing = is_missing
+        what = "was deleted or moved" if is_missing else "was replaced by another file"
+        super().__init__(f"{path} {what} while the store was open; open the store again")
+
+
+class StoreFailed(MetastoreError):
+    """The backend met an error that it does not know; that one is the `__cause__`.
+
+    The store goes on: the operations that shared the failed one's batch were undone with it, and
+    later ones are unaffected.
+    """
+
+
 class StoreClosed(MetastoreError):
     """The store was closed, or was opened in a parent process before a fork."""
+
+
+class OpenedBeforeFork(StoreClosed):
+    """The database was open in a parent process when this one was forked from it.
+
+    SQLite's locks do not survive a fork, and it does not notice: a child that wrote would lose
+    what it wrote, and its parent's. Start workers with `spawn` or `forkserver`, or open the store
+    only after the fork.
+
+    Attributes:
+        path: the database, or None where it is not known.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = path
+        super().__init__(
+            f"{path or 'the store'} was open in the parent process when this one was forked: start "
+            "workers with spawn or forkserver, or open the store after the fork only"
+        )
+
+
+class WrongLoop(MetastoreError):
+    """The store was used from another event loop, or another thread, than it was opened in.
+
+    Nothing was queued. Open a store in each loop: stores on one file work side by side.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a store belongs to the event loop it was opened in: open another one in this loop"
+        )

@@ -20,6 +20,7 @@ from metastore.errors import (
     StoreBusy,
     StoreFull,
     StoreReadOnly,
+    StoreReplaced,
 )
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
@@ -239,6 +240,13 @@ def _revision(facts: Facts, head: str) -> str | None:
 
 
 def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]:
+    if isinstance(facts.read_error, StoreReplaced):
+        yield (
+            f"The database's file {'is gone' if facts.read_error.is_missing else 'is another one'}"
+            f": {facts.read_error}. What was acknowledged before is in the file that was moved, if "
+            "there is one; the store has stopped, and refuses everything."
+        )
+        return
     if facts.read_error is not None:
         yield f"The database cannot be read: {facts.read_error}. {_advice(facts.read_error)}"
     if facts.schema_error is not None:
@@ -247,11 +255,6 @@ def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]
         yield f"The leases cannot be counted: {count_error}. {_advice(count_error)}"
     if facts.write_error is not None:
         yield f"The database takes no writes: {facts.write_error}. {_advice(facts.write_error)}"
-    if facts.read_error is None and facts.database_bytes is None:
-        yield (
-            "The database's file is gone, and only the processes that have it open still see it. "
-            "Stop them one after the other only when its contents are copied: metastore backup."
-        )
     if facts.damage:
         lines = len(facts.damage)
         yield (

@@ -22,7 +22,7 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
     Attributes:
         text: the URL as it was given.
         dialect: the SQL dialect spoken there; it names the folder under `migrations/`.
-        path: the database file, absolute or relative to the working directory; None in memory.
+        path: the database file, absolute and without symbolic links; None in memory.
     """
 
     text: str
@@ -41,6 +41,9 @@ def resolve(url: str | None) -> DatabaseUrl:
     directory, `sqlite:////abs.db` absolute, `sqlite://` in memory. What follows the slashes is
     taken literally: `#`, `?` and `%` are characters of the file's name.
 
+    A relative path and symbolic links are followed here, once: the result names the same file
+    wherever the process goes, and whatever becomes of the links.
+
     Raises:
         InvalidValue: the URL is of no form that metastore knows.
     """
@@ -58,4 +61,10 @@ def resolve(url: str | None) -> DatabaseUrl:
         raise InvalidValue(
             None, "url", "must be sqlite:///relative.db or sqlite:////absolute.db", value_type="str"
         )
-    return DatabaseUrl(text, "sqlite", Path(rest[1:]))
+    try:
+        # SQLite keeps the WAL beside the file itself, not beside a link to it.
+        path = Path(os.path.realpath(rest[1:]))
+    except OSError as error:
+        reason = f"is relative to a working directory that is gone: {error.strerror}"
+        raise InvalidValue(None, "url", reason, value_type="str") from None
+    return DatabaseUrl(text, "sqlite", path)

@@ -15,14 +15,21 @@ from metastore.backends.base import Facts
 from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
 from metastore.backends.sqlite_faults import known_faults
-from metastore.backends.sqlite_lanes import Lane, ReaderLane, WriterLane
+from metastore.backends.sqlite_lanes import CLOSE_LIMIT, Lane, ReaderLane, WriterLane, closed
 from metastore.backends.sqlite_transaction import (
     OpenTransaction,
     current_transaction,
     refuse_inside_transaction,
 )
 from metastore.backends.sqlite_watcher import Watcher
-from metastore.errors import MetastoreError, StoreBusy, StoreClosed
+from metastore.errors import (
+    MetastoreError,
+    OpenedBeforeFork,
+    StoreBusy,
+    StoreClosed,
+    StoreReplaced,
+    WrongLoop,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -52,7 +59,10 @@ class SqliteBackend:
         self._next_reader = 0
         self._watcher = Watcher(readers[0])
         self._closing: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
         writer.on_commit = self._watcher.bump
+        writer.on_replaced = self._stop
         _open_backends.add(self)
 
     @classmethod
@@ -130,6 +140,7 @@ class SqliteBackend:
 
     async def wait_for_change(self, seen: int, timeout: float) -> None:
         """Wait for a commit, also another process's. See `Backend.wait_for_change`."""
+        self._writer.check_usable()
         await self._watcher.wait(seen, timeout)
 
     async def inspect(
@@ -137,11 +148,15 @@ class SqliteBackend:
     ) -> Facts:
         """Return how the database is. See `Backend.inspect`."""
         refuse_inside_transaction(self._writer)
-        look = partial(sqlite_inspection.look, check)
+        if self._writer.closed is None:
+            with contextlib.suppress(MetastoreError):
+                # A store whose files were replaced stops here, and says so below.
+                self._writer.check_files()
+        look = partial(sqlite_inspection.read_settings, check)
         settings, read_error = await _attempt(self._readers[0].call(look), PROBE_TIMEOUT)
-        _, write_error = await _attempt(self._write_nothing(), PROBE_TIMEOUT)
+        _, write_error = await _attempt(self._probe_write(), PROBE_TIMEOUT)
         damage, unread = None, None
-        if integrity and not isinstance(read_error, StoreClosed):
+        if integrity and not isinstance(read_error, StoreClosed | StoreReplaced):
             damage, unread = await _attempt(self._damage())
         files = sqlite_inspection.files(self._path)
         return Facts(
@@ -152,7 +167,7 @@ class SqliteBackend:
             known_faults=known_faults(
                 trusts_schema=settings is not None and settings.trusts_schema
             ),
-            folder=str(self._path.absolute().parent),
+            folder=str(self._path.parent),
             file_modes=files.modes,
             database_bytes=files.database_bytes,
             wal_bytes=files.wal_bytes,
@@ -162,10 +177,11 @@ class SqliteBackend:
             damage=damage if unread is None else [str(unread)],
         )
 
-    async def _write_nothing(self) -> None:
+    async def _probe_write(self) -> None:
         await self._writer.take_turn()
         try:
-            await self._writer.call(sqlite_inspection.write_nothing)
+            self._writer.check_files()
+            await self._writer.call(sqlite_inspection.probe_write)
         finally:
             self._writer.release_turn()
 
@@ -174,6 +190,7 @@ class SqliteBackend:
         connect_to_read = partial(sqlite_file.connect, self._path, read_only=True)
         lane = ReaderLane(await connect(connect_to_read))
         try:
+            self._writer.files.check_same(lane.connection.raw)
             return await lane.call(sqlite_inspection.damage)
         finally:
             await lane.connection.interrupt()
@@ -183,23 +200,50 @@ class SqliteBackend:
         """Close every connection; idempotent, and safe with operations in flight.
 
         A batch that has begun is finished and answered, what waits behind it gets
-        `StoreClosed`, an open transaction is undone.
+        `StoreClosed`, an open transaction is undone. It ends within seconds: what still runs then
+        is interrupted. In a child of a fork there is nothing to close.
+
+        Raises:
+            WrongLoop: the store belongs to another loop, which is running.
         """
+        if os.getpid() != self._process:
+            return
+        if asyncio.get_running_loop() is not self._loop:
+            await self._close_from_outside()
+            return
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = self._loop.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         _open_backends.discard(self)
         self._watcher.close()
-        for lane in (*self._readers, self._writer):
-            await lane.close()
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
 
-    def forbid(self, reason: str) -> None:
-        """Refuse every further operation, without touching the connections."""
-        for lane in (*self._readers, self._writer):
-            lane.closed = reason
+    async def _close_from_outside(self) -> None:
+        """Close what a loop left open that has ended, or at least does not run."""
+        if self._loop.is_running():
+            raise WrongLoop
+        _open_backends.discard(self)
+        for lane in self._lanes:
+            lane.closed = closed
+        await asyncio.gather(*(lane.connection.close_within(CLOSE_LIMIT) for lane in self._lanes))
+
+    @property
+    def _lanes(self) -> list[Lane]:
+        return [*self._readers, self._writer]
+
+    def _stop(self, refusal: Callable[[], MetastoreError]) -> None:
+        """Refuse every further operation: the database's files are not in place."""
+        for lane in self._lanes:
+            lane.connection.leak()
+            lane.refuse(refusal)
         self._watcher.close()
+
+    def forbid(self) -> None:
+        """Refuse every further operation in the child of a fork."""
+        for lane in self._lanes:
+            lane.closed = partial(OpenedBeforeFork, self._path)
 
 
 async def _attempt(
@@ -220,7 +264,7 @@ _open_backends: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for backend in list(_open_backends):
-        backend.forbid("the store was opened before a fork; open one in the child")
+        backend.forbid()
 
 
 os.register_at_fork(after_in_child=_after_fork)

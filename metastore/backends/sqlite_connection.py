@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +16,6 @@ from metastore.backends import sqlite_file
 from metastore.errors import StoreCorrupt, StoreReadOnly
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable
     from pathlib import Path
 
@@ -54,26 +56,64 @@ class Connection(aiosqlite.Connection):
         """Let time pass in the connection's thread, while it waits for another's lock."""
         time.sleep(seconds)
 
-    def stop(self) -> None:
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Close another connection of the thread together with this one. Run in the thread."""
+        self._made.append(connection)
+
+    def leak(self) -> None:
+        """Let `close` end the thread and leave the file open, see `sqlite_file.leak`."""
+        for connection in self._made:
+            sqlite_file.leak(connection)
+
+    def interrupt_now(self) -> None:
+        """Interrupt the statement that the thread is running, if it is running one."""
+        for connection in self._made:
+            with contextlib.suppress(sqlite3.Error):
+                connection.interrupt()
+
+    def stop(self, ended: Callable[[], None] = lambda: None) -> None:
         """Close the connection in its thread, and end the thread, without waiting for either.
 
         aiosqlite calls this when connecting failed, and would tell a loop that may be gone.
+        `ended` is called in the thread, right before that ends.
         """
         self._running = False
 
         def close_and_stop() -> object:
-            for connection in self._made:
-                connection.close()
-            self._made.clear()
-            self._connection = None
+            try:
+                for connection in self._made:
+                    connection.close()
+                self._made.clear()
+            finally:
+                self._connection = None
+                ended()
             return _STOP_RUNNING_SENTINEL
 
         self._tx.put_nowait((None, close_and_stop))
 
     async def close(self) -> None:
         """Close the connection and wait until its thread has ended."""
-        await super().close()
-        self._thread.join()
+        await self.close_within(None)
+
+    async def close_within(self, timeout: float | None) -> None:
+        """Close the connection; wait at most so many seconds until its thread has ended.
+
+        What the thread is doing then, it finishes by itself.
+        """
+        if not self._running:
+            return
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(ended.set)
+
+        self.stop(tell)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await ended.wait()
+            self._thread.join()
 
 
 async def connect(connector: Callable[[], sqlite3.Connection]) -> Connection:

@@ -8,13 +8,21 @@ before the first connection.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sqlite3
+import weakref
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from metastore.audit import link_hash
-from metastore.errors import StoreCorrupt, StoreReadOnly
+from metastore.errors import (
+    OpenedBeforeFork,
+    StoreCorrupt,
+    StoreFailed,
+    StoreReadOnly,
+    StoreReplaced,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +31,12 @@ __all__ = [
     "APPLICATION_ID",
     "BUSY_TIMEOUT_MS",
     "WAL_SIZE_LIMIT",
+    "OpenedFiles",
     "connect",
     "create",
     "exists",
     "is_metastore",
+    "leak",
     "mark",
 ]
 
@@ -118,15 +128,9 @@ def connect(
 
     Raises:
         sqlite3.Error: the file is missing, unreadable or no database.
+        OpenedBeforeFork: a parent process had it open when this one was forked.
     """
-    connection = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?mode=rw",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=BUSY_TIMEOUT_MS / 1000,
-        cached_statements=STATEMENT_CACHE,
-    )
+    connection = _connect(path)
     try:
         # For statements only: the schema holds no function of ours, so that the sqlite3 shell
         # works on it.
@@ -147,6 +151,143 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+# A child of a fork inherits SQLite's table of open files, which says that this process holds locks
+# that only its parent holds. What the child wrote to such a file could be lost, so it must not open
+# one, nor close what it inherited: closing changes memory that is shared with the parent.
+
+FileId = tuple[int, int]
+"""Device and inode."""
+
+_connecting: list[FileId] = []
+_inherited: set[FileId] = set()
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that is known to be open, and to which file."""
+
+    file: FileId | None = None
+    is_leaked = False
+
+    def close(self) -> None:
+        if self.is_leaked:
+            return
+        super().close()
+        _live.discard(self)
+
+
+_live: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    file = _file_id(os.fspath(path))
+    if file in _inherited:
+        raise OpenedBeforeFork(path)
+    # Noted before it is open: another thread may fork in between.
+    _connecting.extend([file] if file else [])
+    try:
+        connection = sqlite3.connect(
+            f"file:{quote(str(path.absolute()))}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=BUSY_TIMEOUT_MS / 1000,
+            cached_statements=STATEMENT_CACHE,
+            factory=_Connection,
+        )
+        connection.file = file
+        _live.add(connection)
+    finally:
+        if file:
+            _connecting.remove(file)
+    return connection
+
+
+def _file_id(path: str) -> FileId | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def leak(connection: sqlite3.Connection) -> None:
+    """Keep a connection open until the process ends, whoever drops or closes it.
+
+    Closing deletes the WAL by its name, and undoes what is open in memory that others share. Where
+    the name, or the memory, is not this connection's any more, that would damage theirs.
+    """
+    if isinstance(connection, _Connection) and not connection.is_leaked:
+        connection.is_leaked = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+def _after_fork() -> None:
+    _inherited.update(_connecting)
+    _connecting.clear()
+    for connection in list(_live):
+        if connection.file is not None:
+            _inherited.add(connection.file)
+        leak(connection)
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class OpenedFiles:
+    """The files that connections to a database have open, and whether they are still in place.
+
+    Attributes:
+        wal_bytes: how big the WAL was when it was last looked at.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """Note the files of a connection that has read its database.
+
+        Raises:
+            StoreReplaced: another file is in place than was connected to.
+        """
+        self._path = os.fspath(path)
+        self._wal = f"{self._path}-wal"
+        self._database_id = getattr(connection, "file", None)
+        self._wal_id = _file_id(self._wal)
+        self.wal_bytes = 0
+        self.check()
+
+    def check_same(self, connection: sqlite3.Connection) -> None:
+        """Look whether a new connection has the same database open.
+
+        Raises:
+            StoreReplaced: it has another one.
+        """
+        if getattr(connection, "file", None) != self._database_id:
+            raise StoreReplaced(self._path, is_missing=False)
+
+    def check(self) -> None:
+        """Look whether the files are the ones that were opened: two calls of `stat`.
+
+        Raises:
+            StoreReplaced: one was deleted, moved or replaced.
+            StoreFailed: they cannot be looked at.
+        """
+        # Written out: this runs before every commit.
+        path = self._path
+        try:
+            database = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
+            if (database.st_dev, database.st_ino) != self._database_id:
+                raise StoreReplaced(path, is_missing=False)
+            if self._wal_id is None:
+                return
+            path = self._wal
+            wal = os.stat(path)  # noqa: PTH116 - the same
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreReplaced(path, is_missing=True) from None
+        except OSError as error:
+            raise StoreFailed(f"{path} cannot be looked at: {error.strerror}") from error
+        if (wal.st_dev, wal.st_ino) != self._wal_id:
+            raise StoreReplaced(path, is_missing=False)
+        self.wal_bytes = wal.st_size
 
 
 def is_metastore(connection: sqlite3.Connection) -> bool:

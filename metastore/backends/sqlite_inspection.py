@@ -16,7 +16,7 @@ from metastore.errors import MetastoreError, StoreFull
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Files", "Settings", "damage", "files", "look", "write_nothing"]
+__all__ = ["Files", "Settings", "damage", "files", "probe_write", "read_settings"]
 
 PROBE_BUSY_TIMEOUT_MS = 1_000
 """How long the attempt to write waits for another process's lock, in milliseconds."""
@@ -41,7 +41,9 @@ class Settings(NamedTuple):
     schema_error: MetastoreError | None
 
 
-def look(check: Callable[[sqlite3.Connection], None], connection: sqlite3.Connection) -> Settings:
+def read_settings(
+    check: Callable[[sqlite3.Connection], None], connection: sqlite3.Connection
+) -> Settings:
     """Read from the database, and `check` its schema.
 
     Raises:
@@ -59,7 +61,7 @@ def look(check: Callable[[sqlite3.Connection], None], connection: sqlite3.Connec
     return Settings(journal_mode, _SYNCHRONOUS[synchronous], bool(trusts_schema), schema_error)
 
 
-def write_nothing(connection: sqlite3.Connection) -> None:
+def probe_write(connection: sqlite3.Connection) -> None:
     """Begin to write, and undo it.
 
     Raises:
@@ -130,7 +132,7 @@ def files(path: Path) -> Files:
             found[suffix] = Path(f"{path}{suffix}").stat()
     free_disk_bytes = None
     with contextlib.suppress(OSError):
-        free_disk_bytes = shutil.disk_usage(path.absolute().parent).free
+        free_disk_bytes = shutil.disk_usage(path.parent).free
     return Files(
         modes={f"{path}{suffix}": S_IMODE(it.st_mode) for suffix, it in found.items()},
         database_bytes=found[""].st_size if "" in found else None,

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import logging
 import random
 import sqlite3
+from asyncio import _get_running_loop
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_errors import translate
-from metastore.errors import StoreClosed
+from metastore.errors import MetastoreError, StoreClosed, StoreFailed, StoreReplaced, WrongLoop
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from pathlib import Path
 
     from metastore.backends.base import Values
@@ -33,6 +36,7 @@ __all__ = [
     "Operation",
     "ReaderLane",
     "WriterLane",
+    "closed",
     "execute",
     "roll_back",
     "told",
@@ -44,13 +48,28 @@ MAX_BATCH = 256
 MAX_QUEUE = 4096
 """Operations that wait for a connection at most; beyond it, callers wait before they queue."""
 
+MAX_HOLD = 0.020
+"""How long a batch runs before it commits and lets other processes write, in seconds."""
+
 CHECKPOINT_AFTER = 4_000
-"""Row changes after which the WAL is copied back into the database file."""
+"""Row changes after which the WAL is checkpointed."""
+
+CHECKPOINT_PATIENCE = 0.020
+"""How long a checkpoint waits for the write lock before it is put off, in seconds."""
+
+CLOSE_GRACE = 1.0
+"""How long `close` lets a statement in flight run before it interrupts it, in seconds."""
+
+CLOSE_LIMIT = 2.0
+"""How long `close` then waits for each of its steps before it leaves the thread to itself, in
+seconds."""
 
 ASK_AGAIN = (0.0001, 0.0005)
 """The shortest and the longest pause before the write lock is asked for again, in seconds."""
 
 Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
 
 
 class Holder(Protocol):
@@ -63,13 +82,18 @@ class Holder(Protocol):
 class Operation:
     """What one caller asked for, and what became of it."""
 
-    __slots__ = ("answers", "calls", "error", "future", "is_single")
+    __slots__ = ("answers", "asked_at", "calls", "error", "future", "is_single")
 
     def __init__(
-        self, calls: tuple[Call, ...], future: asyncio.Future[Any], *, is_single: bool = False
+        self,
+        calls: tuple[Call, ...],
+        loop: asyncio.AbstractEventLoop,
+        *,
+        is_single: bool = False,
     ) -> None:
         self.calls = calls
-        self.future = future
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self.asked_at = loop.time()
         self.is_single = is_single
         self.answers: list[list[Values]] = []
         self.error: BaseException | None = None
@@ -78,6 +102,15 @@ class Operation:
     def is_atomic(self) -> bool:
         """Whether SQLite itself undoes all of it on an error: one statement, run once."""
         return len(self.calls) == 1 and not isinstance(self.calls[0].parameters, list)
+
+    def fail(self, error: BaseException) -> None:
+        """Note what the hop met that no operation of it can be blamed for."""
+        if isinstance(error, MetastoreError):
+            # Each caller's traceback is its own.
+            self.error = copy.copy(error)
+        else:
+            self.error = StoreFailed(f"the backend failed: {error!r}")
+            self.error.__cause__ = error
 
     def settle(self) -> None:
         """Tell the caller, unless it has gone away."""
@@ -98,7 +131,7 @@ class Lane:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.closed: str | None = None
+        self.closed: Callable[[], MetastoreError] | None = None
         self.hops = 0
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Operation] = deque()
@@ -110,13 +143,27 @@ class Lane:
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Queue one statement; the result, to be awaited, is its rows."""
         # The future itself where there is room: a coroutine around it costs a tenth of a `get`.
-        return self._submit(Operation((call,), self._loop.create_future(), is_single=True))
+        return self._submit(Operation((call,), self._loop, is_single=True))
 
     def run_all(self, calls: tuple[Call, ...]) -> Awaitable[list[list[Values]]]:
         """Queue statements as one operation; the result, to be awaited, is their answers."""
-        return self._submit(Operation(calls, self._loop.create_future()))
+        return self._submit(Operation(calls, self._loop))
+
+    def check_usable(self) -> None:
+        """Refuse what the lane cannot run, before anything is queued.
+
+        Raises:
+            StoreClosed: the lane is closed.
+            StoreReplaced: a file of the database was deleted or replaced.
+            WrongLoop: the lane belongs to another event loop.
+        """
+        if self.closed is not None:
+            raise self.closed()
+        if _get_running_loop() is not self._loop:
+            raise WrongLoop
 
     def _submit(self, operation: Operation) -> Awaitable[Any]:
+        self.check_usable()
         if len(self._queue) >= MAX_QUEUE:
             return self._submit_later(operation)
         self._enqueue(operation)
@@ -151,7 +198,7 @@ class Lane:
 
     def _enqueue(self, operation: Operation) -> None:
         if self.closed is not None:
-            raise StoreClosed(self.closed)
+            raise self.closed()
         self._queue.append(operation)
         if not self._busy:
             self._set_busy()
@@ -170,9 +217,12 @@ class Lane:
         """Send the next batch to the thread, or rest."""
         batch = self._next_batch()
         if batch:
-            self.post(partial(self._run_batch, batch), partial(self._settle, batch))
+            self._post_batch(batch)
         else:
             self._set_idle()
+
+    def _post_batch(self, batch: list[Operation]) -> None:
+        self.post(partial(self._run_batch, batch), partial(self._settle, batch), batch)
 
     def _next_batch(self) -> list[Operation]:
         batch: list[Operation] = []
@@ -183,18 +233,39 @@ class Lane:
         self._grant_room()
         return batch
 
-    def post(self, work: Callable[[], None], done: Callable[[], None]) -> None:
-        """Run `work` in the thread, then `done` on the loop."""
+    def post(
+        self,
+        work: Callable[[], None],
+        done: Callable[[], None],
+        operations: Sequence[Operation] = (),
+    ) -> None:
+        """Run `work` in the thread, then `done` on the loop, whatever `work` raises.
+
+        What it raises is the error of each of its `operations`.
+        """
         self.hops += 1
-        loop = self._loop
 
         def hop() -> None:
-            work()
-            # A loop that was closed meanwhile has nobody left to be told.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(done)
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - the callers are told
+                for operation in operations:
+                    operation.fail(error)
+            self._call_on_loop(done)
+            try:
+                self._after_hop()
+            except BaseException:
+                _logger.exception("maintenance after a hop failed")
 
         self.connection.post(hop)
+
+    def _call_on_loop(self, function: Callable[[], None]) -> None:
+        # A loop that was closed meanwhile has nobody left to be told.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
+
+    def _after_hop(self) -> None:
+        """Do in the thread what nobody waits for, once the callers have been answered."""
 
     async def call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `work` on the connection, in its thread, and return what it returns.
@@ -204,11 +275,11 @@ class Lane:
 
         Raises:
             StoreClosed: the lane is closed.
+            WrongLoop: the lane belongs to another event loop.
             MetastoreError: the database refused.
         """
-        if self.closed is not None:
-            raise StoreClosed(self.closed)
-        operation = Operation((), self._loop.create_future())
+        self.check_usable()
+        operation = Operation((), self._loop)
         results: list[Result] = []
 
         def run() -> None:
@@ -217,7 +288,7 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, self.connection.raw, None)
 
-        self.post(run, operation.settle)
+        self.post(run, operation.settle, (operation,))
         await operation.future
         return results[0]
 
@@ -229,23 +300,49 @@ class Lane:
             operation.settle()
         self._flush()
 
-    async def close(self) -> None:
-        """Refuse what waits, let the hop in flight end, close the connection."""
+    def refuse(self, refusal: Callable[[], MetastoreError]) -> None:
+        """Refuse whatever is asked from now on, and what waits in the queue."""
         if self.closed is None:
-            self.closed = "the store is closed"
-        for operation in self._queue:
-            operation.error = StoreClosed(self.closed)
-            operation.settle()
+            self.closed = refusal
+        settle(self._queue, self.closed())
         self._queue.clear()
         for room in self._room:
             if not room.done():
                 room.set_result(None)
-        await self._before_close()
-        await self._idle.wait()
-        await self.connection.close()
 
-    async def _before_close(self) -> None:
+    async def close(self) -> None:
+        """Refuse what waits, let the hop in flight end, close the connection.
+
+        A statement that is still running after `CLOSE_GRACE` is interrupted. What does not end
+        within `CLOSE_LIMIT` after that is left to its thread, which closes the connection then.
+        """
+        self.refuse(closed)
+        self._before_close()
+        if not await self._becomes_idle(CLOSE_GRACE):
+            self.connection.interrupt_now()
+            await self._becomes_idle(CLOSE_LIMIT)
+        await self.connection.close_within(CLOSE_LIMIT)
+
+    async def _becomes_idle(self, timeout: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        return self._idle.is_set()
+
+    def _before_close(self) -> None:
         pass
+
+
+def closed() -> StoreClosed:
+    """Return what is raised once the store has been closed."""
+    return StoreClosed("the store is closed")
+
+
+def settle(operations: Iterable[Operation], error: MetastoreError) -> None:
+    """Tell the callers of `operations` that they failed."""
+    for operation in operations:
+        operation.fail(error)
+        operation.settle()
 
 
 def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
@@ -278,11 +375,13 @@ class ReaderLane(Lane):
         if len(batch) == 1:
             self._read(connection, batch)
             return
-        # SQLite's locks are taken once, not for each statement.
-        with contextlib.suppress(sqlite3.Error):
-            connection.execute("BEGIN")
-        self._read(connection, batch)
-        roll_back(connection)
+        try:
+            # SQLite's locks are taken once, not for each statement.
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("BEGIN")
+            self._read(connection, batch)
+        finally:
+            roll_back(connection)
 
     @staticmethod
     def _read(connection: sqlite3.Connection, batch: list[Operation]) -> None:
@@ -306,8 +405,7 @@ class ReaderLane(Lane):
             if not version.done():
                 version.set_result(read[0] if read else -1)
 
-        if self.closed is not None:
-            raise StoreClosed(self.closed)
+        self.check_usable()
         self.post(work, done)
         number: int = await version
         return number
@@ -323,21 +421,25 @@ class WriterLane(Lane):
     def __init__(self, connection: Connection, path: Path) -> None:
         super().__init__(connection)
         self.on_commit: Callable[[], None] = lambda: None
+        self.on_replaced: Callable[[Callable[[], MetastoreError]], None] = self.refuse
         self.holder: Holder | None = None
         self.busy_timeout_ms = sqlite_file.BUSY_TIMEOUT_MS
+        self.files = sqlite_file.OpenedFiles(path, connection.raw)
         self._path = path
         self._checkpointer: sqlite3.Connection | None = None
-        self._wal = path.with_name(f"{path.name}-wal")
         self._checkpointed_at = 0
+        self._busy_since: float | None = None
+        self._unfinished: list[Operation] = []
 
     # A transaction waits in the queue like any operation. When it comes to the front, the
     # writer is its own until it ends.
 
     async def take_turn(self) -> None:
         """Wait for the writer and keep it. `release_turn` hands it on."""
+        self.check_usable()
+        turn = Operation((), self._loop)
         while len(self._queue) >= MAX_QUEUE:
             await self._wait_for_room()
-        turn = Operation((), self._loop.create_future())
         self._enqueue(turn)
         try:
             await turn.future
@@ -374,9 +476,14 @@ class WriterLane(Lane):
         elif not batch[0].calls:
             batch[0].future.set_result(None)
         else:
-            self.post(partial(self._run_batch, batch), partial(self._settle, batch))
+            self._post_batch(batch)
 
     def _settle(self, batch: list[Operation]) -> None:
+        if self._unfinished:
+            self._queue.extendleft(reversed(self._unfinished))
+            self._unfinished = []
+            if self.closed is not None:
+                self.refuse(self.closed)
         super()._settle(batch)
         self.on_commit()
 
@@ -384,36 +491,72 @@ class WriterLane(Lane):
         connection = self.connection.raw
         if len(batch) == 1:
             self._run_alone(connection, batch[0])
-        else:
-            try:
-                self._run_together(connection, batch)
-            except BatchLostError:
-                # No caller is told of a neighbour's fault: each tries for itself.
-                for operation in batch:
-                    operation.error = None
-                    self._run_alone(connection, operation)
-        self.checkpoint_if_due(connection)
+            return
+        try:
+            self._run_together(connection, batch)
+        except BatchLostError:
+            # No caller is told of a neighbour's fault: each tries for itself.
+            for operation in batch:
+                operation.error = None
+                self._run_alone(connection, operation)
 
     def _run_together(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
         """Run a batch in one transaction. A failed operation fails only its caller.
 
+        What was not run within `MAX_HOLD` leaves the batch, to be put back into the queue.
+
         Raises:
             BatchLostError: the transaction did not survive; nothing of the batch is stored.
+            StoreReplaced: the database's files are not in place; the same.
         """
+        self._begin_for(connection, batch)
+        if not batch:
+            return
+        begun = self._loop.time()
         try:
-            self.begin(connection)
-            for operation in batch:
+            for index, operation in enumerate(batch):
+                if self._loop.time() - begun > MAX_HOLD:
+                    self._unfinished = batch[index:]
+                    del batch[index:]
+                    break
                 self.run_in_transaction(connection, operation)
                 # Some errors (disk full, I/O, interrupt) end the whole transaction. The next
                 # statement would then commit by itself, and its neighbours be lost.
                 if not connection.in_transaction:
                     raise BatchLostError from operation.error
+            self.check_files()
             connection.execute("COMMIT")
         except BaseException as error:
             roll_back(connection)
             if isinstance(error, sqlite3.Error):
                 raise BatchLostError from error
             raise
+
+    def _begin_for(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
+        """Begin the transaction of a batch.
+
+        While another process holds the write lock, each operation is told so, and leaves the
+        batch, when it has waited as long as the busy timeout.
+        """
+        while batch:
+            try:
+                self.begin(connection, batch[0].asked_at)
+            except sqlite3.Error as error:
+                waited = self._has_waited(error)
+                failed = [operation for operation in batch if waited(operation)]
+                for operation in failed:
+                    operation.error = told(error, connection, None)
+                del batch[: len(failed)]
+                self._call_on_loop(partial(_settle_all, failed))
+            else:
+                return
+
+    def _has_waited(self, error: sqlite3.Error) -> Callable[[Operation], bool]:
+        """Return which operations a failed BEGIN fails: those who have waited, if it is busy."""
+        if not _is_busy(error) or self.closed is not None:
+            return lambda _: True
+        now = self._loop.time()
+        return lambda operation: self._deadline(operation.asked_at) <= now
 
     def run_in_transaction(self, connection: sqlite3.Connection, operation: Operation) -> None:
         """Run one operation inside a transaction that goes on whatever becomes of it."""
@@ -436,16 +579,23 @@ class WriterLane(Lane):
         try:
             if operation.is_atomic:
                 [call] = operation.calls
-                run = partial(execute, connection, call)
-                operation.answers = [self._when_free(connection, run)]
+                run = partial(self._run_in_place, connection, call)
+                deadline = self._deadline(operation.asked_at)
+                operation.answers = [self._when_free(connection, run, deadline)]
                 return
-            self.begin(connection)
+            self.begin(connection, operation.asked_at)
             if self._run_calls(connection, operation):
+                self.check_files()
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the caller is told
             operation.error = told(error, connection, call)
         finally:
             roll_back(connection)
+
+    def _run_in_place(self, connection: sqlite3.Connection, call: Call) -> list[Values]:
+        """Run a statement that commits by itself, if the files are still in place."""
+        self.check_files()
+        return execute(connection, call)
 
     @staticmethod
     def _run_calls(connection: sqlite3.Connection, operation: Operation) -> bool:
@@ -466,39 +616,80 @@ class WriterLane(Lane):
     # 100 ms, and whoever has the lock takes it again meanwhile. Who asks often, at random times,
     # finds the moment between two batches of another, however many ask.
 
-    def begin(self, connection: sqlite3.Connection) -> None:
-        """Begin a transaction that writes.
+    def begin(self, connection: sqlite3.Connection, asked_at: float) -> None:
+        """Begin a transaction that writes, for a caller who asked for it at `asked_at`.
 
         Raises:
             sqlite3.Error: the lock did not come free in time, or the database refused.
         """
-        self._when_free(connection, partial(connection.execute, "BEGIN IMMEDIATE"))
+        # Left open only where a ROLLBACK failed.
+        roll_back(connection)
+        begin = partial(connection.execute, "BEGIN IMMEDIATE")
+        self._when_free(connection, begin, self._deadline(asked_at))
 
-    def _when_free(self, connection: sqlite3.Connection, work: Callable[[], Result]) -> Result:
+    def _deadline(self, asked_at: float) -> float:
+        """Return until when a caller waits for the lock.
+
+        The time counts from when it asked, or from when the lock was first found taken, however
+        many batches have failed since.
+        """
+        since = self._loop.time() if self._busy_since is None else self._busy_since
+        return max(asked_at, since) + self.busy_timeout_ms / 1000
+
+    def _when_free(
+        self, connection: sqlite3.Connection, work: Callable[[], Result], deadline: float
+    ) -> Result:
         """Run `work`, which takes the write lock, when no other connection has it."""
         connection.execute("PRAGMA busy_timeout = 0")
-        deadline = self._loop.time() + self.busy_timeout_ms / 1000
         try:
             while True:
                 try:
-                    return work()
+                    result = work()
                 except sqlite3.OperationalError as error:
-                    is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                    if not is_busy or self._loop.time() >= deadline:
+                    if not _is_busy(error):
                         raise
+                    now = self._loop.time()
+                    if self._busy_since is None:
+                        self._busy_since = now
+                    if now >= deadline or self.closed is not None:
+                        raise
+                else:
+                    self._busy_since = None
+                    return result
                 self.connection.pause(random.uniform(*ASK_AGAIN))  # noqa: S311 - any number will do
         finally:
             connection.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
 
-    def checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
-        """Copy the WAL back when it has grown. Run outside a transaction."""
+    def check_files(self) -> None:
+        """Stop the store when a file of its database is not in place. Run before a commit.
+
+        Raises:
+            StoreReplaced: a file was deleted, moved or replaced.
+            StoreFailed: the files cannot be looked at.
+        """
+        try:
+            self.files.check()
+        except StoreReplaced as error:
+            refusal = partial(copy.copy, error)
+            self.closed = refusal
+            if _get_running_loop() is self._loop:
+                self.on_replaced(refusal)
+            else:
+                self._call_on_loop(lambda: self.on_replaced(refusal))
+            raise
+
+    def _after_hop(self) -> None:
+        """Checkpoint the WAL when it has grown."""
+        connection = self.connection.raw
+        if connection.in_transaction:
+            return
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
-        is_large = _size(self._wal) >= 2 * sqlite_file.WAL_SIZE_LIMIT
+        is_large = self.files.wal_bytes >= 2 * sqlite_file.WAL_SIZE_LIMIT
         if is_large or changes - self._checkpointed_at >= CHECKPOINT_AFTER:
-            self._checkpointed_at = changes
-            with contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error, MetastoreError):
                 self._checkpoint(connection)
+                self._checkpointed_at = changes
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         """Copy the WAL into the database file while nobody writes.
@@ -506,30 +697,29 @@ class WriterLane(Lane):
         SQLite before 3.51.3 may damage the file when one connection checkpoints while another
         writes, so a second connection checkpoints while this one holds the write lock.
         """
-        if self._checkpointer is None:
-            self._checkpointer = sqlite_file.connect(self._path, read_only=True)
-        self.begin(connection)
+        begin = partial(connection.execute, "BEGIN IMMEDIATE")
+        self._when_free(connection, begin, self._loop.time() + CHECKPOINT_PATIENCE)
         try:
+            self.check_files()
+            if self._checkpointer is None:
+                self._checkpointer = sqlite_file.connect(self._path, read_only=True)
+                self.connection.adopt(self._checkpointer)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
             roll_back(connection)
 
-    async def _before_close(self) -> None:
+    def _before_close(self) -> None:
         if self.holder is not None:
             self.holder.abort("the store is closed")
 
-    async def close(self) -> None:
-        """Close the lane and the connection that checkpoints. See `Lane.close`."""
-        await super().close()
-        if self._checkpointer is not None:
-            self._checkpointer.close()
+
+def _settle_all(operations: list[Operation]) -> None:
+    for operation in operations:
+        operation.settle()
 
 
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return 0
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def roll_back(connection: sqlite3.Connection) -> None:

@@ -98,13 +98,12 @@ class OpenTransaction:
     async def _hop(
         self, calls: tuple[Call, ...], work: Callable[[Operation], None]
     ) -> list[list[Values]]:
-        if self._lane.closed is not None:
-            raise StoreClosed(self._lane.closed)
+        self._lane.check_usable()
         if self._ended is not None:
             raise StoreClosed(self._ended)
-        operation = Operation(calls, asyncio.get_running_loop().create_future())
+        operation = Operation(calls, asyncio.get_running_loop())
         self._begun = True
-        self._lane.post(partial(work, operation), operation.settle)
+        self._lane.post(partial(work, operation), operation.settle, (operation,))
         answers: list[list[Values]] = await operation.future
         return answers
 
@@ -124,12 +123,13 @@ class OpenTransaction:
         try:
             operation.answers = [execute(connection, call) for call in operation.calls]
             held = all(operation.answers)
+            if held:
+                self._lane.check_files()
             connection.execute("COMMIT" if held else "ROLLBACK")
             self._begun_in_thread = False
         except Exception as error:  # noqa: BLE001 - the caller is told
             operation.error = told(error, connection, None)
             roll_back(connection)
-        self._lane.checkpoint_if_due(connection)
 
     _begun_in_thread = False
     _lost: BaseException | None = None
@@ -138,7 +138,7 @@ class OpenTransaction:
         """Begin, unless it has begun; tell whether the transaction is there."""
         if not self._begun_in_thread:
             try:
-                self._lane.begin(connection)
+                self._lane.begin(connection, operation.asked_at)
             except Exception as error:  # noqa: BLE001 - the caller is told
                 operation.error = told(error, connection, None)
                 return False
