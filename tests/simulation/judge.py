@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metastore import StoreClosed
 from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
-from metastore.errors import LeaseUnavailable, LockHeld, MetastoreError
+from metastore.errors import LeaseUnavailable, LockHeld
 from metastore.repositories.lease_waiters import TICKET_TTL
 from metastore.testing.simulation.scheduler import SLACK
 
@@ -187,10 +187,10 @@ class Judge:
     def answered(self, operation: Operation) -> None:
         self._end(operation, "answered")
         for id_ in operation.event_ids:
-            if operation.kind != "stranger" and id_ not in self._event_at:
+            if id_ not in self._event_at:
                 self.violation(f"{operation} was acknowledged, and event {id_} is not stored")
 
-    def refused(self, operation: Operation, error: MetastoreError) -> None:
+    def refused(self, operation: Operation, error: Exception) -> None:
         self._end(operation, f"refused: {type(error).__name__}")
         for id_ in operation.event_ids:
             if id_ in self._event_at:
@@ -236,14 +236,6 @@ class Judge:
     def recorded(self, operation: Operation, job: str, request: str) -> None:
         if (job, request) not in self._entries:
             self.violation(f"{operation} was acknowledged, and its cost is not stored")
-
-    def was_stranger(self, operation: Operation, answer: BaseException | str | None) -> None:
-        if answer is None:
-            self.violation(f"{operation}: a call from another loop was never answered")
-        elif not isinstance(answer, str):
-            operation.outcome = "refused"
-            if operation.event_ids[0] in self._event_at:
-                self.violation(f"{operation} from another loop got {answer!r} and is stored")
 
     def known_events(self, session: str) -> list[int]:
         return list(self._session_positions[session])
@@ -352,7 +344,7 @@ class Judge:
                 raise Violation(f"{operation} is stored in part: {ids}")
             if operation.outcome is not None and operation.outcome.startswith("refused"):
                 raise Violation(f"{operation} was refused and stored later")
-            if operation.kind != "stranger" and operation.outcome == "answered":
+            if operation.outcome == "answered":
                 raise Violation(f"{operation} was answered before it was committed")
             if operation.guard is not None:
                 self._judge_guard(process, connection, operation)
@@ -586,7 +578,7 @@ class Judge:
             and self.operations[int(it.owner.split("-")[1]) - 1].wanted == resource
         ]
 
-    def _check_refusal(self, operation: Operation, error: MetastoreError) -> None:
+    def _check_refusal(self, operation: Operation, error: Exception) -> None:
         """Judge a refusal: nothing was free, or those who wait came first."""
         table = {"acq": "worktrees", "lea": "worktrees", "fai": "worktrees", "loc": "project_locks",
                  "cla": "tasks"}[operation.kind[:3]]  # fmt: skip

@@ -145,6 +145,8 @@ class Workload:
         except MetastoreError as error:
             self.judge.refused(operation, error)
             return isinstance(error, StoreClosed)
+        except RuntimeError as error:
+            self.judge.refused(operation, error)
         except (OSError, MemoryError, Boom) as error:
             self.judge.unknown(operation, error)
         except asyncio.CancelledError as error:
@@ -198,15 +200,14 @@ class Workload:
             if task.done():
                 break
             await asyncio.sleep(0.01)
-        self.judge.was_stranger(operation, task.result() if task.done() else None)
+        if not task.done():
+            self.judge.violation(f"{operation}: a call from another loop was never answered")
+        elif (error := task.exception()) is not None:
+            raise error
 
     @staticmethod
-    async def _as_stranger(store: MetadataStore, session: str, id_: str) -> BaseException | str:
-        try:
-            await store.events.append(session, "s", "stranger", id=id_)
-        except Exception as error:
-            return error
-        return "accepted"
+    async def _as_stranger(store: MetadataStore, session: str, id_: str) -> None:
+        await store.events.append(session, "s", "stranger", id=id_)
 
     # Worktrees.
 

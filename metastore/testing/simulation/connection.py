@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import sqlite3
@@ -9,6 +10,7 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from metastore.backends import sqlite_file
 from metastore.backends.sqlite_lanes import roll_back
 from metastore.testing.simulation.strands import Killed, Strand
 
@@ -55,6 +57,7 @@ class SimulatedConnection:
         self.is_closed = False
         self.hop_began_at = 0.0
         self._driver = raw
+        self._adopted: list[sqlite3.Connection] = []
         self._statements = _Statements(self, raw)
         self._posted: deque[Callable[[], None]] = deque()
         self._strand: Strand | None = None
@@ -78,29 +81,49 @@ class SimulatedConnection:
             scheduler.time = self.wakes_at
         self.suspend()
 
+    def adopt(self, connection: sqlite3.Connection) -> None:
+        """Close another connection together with this one."""
+        self._adopted.append(connection)
+
+    def leak(self) -> None:
+        """Leave the file open, see `sqlite_file.leak`."""
+        for connection in (self._driver, *self._adopted):
+            sqlite_file.leak(connection)
+
     def stop(self) -> None:
         """Close the connection after whatever was posted before."""
         self.post(self._close)
 
-    def _close(self) -> None:
-        self._driver.close()
-        self.is_closed = True
-
     async def close(self) -> None:
         """Close the connection and wait until that has happened."""
+        await self.close_within(None)
+
+    async def close_within(self, timeout: float | None) -> None:
+        """Close the connection; wait at most so many seconds until that has happened."""
+        if self.is_closed:
+            return
         loop = self.process.loop
-        closed = loop.create_future()
+        closed = asyncio.Event()
 
         def close() -> None:
             self._close()
-            loop.call_soon(_settle, closed)
+            loop.call_soon_threadsafe(closed.set)
 
         self.post(close)
-        await closed
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await closed.wait()
+
+    def interrupt_now(self) -> None:
+        """Interrupt the statement that runs. None does: hops are suspended between two."""
 
     async def interrupt(self) -> None:
-        """Interrupt the statement that runs."""
-        self._driver.interrupt()
+        """Interrupt the statement that runs. See `interrupt_now`."""
+
+    def _close(self) -> None:
+        for connection in (self._driver, *self._adopted):
+            connection.close()
+        self.is_closed = True
 
     # What the scheduler uses.
 
@@ -170,11 +193,6 @@ class SimulatedConnection:
             self.step()
 
 
-def _settle(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 class _Fetched:
     """A cursor whose statement has run to its end."""
 
@@ -207,8 +225,7 @@ class _Statements:
     @property
     def total_changes(self) -> int:
         """How many rows the connection has changed."""
-        self._connection.check_alive()
-        return self._driver.total_changes
+        return 0 if self._connection.is_dead else self._driver.total_changes
 
     def __getattr__(self, name: str) -> Any:
         self._connection.check_alive()

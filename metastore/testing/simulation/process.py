@@ -181,7 +181,7 @@ class Process:
         if self.is_alive:
             self.kill()
         for backend in self._backends:
-            backend.forbid("the simulation is over")
+            backend.forbid()
         self.scheduler.bury(self.loops)
 
     # What befalls it.

@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from metastore.backends import sqlite_file
-from metastore.backends.sqlite_lanes import roll_back
+from metastore.backends.sqlite_lanes import CLOSE_GRACE, CLOSE_LIMIT, roll_back
 from metastore.testing.simulation.determinism import Tuning, repeatable
 from metastore.testing.simulation.faults import FaultKind
 from metastore.testing.simulation.loop import SimulatedLoop
@@ -75,7 +75,7 @@ class Scheduler:
         self.tuning = tuning or Tuning(self.random)
         self.busy_timeout = self.tuning.busy_timeout
         self.longest_hop = self.busy_timeout + SLACK
-        self.longest_close = 3 * self.busy_timeout + SLACK
+        self.longest_close = CLOSE_GRACE + 2 * CLOSE_LIMIT + 2 * self.busy_timeout + SLACK
         self.sluggishness = self.random.choice((5, 40, 120))
         self.judge: Judge | None = None
         self.failure: BaseException | None = None
