@@ -104,11 +104,6 @@ class Process:
 
     # What the scheduler uses.
 
-    @property
-    def is_running(self) -> bool:
-        """Whether anything of it may run now."""
-        return self.is_alive and self._stopped_at is None
-
     def start(self, program: Program) -> None:
         """Begin a life: open a store and run `program`."""
         self.life += 1

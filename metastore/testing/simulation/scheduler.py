@@ -210,16 +210,16 @@ class Scheduler:
         """Run something that is ready, or let time pass until something is."""
         now = self.time
         ready: list[tuple[Process, SimulatedConnection | SimulatedLoop]] = []
+        at: float | None
         soonest = self._agenda[0][0] if self._agenda else None
         for process in self.processes:
-            if not process.is_running:
-                at = process.goes_on_at
-                if at is None or not process.is_alive:
-                    continue
-                if at <= now:
-                    process.go_on()
-                elif soonest is None or at < soonest:
-                    soonest = at
+            if not process.is_alive:
+                continue
+            at = process.goes_on_at
+            if at is not None and at <= now:
+                process.go_on()
+            elif at is not None:
+                soonest = at if soonest is None else min(soonest, at)
                 continue
             for it in (*process.loops, *process.connections):
                 at = it.next_at
