@@ -8,7 +8,6 @@ from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from metastore import StoreClosed
 from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
 from metastore.errors import LeaseUnavailable, LockHeld
 from metastore.repositories.lease_waiters import TICKET_TTL
@@ -586,7 +585,7 @@ class Judge:
         queue = [
             it
             for it in self._queue_of(table, resource, self._tickets)
-            if it.owner not in (operation.name, operation.session)
+            if it.owner != operation.name
         ]
         names = {resource, f"{table}{resource}", *(it.resource for it in queue)}
         unchanged = all(self._touched_at[name] < operation.time_at_begin for name in names)
@@ -739,5 +738,3 @@ def _is_credible(
 
 
 __all__ = ["Judge", "Operation", "Violation"]
-
-_ = StoreClosed

@@ -13,6 +13,8 @@ from tests.simulation.plan import PROCESSES, Plan, plan
 from tests.simulation.workload import Workload, beginning
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from metastore.testing.simulation.scheduler import Scheduler
 
 
@@ -43,6 +45,14 @@ def failure_of(plan: Plan, trace: list[str] | None = None) -> Exception | None:
         run(plan, trace)
     except Exception as error:
         return error
+    return None
+
+
+def first_failure(seeds: Iterable[int]) -> tuple[int, Exception] | None:
+    """Return the first of the seeds whose run fails, and what did not hold in it."""
+    for seed in seeds:
+        if (failure := failure_of(plan(seed))) is not None:
+            return seed, failure
     return None
 
 
