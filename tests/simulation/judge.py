@@ -284,7 +284,7 @@ class Judge:
 
     async def caught_up(self, process: Process) -> None:
         """Wait until the follower has seen what there is."""
-        import asyncio  # noqa: PLC0415
+        import asyncio
 
         until = process.uptime + 5
         _, session, _, _ = self._followers[process.number]
@@ -384,11 +384,19 @@ class Judge:
             self._touched_at[(new or old).resource] = self.scheduler.time  # type: ignore[union-attr]
         released = Counter[str]()
         for old, new, _ in changed:
-            if old is not None and old.token is not None and (new is None or old.token != new.token):
+            if (
+                old is not None
+                and old.token is not None
+                and (new is None or old.token != new.token)
+            ):
                 released[old.resource] += 1
         for old, new, key in sorted(changed, key=lambda it: it[2]):
             self._judge_row(process, table, key, old, new)
-            if new is not None and new.owner is not None and (old is None or old.token != new.token):
+            if (
+                new is not None
+                and new.owner is not None
+                and (old is None or old.token != new.token)
+            ):
                 self._judge_queue(process, table, new, before, tickets, released)
 
     def _judge_row(
@@ -429,7 +437,9 @@ class Judge:
         if operation is None:
             raise Violation(f"{table} {key} was taken by {new.owner}, who did not ask for it")
         if operation.version is not None and new.version != operation.version:
-            raise Violation(f"{operation} reserved version {operation.version} and got {new.version}")
+            raise Violation(
+                f"{operation} reserved version {operation.version} and got {new.version}"
+            )
         if operation.outcome is not None and operation.outcome.startswith("refused"):
             raise Violation(f"{operation} was refused, and has taken {key}")
 
@@ -457,13 +467,13 @@ class Judge:
         if old.expires_at is not None and old.expires_at <= begun:
             raise Violation(f"{table} {key} was renewed after it had expired: {old} at {begun}")
 
-    def _judge_end(
-        self, process: Process, table: str, key: str, old: Row, new: Row | None
-    ) -> None:
+    def _judge_end(self, process: Process, table: str, key: str, old: Row, new: Row | None) -> None:
         """Judge that a lease is over: it was given back, abandoned, or had expired."""
         users = [it for it in self.users[old.token or ""] if it.kind in RETURNS]
         owner = self._owner_of(table, old)
-        if users or (owner is not None and owner.outcome is not None and "unknown" in owner.outcome):
+        if users or (
+            owner is not None and owner.outcome is not None and "unknown" in owner.outcome
+        ):
             self._judge_return(process, table, key, old, new, users)
             return
         if owner is not None and owner.outcome is None and owner.process is process:
@@ -684,7 +694,9 @@ class Judge:
 
     def ended(self) -> None:
         """Judge the file as it was left."""
-        rows = self._database.execute("SELECT position, id FROM events ORDER BY position").fetchall()
+        rows = self._database.execute(
+            "SELECT position, id FROM events ORDER BY position"
+        ).fetchall()
         if [position for position, _ in rows] != self._positions:
             raise Violation("events are missing that were there")
         for operation in self.operations:
@@ -725,9 +737,7 @@ def _span(generous: bool) -> timedelta:
     return TICKET_TTL + CLOCK_SKEW if generous else TICKET_TTL
 
 
-def _is_credible(
-    ticket: Ticket, earliest: datetime, latest: datetime, *, generous: bool
-) -> bool:
+def _is_credible(ticket: Ticket, earliest: datetime, latest: datetime, *, generous: bool) -> bool:
     """Whether a ticket counts for somebody whose time is between these two.
 
     The clocks of processes differ: a generous answer gives a ticket the benefit of the doubt.

@@ -57,71 +57,119 @@ GUARD = (
     "    id = :id\n"
 )
 
+DRAW = "ticket = await self._draw(ticket_id, resource, resource_id, owner)\n"
+
 MUTANTS = [
     Mutant(
         "a hop that raises answers nobody",
-        [(LANES,
-          "                for operation in operations:\n                    operation.fail(error)\n",
-          "                raise\n")],
+        [
+            (
+                LANES,
+                "                for operation in operations:\n",
+                "                raise\n                for operation in operations:\n",
+            )
+        ],
     ),
     Mutant(
         "each of a batch waits for the lock in turn",
-        [(LANES, "                waited = self._has_waited(error)\n",
-          "                raise BatchLostError from error\n"
-          "                waited = self._has_waited(error)\n"),
-         (LANES, "        return max(asked_at, since) + self", "        return self._loop.time() + self")],
+        [
+            (
+                LANES,
+                "                waited = self._has_waited(error)\n",
+                "                raise BatchLostError from error\n"
+                "                waited = self._has_waited(error)\n",
+            ),
+            (LANES, "return max(asked_at, since) + self", "return self._loop.time() + self"),
+        ],
     ),
     Mutant(
         "a store is used from another loop",
-        [(LANES, "        if _get_running_loop() is not self._loop:\n            raise WrongLoop\n", "")],
+        [(LANES, "        if _get_running_loop() is not self._loop:", "        if False:")],
     ),
     Mutant(
         "tickets of a clock that was ahead are believed",
-        [(WAITERS, "    return latest_credible_expiry(now, TICKET_TTL)",
-          "    return latest_credible_expiry(now, TICKET_TTL * 1_000_000)")],
+        [
+            (
+                WAITERS,
+                "    return latest_credible_expiry(now, TICKET_TTL)",
+                "    return latest_credible_expiry(now, TICKET_TTL * 1_000_000)",
+            )
+        ],
     ),
     Mutant(
         "renewals end unnoticed on an unexpected error",
-        [(LEASES, "        if not self._stopped:\n            self._lost = True",
-          "        if not self._stopped and error is None:\n            self._lost = True")],
+        [
+            (
+                LEASES,
+                "        if not self._stopped:\n            self._lost = True",
+                "        if not self._stopped and error is None:\n            self._lost = True",
+            )
+        ],
     ),
     Mutant(
         "the body's error goes on before the release",
-        [(LEASES,
-          "        await give_back(end(error), backend=backend)\n        if was_lost",
-          "        finish_in_background(end(error), backend=backend)\n        if was_lost")],
+        [
+            (
+                LEASES,
+                "        await give_back(end(error), backend=backend)\n        if was_lost",
+                "        finish_in_background(end(error), backend=backend)\n        if was_lost",
+            )
+        ],
     ),
     Mutant(
         "a cancelled draw leaves its ticket",
-        [(WAITERS,
-          "        try:\n            ticket = await self._draw(ticket_id, resource, resource_id, owner)\n",
-          "        ticket = await self._draw(ticket_id, resource, resource_id, owner)\n        try:\n")],
+        [(WAITERS, f"        try:\n            {DRAW}", f"        {DRAW}        try:\n")],
     ),
     Mutant(
         "reserve does not look at the version",
-        [(WORKTREES, "    id = :id\n    AND version = :version\n    AND state = 'ready'",
-          "    id = :id\n    AND :version = :version\n    AND state = 'ready'")],
+        [
+            (
+                WORKTREES,
+                "    id = :id\n    AND version = :version\n    AND state = 'ready'",
+                "    id = :id\n    AND :version = :version\n    AND state = 'ready'",
+            )
+        ],
     ),
     Mutant(
         "reserve takes what is held",
-        [(WORKTREES, "    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR",
-          "    AND (lease_expires_at IS NULL OR lease_expires_at > :now OR")],
+        [
+            (
+                WORKTREES,
+                "    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR",
+                "    AND (lease_expires_at IS NULL OR lease_expires_at > :now OR",
+            )
+        ],
     ),
     Mutant(
         "a renewal does not look at the token",
-        [(WORKTREES, f"{RENEW_SET}    AND version = :version\n{HELD}",
-          f"{RENEW_SET}    AND version = :version\n    AND lease_owner = :lease_owner\n"
-          "    AND :lease_token = :lease_token\n")],
+        [
+            (
+                WORKTREES,
+                f"{RENEW_SET}    AND version = :version\n{HELD}",
+                f"{RENEW_SET}    AND version = :version\n    AND lease_owner = :lease_owner\n"
+                "    AND :lease_token = :lease_token\n",
+            )
+        ],
     ),
     Mutant(
         "a renewal does not look at the expiry",
-        [(WORKTREES, f"{RENEW_SET}    AND version = :version\n{HELD}    AND lease_expires_at > :now\n",
-          f"{RENEW_SET}    AND version = :version\n{HELD}    AND :now = :now\n")],
+        [
+            (
+                WORKTREES,
+                f"{RENEW_SET}    AND version = :version\n{HELD}    AND lease_expires_at > :now\n",
+                f"{RENEW_SET}    AND version = :version\n{HELD}    AND :now = :now\n",
+            )
+        ],
     ),
     Mutant(
         "a release does not look at the owner",
-        [(WORKTREES, f"{RELEASE_SET}    AND lease_owner = :lease_owner\n",
-          f"{RELEASE_SET}    AND :lease_owner = :lease_owner\n")],
+        [
+            (
+                WORKTREES,
+                f"{RELEASE_SET}    AND lease_owner = :lease_owner\n",
+                f"{RELEASE_SET}    AND :lease_owner = :lease_owner\n",
+            )
+        ],
     ),
     Mutant(
         "a release does not raise the fencing number",
@@ -133,48 +181,86 @@ MUTANTS = [
     ),
     Mutant(
         "a take does not look at the queue",
-        [(TAKES, "        AND position < :position\n",
-          "        AND position < :position AND position < 0\n")],
+        [
+            (
+                TAKES,
+                "        AND position < :position\n",
+                "        AND position < :position AND position < 0\n",
+            )
+        ],
     ),
     Mutant(
         "the guard does not look at the version",
-        [(WORKTREES, f"{GUARD}    AND version = :version\n{HELD}",
-          f"{GUARD}    AND :version = :version\n    AND lease_owner = :lease_owner\n"
-          "    AND :lease_token = :lease_token\n")],
+        [
+            (
+                WORKTREES,
+                f"{GUARD}    AND version = :version\n{HELD}",
+                f"{GUARD}    AND :version = :version\n    AND lease_owner = :lease_owner\n"
+                "    AND :lease_token = :lease_token\n",
+            )
+        ],
     ),
     Mutant(
         "the guard does not look at the expiry",
-        [(WORKTREES, f"{GUARD}    AND version = :version\n{HELD}    AND lease_expires_at > :now\n",
-          f"{GUARD}    AND version = :version\n{HELD}    AND :now = :now\n")],
+        [
+            (
+                WORKTREES,
+                f"{GUARD}    AND version = :version\n{HELD}    AND lease_expires_at > :now\n",
+                f"{GUARD}    AND version = :version\n{HELD}    AND :now = :now\n",
+            )
+        ],
     ),
     Mutant(
         "the guard is not asked when the transaction commits",
-        [(TRANSACTION, "            held = all(operation.answers)", "            held = True"),
-         (TRANSACTION, "if self._guard is not None and not answers[-1]:", "if False:")],
+        [
+            (TRANSACTION, "            held = all(operation.answers)", "            held = True"),
+            (TRANSACTION, "if self._guard is not None and not answers[-1]:", "if False:"),
+        ],
     ),
     Mutant(
         "a lock that runs is taken over",
-        [(LOCKS, "project_locks.expires_at <= excluded.acquired_at",
-          "project_locks.expires_at >= excluded.acquired_at")],
+        [
+            (
+                LOCKS,
+                "project_locks.expires_at <= excluded.acquired_at",
+                "project_locks.expires_at >= excluded.acquired_at",
+            )
+        ],
     ),
     Mutant(
         "callers are answered before COMMIT",
-        [(LANES, '            self.check_files()\n            connection.execute("COMMIT")\n'
-          "        except BaseException as error:",
-          "            self._call_on_loop(partial(_settle_all, batch))\n"
-          '            connection.execute("COMMIT")\n        except BaseException as error:')],
+        [
+            (
+                LANES,
+                '            self.check_files()\n            connection.execute("COMMIT")\n'
+                "        except BaseException as error:",
+                "            self._call_on_loop(partial(_settle_all, batch))\n"
+                '            connection.execute("COMMIT")\n        except BaseException as error:',
+            )
+        ],
     ),
     Mutant(
         "a batch goes on when its transaction is gone",
-        [(LANES, "                if not connection.in_transaction:\n"
-          "                    raise BatchLostError from operation.error\n", "")],
+        [
+            (
+                LANES,
+                "                if not connection.in_transaction:\n"
+                "                    raise BatchLostError from operation.error\n",
+                "",
+            )
+        ],
     ),
     Mutant(
         "a budget does not count what is promised to others",
-        [("sql/budget_reservations.sqlite.sql", "            AND r.request_id <> :request_id\n    ) + j.cost",
-          "            AND r.request_id = :request_id\n    ) + j.cost")],
+        [
+            (
+                "sql/budget_reservations.sqlite.sql",
+                "r.request_id <> :request_id\n    ) + j.cost",
+                "r.request_id = :request_id\n    ) + j.cost",
+            )
+        ],
     ),
-]  # fmt: skip
+]
 
 
 def run(mutant: Mutant, folder: Path) -> str:

@@ -47,7 +47,9 @@ class Action(msgspec.Struct, frozen=True):
     cancelled_after: float | None = None
 
     def __str__(self) -> str:
-        cancelled = "" if self.cancelled_after is None else f", cancelled after {self.cancelled_after} s"
+        cancelled = (
+            "" if self.cancelled_after is None else f", cancelled after {self.cancelled_after} s"
+        )
         return f"p{self.process} client {self.client}: {self.kind} {self.n}{cancelled}"
 
 
@@ -69,9 +71,7 @@ class Plan(msgspec.Struct, frozen=True):
 def plan(seed: int) -> Plan:
     """Return the run of a seed."""
     chance = random.Random(f"{seed} plan")
-    kinds = chance.choices(
-        list(WEIGHTS), list(WEIGHTS.values()), k=PROCESSES * CLIENTS * ACTIONS
-    )
+    kinds = chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=PROCESSES * CLIENTS * ACTIONS)
     longest_rest = chance.choice((0.002, 0.01, 0.05))
     actions = [
         Action(
@@ -80,7 +80,9 @@ def plan(seed: int) -> Plan:
             kind=kind,
             rest=round(chance.random() * longest_rest, 5),
             n=chance.randrange(1 << 16),
-            cancelled_after=round(chance.random() ** 3 * 0.3, 5) if chance.random() < 0.06 else None,
+            cancelled_after=round(chance.random() ** 3 * 0.3, 5)
+            if chance.random() < 0.06
+            else None,
         )
         for place, kind in enumerate(kinds)
     ]

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from metastore.testing.simulation import Fault, FaultKind
 from tests.simulation.plan import Action, Plan, plan
 from tests.simulation.run import failure_of, run, story_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Record = Callable[[str, object], None]
+
 CHUNK = 50
 SHORT = range(0, 200, CHUNK)
 LONG = range(1_000, 21_000, CHUNK)
 
 
-def hold(first: int, record_property: pytest.RecordProperty) -> None:
+def hold(first: int, record_property: Record) -> None:
     operations = 0
     for seed in range(first, first + CHUNK):
         try:
@@ -25,17 +32,13 @@ def hold(first: int, record_property: pytest.RecordProperty) -> None:
 
 
 @pytest.mark.parametrize("first", SHORT)
-def test_simulation__every_promise_holds(
-    first: int, record_property: pytest.RecordProperty
-) -> None:
+def test_simulation__every_promise_holds(first: int, record_property: Record) -> None:
     hold(first, record_property)
 
 
 @pytest.mark.torture
 @pytest.mark.parametrize("first", LONG)
-def test_simulation__every_promise_holds_for_long(
-    first: int, record_property: pytest.RecordProperty
-) -> None:
+def test_simulation__every_promise_holds_for_long(first: int, record_property: Record) -> None:
     hold(first, record_property)
 
 

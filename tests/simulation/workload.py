@@ -290,7 +290,9 @@ class Workload:
             lease = operation.guarded_by(client.leases[n % len(client.leases)])
             await self._guarded(operation, store, lease, n)
 
-    async def _guarded(self, operation: Operation, store: MetadataStore, lease: Any, n: int) -> None:
+    async def _guarded(
+        self, operation: Operation, store: MetadataStore, lease: Any, n: int
+    ) -> None:
         ids = operation.will_append(2)
         async with store.transaction(lease=lease) as tx:
             for id_ in ids:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sqlite3
 from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,6 +14,7 @@ from metastore.backends.sqlite_lanes import roll_back
 from metastore.testing.simulation.strands import Killed, Strand
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
 
     from metastore.testing.simulation.process import Process

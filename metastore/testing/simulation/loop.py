@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 from asyncio import events
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -25,7 +25,7 @@ class _Future(asyncio.Future[Any]):
 
     _loop: SimulatedLoop
 
-    def __new__(cls, *, loop: SimulatedLoop) -> _Future:
+    def __new__(cls, *, loop: SimulatedLoop) -> Self:
         future = super().__new__(cls)
         future._serial = next(loop.serials)
         return future
@@ -41,7 +41,7 @@ class _Task(asyncio.Task[Any]):
 
     _serial: int
 
-    def __new__(cls, *_: object, loop: SimulatedLoop, **__: object) -> _Task:
+    def __new__(cls, *_: object, loop: SimulatedLoop, **__: object) -> Self:
         task = super().__new__(cls)
         task._serial = next(loop.serials)
         return task
@@ -78,7 +78,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._clock_resolution = 0.0
         self.serials = itertools.count(1)
         self.unhandled: list[dict[str, Any]] = []
-        self.set_task_factory(_create_task)
+        self.set_task_factory(cast("Any", _create_task))
         self.set_exception_handler(lambda _, context: self.unhandled.append(context))
 
     def time(self) -> float:
@@ -95,7 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if self._ready:
             return self._now()
         timers = self._scheduled
-        while timers and timers[0]._cancelled:  # type: ignore[attr-defined]  # noqa: SLF001
+        while timers and timers[0]._cancelled:  # noqa: SLF001 - as _run_once does it
             self._timer_cancelled_count -= 1
             heapq.heappop(timers)._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
         return timers[0].when() if timers else None

@@ -221,7 +221,11 @@ class Scheduler:
             elif at is not None:
                 soonest = at if soonest is None else min(soonest, at)
                 continue
-            for it in (*process.loops, *process.connections):
+            parts: list[SimulatedConnection | SimulatedLoop] = [
+                *process.loops,
+                *process.connections,
+            ]
+            for it in parts:
                 at = it.next_at
                 if at is None:
                     continue
@@ -269,7 +273,7 @@ class Scheduler:
             self._hold_lock(fault.seconds)
         elif process.is_alive:
             process.strike(fault.kind, fault.seconds)
-            if not process.is_alive:
+            if fault.kind is FaultKind.KILL:
                 self._restart_later(process)
 
     def _restart_later(self, process: Process) -> None:

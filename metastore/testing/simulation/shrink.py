@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def shape_of(error: BaseException | None) -> str | None:
-    """Return what two failures have in common that are one, seen twice: all but names and numbers."""
+    """Return what tells one failure from another: its words, without names and numbers."""
     if error is None:
         return None
     words = re.sub(r"\S*\d\S*", "", str(error)).split()

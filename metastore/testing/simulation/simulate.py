@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metastore.backends.sqlite_memory import MemoryFolder
 from metastore.store import write_template
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
     from metastore.store import MetadataStore
-    from metastore.testing.simulation.connection import SimulatedConnection
     from metastore.testing.simulation.faults import Fault
     from metastore.testing.simulation.process import Process, Program
     from metastore.testing.simulation.scheduler import Judge

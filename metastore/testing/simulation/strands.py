@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Killed", "Strand"]
 
 
-class Killed(BaseException):  # noqa: N818 - like KeyboardInterrupt, it is no error of the program
+class Killed(BaseException):
     """Raised where a hop was suspended, and wherever it goes on to, once its process is dead."""
 
 
@@ -40,7 +40,7 @@ class Strand:
     def of(cls, work: Callable[[], None]) -> Strand:
         """Return a strand that will run `work`; nothing has run yet."""
         strand = cls._idle.pop() if cls._idle else cls()
-        strand._work = work
+        strand._work = work  # noqa: SLF001 - its own class
         return strand
 
     @property
