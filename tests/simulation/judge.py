@@ -135,6 +135,7 @@ class Judge:
         self.appends: dict[str, Operation] = {}
         self.users: defaultdict[str, list[Operation]] = defaultdict(list)
         self.transactions: Counter[int] = Counter()
+        self._open_transactions: Counter[Process] = Counter()
         self._database = scheduler.connect()
         self._sessions: dict[tuple[int, int], str] = {}
         self._numbers = count(1)
@@ -177,6 +178,7 @@ class Judge:
         self.operations.append(operation)
         if operation.kind in TRANSACTIONS:
             self.transactions[process.number] += 1
+            self._open_transactions[process] += 1
         return operation
 
     def violation(self, what: str) -> None:
@@ -207,6 +209,8 @@ class Judge:
 
     def _end(self, operation: Operation, outcome: str) -> None:
         operation.outcome = outcome
+        if operation.kind in TRANSACTIONS:
+            self._open_transactions[operation.process] -= 1
         self._beliefs.pop(operation.name, None)
         self.counts[f"{operation.kind} {outcome}"] += 1
         self.counts["operations"] += 1
@@ -683,9 +687,8 @@ class Judge:
         if (
             operation.kind not in PLAIN_WRITES
             or self.transactions[process.number] != operation.transactions
-            or any(it.outcome is None and it.kind in TRANSACTIONS and it.process is process
-                   for it in self.operations[-200:])
-        ):  # fmt: skip
+            or self._open_transactions[process]
+        ):
             return
         took = process.uptime - operation.began_at
         # The batch in flight may wait for the lock, and then its own.

@@ -13,7 +13,7 @@ PROCESSES = 3
 CLIENTS = 5
 """How many clients a process has; each does one thing at a time."""
 
-ACTIONS = 24
+ACTIONS = 12
 """How many actions a client takes."""
 
 UNTIL = 1.5
