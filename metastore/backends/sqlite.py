@@ -148,6 +148,8 @@ class SqliteBackend:
     ) -> Facts:
         """Return how the database is. See `Backend.inspect`."""
         refuse_inside_transaction(self._writer)
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongLoop
         if self._writer.closed is None:
             with contextlib.suppress(MetastoreError):
                 # A store whose files were replaced stops here, and says so below.

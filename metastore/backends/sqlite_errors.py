@@ -65,7 +65,7 @@ def _translate(
         return StoreCorrupt(message)
     if name == "SQLITE_TOOBIG":
         return InvalidValue(call.statement.table if call else None, "value", "is too big")
-    if "closed database" in message:
+    if name == "SQLITE_INTERRUPT" or "closed database" in message:
         return StoreClosed("the store is closed")
     raise error
 

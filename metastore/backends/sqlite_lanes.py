@@ -37,9 +37,9 @@ __all__ = [
     "ReaderLane",
     "WriterLane",
     "closed",
+    "error_for_caller",
     "execute",
     "roll_back",
-    "told",
 ]
 
 MAX_BATCH = 256
@@ -66,6 +66,9 @@ seconds."""
 
 ASK_AGAIN = (0.0001, 0.0005)
 """The shortest and the longest pause before the write lock is asked for again, in seconds."""
+
+INTERRUPT_INTERVAL = 0.05
+"""How often `close` interrupts what is still running, in seconds."""
 
 Result = TypeVar("Result")
 
@@ -104,13 +107,8 @@ class Operation:
         return len(self.calls) == 1 and not isinstance(self.calls[0].parameters, list)
 
     def fail(self, error: BaseException) -> None:
-        """Note what the hop met that no operation of it can be blamed for."""
-        if isinstance(error, MetastoreError):
-            # Each caller's traceback is its own.
-            self.error = copy.copy(error)
-        else:
-            self.error = StoreFailed(f"the backend failed: {error!r}")
-            self.error.__cause__ = error
+        """Note an error that is not this operation's own."""
+        self.error = failure(error)
 
     def settle(self) -> None:
         """Tell the caller, unless it has gone away."""
@@ -163,7 +161,8 @@ class Lane:
             raise WrongLoop
 
     def _submit(self, operation: Operation) -> Awaitable[Any]:
-        self.check_usable()
+        if self.closed is not None or _get_running_loop() is not self._loop:
+            self.check_usable()
         if len(self._queue) >= MAX_QUEUE:
             return self._submit_later(operation)
         self._enqueue(operation)
@@ -286,7 +285,7 @@ class Lane:
             try:
                 results.append(work(self.connection.raw))
             except Exception as error:  # noqa: BLE001 - the caller is told
-                operation.error = told(error, self.connection.raw, None)
+                operation.error = error_for_caller(error, self.connection.raw, None)
 
         self.post(run, operation.settle, (operation,))
         await operation.future
@@ -319,8 +318,12 @@ class Lane:
         self.refuse(closed)
         self._before_close()
         if not await self._becomes_idle(CLOSE_GRACE):
-            self.connection.interrupt_now()
-            await self._becomes_idle(CLOSE_LIMIT)
+            deadline = self._loop.time() + CLOSE_LIMIT
+            while self._loop.time() < deadline:
+                # Again and again: an interrupt between two statements has no effect.
+                self.connection.interrupt_now()
+                if await self._becomes_idle(INTERRUPT_INTERVAL):
+                    break
         await self.connection.close_within(CLOSE_LIMIT)
 
     async def _becomes_idle(self, timeout: float) -> bool:
@@ -355,12 +358,26 @@ def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
     return [(cursor.lastrowid,)] if statement.returns_row_number else cursor.fetchall()
 
 
-def told(error: Exception, connection: sqlite3.Connection, call: Call | None) -> BaseException:
-    """Return what the caller of a failed statement is told."""
+def error_for_caller(
+    error: Exception, connection: sqlite3.Connection, call: Call | None
+) -> BaseException:
+    """Return what the caller of a failed statement gets."""
     try:
         return translate(error, connection, call)
-    except Exception as untranslated:  # noqa: BLE001 - whatever it is, it belongs to the caller
+    except sqlite3.Error as untranslated:
+        # A fault of the program, which the driver names best.
         return untranslated
+    except Exception as unforeseen:  # noqa: BLE001 - whatever it is, it belongs to the caller
+        return failure(unforeseen)
+
+
+def failure(error: BaseException) -> MetastoreError:
+    """Return an error of its own for each caller of what failed with `error`."""
+    if isinstance(error, MetastoreError):
+        return copy.copy(error)
+    failed = StoreFailed(f"the backend failed: {error!r}")
+    failed.__cause__ = error
+    return failed
 
 
 class ReaderLane(Lane):
@@ -390,7 +407,7 @@ class ReaderLane(Lane):
             try:
                 operation.answers = [execute(connection, call)]
             except Exception as error:  # noqa: BLE001 - one reader's error is its own
-                operation.error = told(error, connection, call)
+                operation.error = error_for_caller(error, connection, call)
 
     async def data_version(self) -> int:
         """Return a number that changes when another connection has committed."""
@@ -498,7 +515,10 @@ class WriterLane(Lane):
             # No caller is told of a neighbour's fault: each tries for itself.
             for operation in batch:
                 operation.error = None
-                self._run_alone(connection, operation)
+                if self.closed is None:
+                    self._run_alone(connection, operation)
+                else:
+                    operation.fail(self.closed())
 
     def _run_together(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
         """Run a batch in one transaction. A failed operation fails only its caller.
@@ -512,10 +532,11 @@ class WriterLane(Lane):
         self._begin_for(connection, batch)
         if not batch:
             return
-        begun = self._loop.time()
+        time = self._loop.time
+        ends_at = time() + MAX_HOLD
         try:
             for index, operation in enumerate(batch):
-                if self._loop.time() - begun > MAX_HOLD:
+                if time() > ends_at:
                     self._unfinished = batch[index:]
                     del batch[index:]
                     break
@@ -545,7 +566,7 @@ class WriterLane(Lane):
                 waited = self._has_waited(error)
                 failed = [operation for operation in batch if waited(operation)]
                 for operation in failed:
-                    operation.error = told(error, connection, None)
+                    operation.error = error_for_caller(error, connection, None)
                 del batch[: len(failed)]
                 self._call_on_loop(partial(_settle_all, failed))
             else:
@@ -565,7 +586,7 @@ class WriterLane(Lane):
             try:
                 operation.answers = [execute(connection, call)]
             except Exception as error:  # noqa: BLE001 - the caller is told
-                operation.error = told(error, connection, call)
+                operation.error = error_for_caller(error, connection, call)
             return
         connection.execute("SAVEPOINT operation")
         if not self._run_calls(connection, operation) and connection.in_transaction:
@@ -588,7 +609,7 @@ class WriterLane(Lane):
                 self.check_files()
                 connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - the caller is told
-            operation.error = told(error, connection, call)
+            operation.error = error_for_caller(error, connection, call)
         finally:
             roll_back(connection)
 
@@ -605,7 +626,7 @@ class WriterLane(Lane):
             try:
                 rows = execute(connection, call)
             except Exception as error:  # noqa: BLE001 - the caller is told
-                operation.error = told(error, connection, call)
+                operation.error = error_for_caller(error, connection, call)
                 return False
             operation.answers.append(rows)
             if not rows and call.statement.expects_row:

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_lanes import Operation, execute, roll_back, told
+from metastore.backends.sqlite_lanes import Operation, error_for_caller, execute, roll_back
 from metastore.errors import StoreClosed, TransactionActive
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class OpenTransaction:
             connection.execute("COMMIT" if held else "ROLLBACK")
             self._begun_in_thread = False
         except Exception as error:  # noqa: BLE001 - the caller is told
-            operation.error = told(error, connection, None)
+            operation.error = error_for_caller(error, connection, None)
             roll_back(connection)
 
     _begun_in_thread = False
@@ -140,7 +140,7 @@ class OpenTransaction:
             try:
                 self._lane.begin(connection, operation.asked_at)
             except Exception as error:  # noqa: BLE001 - the caller is told
-                operation.error = told(error, connection, None)
+                operation.error = error_for_caller(error, connection, None)
                 return False
             self._begun_in_thread = True
         elif not connection.in_transaction:
