@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metastore import LeaseUnavailable, MetadataStore
-from metastore.testing import FaultKind, Process, SimulationFailed, simulate
+from metastore.testing import Fault, FaultKind, Process, SimulationFailed, simulate
 from metastore.testing.simulation.shrink import shrink
+from metastore.testing.simulation.simulate import image_of, run_once
 
 if TYPE_CHECKING:
     import sqlite3
@@ -96,6 +97,21 @@ def test_simulate__a_stopped_process_does_not_run() -> None:
 
     simulate(program, seeds=range(20), faults=[FaultKind.STOP])
     assert max(longest) > 1
+
+
+def test_stop__of_a_stopped_process_makes_the_stop_longer() -> None:
+    spans: list[tuple[float, float]] = []
+
+    async def program(process: Process) -> None:
+        began, uptime = process.clock(), process.uptime
+        await asyncio.sleep(0.5)
+        spans.append(((process.clock() - began).total_seconds(), process.uptime - uptime))
+
+    faults = [Fault(0.1, FaultKind.STOP, 0, 1.0), Fault(0.3, FaultKind.STOP, 0, 2.0)]
+    run_once(program, seed="0", faults=faults, processes=1, image=image_of())
+    [(passed, ran)] = spans
+    assert passed == pytest.approx(2.3, abs=0.01)
+    assert ran == pytest.approx(0.1, abs=0.01)
 
 
 def test_simulate__time_costs_nothing() -> None:

@@ -188,8 +188,9 @@ class Process:
                 self.kill()
             case FaultKind.STOP:
                 self.stops += 1
-                self._stopped_at = self.scheduler.time
-                self._stopped_until = self.scheduler.time + seconds
+                now = self.scheduler.time
+                self._stopped_at = now if self._stopped_at is None else self._stopped_at
+                self._stopped_until = max(self._stopped_until, now + seconds)
             case FaultKind.CLOCK:
                 self.skew += timedelta(seconds=seconds)
                 self.jumps += 1
