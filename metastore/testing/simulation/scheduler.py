@@ -98,6 +98,8 @@ class Scheduler:
 
     def record(self, *what: object) -> None:
         """Note something in the trace, by which two runs are compared."""
+        if self._is_over:
+            return
         line = f"{self.time:.6f} {' '.join(map(str, what))}"
         self._digest.update(line.encode())
         if self.trace is not None:
@@ -186,6 +188,7 @@ class Scheduler:
                 if self.judge is not None and self.failure is None:
                     self.judge.ended()
             finally:
+                self.record("ends after", self.steps, "steps, hash", self.trace_hash)
                 self._dispose()
         if self.failure is not None:
             raise self.failure
