@@ -8,14 +8,23 @@ each chain ends, and where the part of it begins that was not purged.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, NamedTuple
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["End", "Finding", "check_events", "check_tool_executions", "digest_of", "link_hash"]
+__all__ = [
+    "End",
+    "EventsJudge",
+    "Finding",
+    "Judge",
+    "ToolExecutionsJudge",
+    "digest_of",
+    "link_hash",
+]
 
 Raw = tuple[Any, ...]
 """A row as it is in the file: text as bytes."""
@@ -88,92 +97,193 @@ def digest_of(before: str, noted: Iterable[Sequence[Any]]) -> str:
     return sha256(f"{before}\n{lines}".encode()).hexdigest()
 
 
-def check_events(
-    session_id: str, rows: Sequence[Raw], end: End | None, marks: Mapping[int, str]
-) -> Finding | None:
-    """Check the events of a session, in their order, against their chain's end and `marks`.
+class Judge:
+    """Checks the rows of one chain page by page.
 
-    Marks are what checkpoints noted: the place and hash of the last link, by the chain's length.
+    Memory does not grow with a session's events. Of a task's tool executions it holds the
+    sequence numbers, and the links of calls that ended after later calls had begun.
+
+    Attributes:
+        links: how many links were followed so far.
     """
-    end = end or End()
-    links: list[_Link] = []
-    unchained = 0
-    for _, position, row_id, event_type, level, message, context, created_at, hash_ in rows:
-        if hash_ is None:
-            unchained += 1
-            if unchained > end.unchained or links:
-                return _finding("events", session_id, row_id, "inserted")
-            continue
-        covered = (row_id, session_id.encode(), event_type, level, message, context, created_at)
-        links.append(_Link(position, hash_, covered, row_id))
-    if unchained < end.unchained:
-        first = rows[0][2] if rows else None
-        return _finding("events", session_id, first, "removed")
-    return _check("events", session_id, links, end, marks)
+
+    resource: ClassVar[str]
+
+    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
+        """Start at the beginning of a chain whose end is, or was when it was read, `end`.
+
+        Marks are what checkpoints noted: the place and hash of the last link, by the chain's
+        length.
+        """
+        self.resource_id = resource_id
+        self._start = end or End()
+        self._marks = marks
+        self.links = 0
+        self._last = self._start.base
+        self._last_row: bytes | None = None
+        # A finding that nothing read later changes; the other two depend on the number of links.
+        self._finding: Finding | None = None
+        self._broken: bytes | None = None
+        self._rewritten: bytes | None = None
+        # Rows of the links beyond `end`: appended since, or inserted.
+        self._behind: list[bytes] = []
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        """Check further rows of the chain, in its order."""
+        raise NotImplementedError
+
+    def verdict(self, end: End | None) -> Finding | None:
+        """Return the first fault of a chain that ends at `end`, if all of it was read."""
+        if self._finding is not None:
+            return self._finding
+        end = end or End()
+        links, broken = self._count(), self._first_broken()
+        expected = end.length - end.purged
+        blame = "removed" if links < expected else "edited"
+        if links > expected:
+            blame = "inserted"
+        if broken is not None:
+            return self._found(broken, blame)
+        if links > max(expected, 0):
+            first = max(expected - self._expected, 0)
+            return self._found(self._behind[first], "inserted")
+        if links < expected or self._last != end.last:
+            return self._found(self._last_row, blame)
+        marks = self._marks
+        if max(marks, default=0) > end.length or marks.get(end.purged, end.base) != end.base:
+            return self._found(None, "rewritten")
+        return None if self._rewritten is None else self._found(self._rewritten, "rewritten")
+
+    def _count(self) -> int:
+        """Return how many links were read, in place or not."""
+        return self.links
+
+    def _first_broken(self) -> bytes | None:
+        """Return the row of the first link that does not follow the one before it, if any."""
+        return self._broken
+
+    @property
+    def _expected(self) -> int:
+        return max(self._start.length - self._start.purged, 0)
+
+    def _follow(self, link: _Link, *, marked: bool = False) -> None:
+        """Check the next link of the chain."""
+        self.links += 1
+        self._last_row = link.row_id
+        if self._broken is not None:
+            return
+        if self.links > self._expected:
+            self._behind.append(link.row_id)
+        if _hash(self._last, link.covered, marked=marked) != link.hash:
+            self._broken = link.row_id
+            return
+        self._last = f"{link.place}:{link.hash.decode('ascii', 'replace')}"
+        if self._marks.get(self._start.purged + self.links, self._last) != self._last:
+            self._rewritten = link.row_id if self._rewritten is None else self._rewritten
+
+    def _found(self, row_id: bytes | None, what: str) -> Finding:
+        name = None if row_id is None else row_id.decode(errors="replace")
+        return Finding(self.resource, self.resource_id, name, what)
 
 
-def check_tool_executions(
-    task_id: str, rows: Sequence[Raw], end: End | None, marks: Mapping[int, str]
-) -> Finding | None:
-    """Check the tool executions of a task against their chain's end and `marks`."""
-    covered: tuple[bytes | None, ...]
-    begun: dict[int, _Link] = {}
-    ended: dict[int, _Link] = {}
-    for row in rows:
+class EventsJudge(Judge):
+    """Checks the events of a session, in the order of their positions."""
+
+    resource = "events"
+
+    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
+        """Begin with the first event of a session. See `Judge`."""
+        super().__init__(resource_id, end, marks)
+        self._session = resource_id.encode()
+        self._unchained = 0
+        self._first_row: bytes | None = None
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        """Check further events. See `Judge.add`."""
+        for _, position, row_id, event_type, level, message, context, created_at, hash_ in rows:
+            if self._finding is not None:
+                return
+            self._first_row = row_id if self._first_row is None else self._first_row
+            if hash_ is None:
+                self._unchained += 1
+                if self._unchained > self._start.unchained or self.links:
+                    self._finding = self._found(row_id, "inserted")
+                continue
+            covered = (row_id, self._session, event_type, level, message, context, created_at)
+            self._follow(_Link(position, hash_, covered, row_id))
+
+    def verdict(self, end: End | None) -> Finding | None:
+        """Return the first fault of the session. See `Judge.verdict`."""
+        if self._finding is None and self._unchained < (end or End()).unchained:
+            return self._found(self._first_row, "removed")
+        return super().verdict(end)
+
+
+class ToolExecutionsJudge(Judge):
+    """Checks the tool executions of a task, in any order: their links are numbered.
+
+    An execution has one link for its start and, once it has ended, another for its end.
+    """
+
+    resource = "tool_executions"
+
+    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
+        """Begin with the first tool execution of a task. See `Judge`."""
+        super().__init__(resource_id, end, marks)
+        self._task = resource_id.encode()
+        self._places: set[int] = set()
+        # A heap, by place, of links whose predecessor was not read yet.
+        self._waiting: list[tuple[int, _Link, bool]] = []
+        # The lowest link at a purged place, where there can be none.
+        self._below: tuple[int, bytes] | None = None
+
+    def add(self, rows: Sequence[Raw]) -> None:
+        """Check further tool executions. See `Judge.add`."""
+        for row in rows:
+            if self._finding is not None:
+                return
+            self._add(row)
+
+    def _add(self, row: Raw) -> None:
+        covered: tuple[bytes | None, ...]
         _, row_id, tool_name, arguments, output, status, error, created_at = row[:8]
         completed_at, duration, sequence, hash_, finished_sequence, finished_hash = row[8:]
-        if hash_ is None or sequence is None or sequence in begun.keys() | ended.keys():
-            return _finding("tool_executions", task_id, row_id, "inserted")
-        covered = (row_id, task_id.encode(), tool_name, arguments, created_at)
-        begun[sequence] = _Link(sequence, hash_, covered, row_id)
+        if hash_ is None or sequence is None or sequence in self._places:
+            self._finding = self._found(row_id, "inserted")
+            return
+        covered = (row_id, self._task, tool_name, arguments, created_at)
+        self._link(_Link(sequence, hash_, covered, row_id), marked=False)
         if finished_hash is None or finished_sequence is None:
             result = (output, error, completed_at, duration, finished_hash, finished_sequence)
             if status != b"running" or any(part is not None for part in result):
-                return _finding("tool_executions", task_id, row_id, "edited")
-            continue
-        if finished_sequence in begun.keys() | ended.keys():
-            return _finding("tool_executions", task_id, row_id, "edited")
+                self._finding = self._found(row_id, "edited")
+            return
+        if finished_sequence in self._places:
+            self._finding = self._found(row_id, "edited")
+            return
         covered = (row_id, status, output, error, completed_at, duration)
-        ended[finished_sequence] = _Link(finished_sequence, finished_hash, covered, row_id)
-    links = [link for _, link in sorted((begun | ended).items())]
-    return _check("tool_executions", task_id, links, end or End(), marks, ended=ended)
+        self._link(_Link(finished_sequence, finished_hash, covered, row_id), marked=True)
 
+    def _link(self, link: _Link, *, marked: bool) -> None:
+        self._places.add(link.place)
+        if link.place <= self._start.purged:
+            lowest = (link.place, link.row_id)
+            self._below = lowest if self._below is None else min(self._below, lowest)
+            return
+        heappush(self._waiting, (link.place, link, marked))
+        while self._waiting and self._waiting[0][0] == self._start.purged + self.links + 1:
+            _, following, is_end = heappop(self._waiting)
+            self._follow(following, marked=is_end)
 
-def _check(
-    resource: str,
-    resource_id: str,
-    links: Sequence[_Link],
-    end: End,
-    marks: Mapping[int, str],
-    ended: Mapping[int, _Link] | None = None,
-) -> Finding | None:
-    """Check links against their chain's end and marks.
+    def _count(self) -> int:
+        return len(self._places)
 
-    `ended` are those of tool executions that have ended, by place; None of events. The places of
-    a task's tool executions are counted, those of events are their positions.
-    """
-    expected = end.length - end.purged
-    blame = "removed" if len(links) < expected else "edited"
-    if len(links) > expected:
-        blame = "inserted"
-    last = end.base
-    rewritten: Finding | None = None
-    for place, link in enumerate(links, end.purged + 1):
-        marked = ended is not None and link.place in ended
-        is_in_place = ended is None or link.place == place
-        if not is_in_place or _hash(last, link.covered, marked=marked) != link.hash:
-            return _finding(resource, resource_id, link.row_id, blame)
-        last = f"{link.place}:{link.hash.decode('ascii', 'replace')}"
-        if marks.get(place, last) != last:
-            rewritten = rewritten or _finding(resource, resource_id, link.row_id, "rewritten")
-    if len(links) > max(expected, 0):
-        return _finding(resource, resource_id, links[max(expected, 0)].row_id, "inserted")
-    if len(links) < expected or last != end.last:
-        row_id = links[-1].row_id if links else None
-        return _finding(resource, resource_id, row_id, blame)
-    if max(marks, default=0) > end.length or marks.get(end.purged, end.base) != end.base:
-        return _finding(resource, resource_id, None, "rewritten")
-    return rewritten
+    def _first_broken(self) -> bytes | None:
+        if self._below is not None:
+            return self._below[1]
+        if self._broken is None and self._waiting:
+            return self._waiting[0][1].row_id
+        return self._broken
 
 
 def _hash(last: str, covered: tuple[bytes | None, ...], *, marked: bool) -> bytes:
@@ -184,9 +294,3 @@ def _hash(last: str, covered: tuple[bytes | None, ...], *, marked: bool) -> byte
     else:
         joined = b"\0".join(part if part is not None else b"" for part in parts)
     return sha256(joined).hexdigest().encode()
-
-
-def _finding(resource: str, resource_id: str, row_id: bytes | None, what: str) -> Finding:
-    return Finding(
-        resource, resource_id, None if row_id is None else row_id.decode(errors="replace"), what
-    )

@@ -156,21 +156,25 @@ class DimensionMismatch(InvalidValue):
 
 
 class InvalidTransition(MetastoreError):
-    """The row's state does not allow the step.
+    """The row's state does not allow the transition, or takes no more work.
 
     Attributes:
-        table: the row's table.
+        table: the row's table. Where a parent refuses work, it is the parent's: starting a step
+            of a session that has ended names `sessions`.
         from_state: the state the row is in.
-        to_state: the state that was asked for.
+        to_state: the state that was asked for, or the kind of work: `step`, `command`, `lock`.
         row: the row as it is now.
     """
 
-    def __init__(self, table: str, from_state: str, to_state: str, row: Any) -> None:
+    def __init__(
+        self, table: str, from_state: str, to_state: str, row: Any, *, is_work: bool = False
+    ) -> None:
         self.table = table
         self.from_state = from_state
         self.to_state = to_state
         self.row = row
-        super().__init__(f"a row of {table} that is {from_state} cannot become {to_state}")
+        verb = "takes no" if is_work else "cannot become"
+        super().__init__(f"a row of {table} that is {from_state} {verb} {to_state}")
 
 
 class VersionConflict(MetastoreError):

@@ -10,7 +10,7 @@ import msgspec
 
 from metastore.codec import timestamp
 from metastore.errors import InvalidValue, NotFound
-from metastore.leases import horizon
+from metastore.leases import latest_credible_expiry
 from metastore.repositories.auth_tokens import TokenStatus
 from metastore.repositories.commands import CommandStatus
 from metastore.repositories.lease_waiters import LeasedResource
@@ -388,7 +388,7 @@ class _Explainer:
         ]
 
     def _runs(self, until: datetime) -> bool:
-        return self._now < until <= horizon(self._now)
+        return self._now < until <= latest_credible_expiry(self._now)
 
 
 def _is_open(session: Session) -> bool:

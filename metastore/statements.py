@@ -12,6 +12,9 @@ statement's name says how it is used:
 | `!` | writes | is no answer |
 | `*!` | writes many rows | is no answer |
 
+A statement that reads a lot says so: a comment line `-- Scans: <why>` above it lets the backend
+run it where short reads do not wait for it.
+
 An INSERT marked `<!` without RETURNING returns the number that SQLite gave the row.
 """
 
@@ -40,6 +43,7 @@ _READS = {
     SQLOperationType.SELECT_ONE,
     SQLOperationType.SELECT_VALUE,
 }
+_SCANS = re.compile(r"^Scans: \S", re.MULTILINE)
 _EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
 
 
@@ -53,6 +57,7 @@ class Statement:
         "name",
         "parameters",
         "returns_row_number",
+        "scans",
         "sql",
         "table",
         "writes",
@@ -63,6 +68,7 @@ class Statement:
         self.name = datum.query_name
         self.doc = datum.doc_comments
         self.writes = datum.operation_type not in _READS
+        self.scans = not self.writes and _SCANS.search(self.doc) is not None
         self.expects_row = datum.operation_type in _EXPECTS_A_ROW
         self.returns_row_number = (
             datum.operation_type is SQLOperationType.INSERT_RETURNING

@@ -33,6 +33,10 @@ __all__ = ["MetadataStore", "Transaction", "write_template"]
 
 Durability = Literal["full", "normal"]
 
+GIVE_BACK_LIMIT = 2.0
+"""How long a store that closes waits for leases and tickets to be given back, in seconds. What is
+left then expires."""
+
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
@@ -143,7 +147,7 @@ class MetadataStore(RepositorySet):
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
         try:
             # What a cancelled caller took is given back while that is possible.
-            await background_work()
+            await background_work(self._backend, timeout=GIVE_BACK_LIMIT)
             await self._backend.close()
         finally:
             self._on_close()

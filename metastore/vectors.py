@@ -29,7 +29,7 @@ MAX_DIMENSIONS = 16_384
 
 _NUMPY_BLOCK = 1 << 20
 _PYTHON_BLOCK = 1 << 18
-"""Bytes of vectors to read at once: what is scored while the event loop waits."""
+"""Bytes of vectors to read and score at once."""
 
 _SLACK = 1e-9
 """Further than this no quick cosine is from the exact one."""

@@ -49,6 +49,7 @@ WHERE
     );
 
 -- name: list_audit_checkpoints(after_checkpoint, after_resource, after_place, limit)
+-- Scans: pages of an audit, which reads every checkpoint.
 -- A page of what the checkpoints noted, in the order in which their digests cover it.
 SELECT
     checkpoint,

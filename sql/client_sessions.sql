@@ -74,14 +74,17 @@ RETURNING
     updated_at,
     last_heartbeat;
 
--- name: close_stale_client_sessions(beaten_before, now)<!
--- Close every session that nothing was heard of since. A heartbeat that comes in between wins: its
--- row no longer meets the condition.
+-- name: close_stale_client_sessions(beaten_before, latest_credible_beat, now)<!
+-- Close every session that has not been heard from since. A heartbeat further ahead than clocks may
+-- differ is not believed, or a clock that was ahead would keep its clients connected for ever. A
+-- heartbeat that arrives first wins: its row no longer meets the condition.
 UPDATE client_sessions
 SET
     is_active = FALSE,
     updated_at = :now
-WHERE is_active = TRUE AND last_heartbeat < :beaten_before
+WHERE
+    is_active = TRUE
+    AND (last_heartbeat < :beaten_before OR last_heartbeat > :latest_credible_beat)
 RETURNING id;
 
 -- name: get_client_session(id)^

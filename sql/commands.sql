@@ -2,17 +2,24 @@
 
 -- name: create_command(id, session_id, argv, working_directory, log_path, created_at)<!
 -- Ask for a command behind the last one of its session.
+-- No row: the session has ended, or there is none.
 INSERT INTO commands (id, session_id, sequence, argv, working_directory, log_path, created_at)
 SELECT
     :id,
-    :session_id,
-    coalesce(max(c.sequence), 0) + 1,
+    s.id,
+    (
+        SELECT coalesce(max(c.sequence), 0) + 1
+        FROM commands AS c
+        WHERE c.session_id = s.id
+    ),
     :argv,
     :working_directory,
     :log_path,
     :created_at
-FROM commands AS c
-WHERE c.session_id = :session_id
+FROM sessions AS s
+WHERE
+    s.id = :session_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
 RETURNING
     id,
     session_id,
@@ -46,13 +53,22 @@ FROM commands
 WHERE id = :id;
 
 -- name: start_command(id, log_path, now)<!
--- Begin. No row: it is not pending.
+-- Begin. No row: it is not pending, or its session has ended.
 UPDATE commands
 SET
     status = 'running',
     log_path = coalesce(:log_path, log_path),
     started_at = :now
-WHERE id = :id AND status = 'pending'
+WHERE
+    id = :id
+    AND status = 'pending'
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        WHERE
+            s.id = commands.session_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
 RETURNING
     id,
     session_id,

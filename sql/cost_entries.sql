@@ -170,6 +170,7 @@ ORDER BY id
 LIMIT :limit;
 
 -- name: list_cost_discrepancies(limit)
+-- Scans: adds up every entry there is.
 -- The jobs whose totals are not the sum of their entries, with both. Read by a check of the whole database.
 SELECT
     j.id,

@@ -1,7 +1,7 @@
 -- debugger_state: checkpoints of a debugger, taken while its session is active.
 
 -- name: checkpoint_session(id, session_id, label, state, created_at)<!
--- Take a checkpoint behind the last one. No row: the session is not active, or there is none.
+-- Take a checkpoint behind the last one. No row: the session has ended, or there is none.
 INSERT INTO debugger_state (id, session_id, sequence, label, state, created_at)
 SELECT
     :id,
@@ -15,7 +15,9 @@ SELECT
     :state,
     :created_at
 FROM sessions AS s
-WHERE s.id = :session_id AND s.status IN ('pending', 'in_progress', 'paused')
+WHERE
+    s.id = :session_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
 RETURNING
     id,
     session_id,

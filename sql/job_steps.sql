@@ -1,8 +1,8 @@
 -- job_steps: what an agent does in a job, as far as it is planned.
--- In a job that was called off nothing is planned or begun any more; what has begun may end.
+-- In a job that has ended or was cancelled no step is planned or started; what has started may end.
 
 -- name: create_job_step(id, job_id, name, step_type, details, created_at)<!
--- Plan a step. No row: there is no such job, or it was called off.
+-- Plan a step. No row: the job has ended or was cancelled, or there is none.
 INSERT INTO job_steps (id, job_id, name, step_type, details, created_at)
 SELECT
     :id,
@@ -12,7 +12,10 @@ SELECT
     :details,
     :created_at
 FROM jobs AS j
-WHERE j.id = :job_id AND NOT j.cancelled
+WHERE
+    j.id = :job_id
+    AND NOT j.cancelled
+    AND (j.status = 'pending' OR j.status = 'running' OR j.status = 'paused')
 RETURNING
     id,
     job_id,
@@ -39,38 +42,8 @@ SELECT
 FROM job_steps
 WHERE id = :id;
 
--- name: get_job_of_step(job_id)^
--- The job that refused a step. No row: there is none.
-SELECT
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at
-FROM jobs
-WHERE id = :job_id;
-
 -- name: start_job_step(id, now)<!
--- Begin. No row: it is not planned, or its job was called off.
+-- Begin. No row: it is not planned, or its job has ended or was cancelled.
 UPDATE job_steps
 SET
     status = 'running',
@@ -81,7 +54,10 @@ WHERE
     AND EXISTS (
         SELECT 1
         FROM jobs AS j
-        WHERE j.id = job_steps.job_id AND NOT j.cancelled
+        WHERE
+            j.id = job_steps.job_id
+            AND NOT j.cancelled
+            AND (j.status = 'pending' OR j.status = 'running' OR j.status = 'paused')
     )
 RETURNING
     id,

@@ -1,10 +1,10 @@
 -- project_locks: who has a project to itself, and until when.
 -- A free project has no row. A lock is live while :now < expires_at <= :horizon, as a worktree's lease.
 
--- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, horizon, position)<!
+-- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, horizon, ticket_horizon)<!
 -- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
--- No row: the project is locked, or promised to somebody who waits.
+-- No row: the project is locked, or promised to somebody who waits, or the session may not lock it.
 INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
 SELECT
     :id,
@@ -16,6 +16,15 @@ SELECT
 FROM fencing_floors AS f
 WHERE
     f.resource = 'project_locks'
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        INNER JOIN projects AS p ON s.project_path = p.path
+        WHERE
+            s.id = :session_id
+            AND p.id = :project_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
     AND NOT EXISTS (
         SELECT 1
         FROM lease_waiters AS l
@@ -24,6 +33,7 @@ WHERE
             AND l.resource_id = :project_id
             AND l.position < :position
             AND l.expires_at > :acquired_at
+            AND l.expires_at <= :ticket_horizon
     )
 ON CONFLICT (project_id) DO UPDATE
 SET
@@ -37,26 +47,51 @@ project_locks.expires_at <= excluded.acquired_at
 OR project_locks.expires_at > :horizon
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
--- name: project_lock_is_available(project_id, position, now, horizon)$
--- What acquire_project_lock asks, without a write. No row: whoever waits at this position waits on.
+-- name: project_lock_is_available(project_id, session_id, position, now, horizon, ticket_horizon)$
+-- Whether acquire_project_lock would end the wait, without a write: the project is free, or the session
+-- may not lock it any more. No row: the waiter at this position keeps waiting.
 SELECT 1
 FROM projects AS p
 WHERE
     p.id = :project_id
-    AND NOT EXISTS (
-        SELECT 1
-        FROM project_locks AS k
-        WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
-    )
-    AND NOT EXISTS (
-        SELECT 1
-        FROM lease_waiters AS l
-        WHERE
-            l.resource = 'project_locks'
-            AND l.resource_id = :project_id
-            AND l.position < :position
-            AND l.expires_at > :now
+    AND (
+        (
+            NOT EXISTS (
+                SELECT 1
+                FROM project_locks AS k
+                WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
+            )
+            AND NOT EXISTS (
+                SELECT 1
+                FROM lease_waiters AS l
+                WHERE
+                    l.resource = 'project_locks'
+                    AND l.resource_id = :project_id
+                    AND l.position < :position
+                    AND l.expires_at > :now
+                    AND l.expires_at <= :ticket_horizon
+            )
+        )
+        OR NOT EXISTS (
+            SELECT 1
+            FROM sessions AS s
+            WHERE
+                s.id = :session_id
+                AND s.project_path = p.path
+                AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+        )
     );
+
+-- name: session_may_lock(project_id, session_id)$
+-- Tells a session that must wait for the project from one that is never to have it.
+-- No row: the session has ended, or is not of this project.
+SELECT 1
+FROM sessions AS s
+INNER JOIN projects AS p ON s.project_path = p.path
+WHERE
+    s.id = :session_id
+    AND p.id = :project_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused');
 
 -- name: get_project_lock(id)^
 -- No row: the lock was released or taken over.
@@ -106,8 +141,8 @@ SELECT count(*)
 FROM project_locks
 WHERE expires_at <= :now OR expires_at > :horizon;
 
--- name: list_expired_project_locks(now, after, after_id, limit)
--- Locks that ran out and were not taken over, the longest first.
+-- name: list_expired_project_locks(now, horizon, after, after_id, limit)
+-- Locks that count as expired and were not taken over, the longest first.
 SELECT
     id,
     project_id,
@@ -116,12 +151,12 @@ SELECT
     expires_at,
     fencing_number
 FROM project_locks
-WHERE expires_at <= :now AND (expires_at, id) > (:after, :after_id)
+WHERE (expires_at <= :now OR expires_at > :horizon) AND (expires_at, id) > (:after, :after_id)
 ORDER BY expires_at, id
 LIMIT :limit;
 
 -- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, horizon)<!
--- Move the end of a live lock. No row: it is lost.
+-- Move the end of a live lock. No row: it is lost, or its session has ended.
 -- A clock that jumped back behind the take leaves the end where it is.
 UPDATE project_locks
 SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END
@@ -131,6 +166,13 @@ WHERE
     AND fencing_number = :fencing_number
     AND expires_at > :now
     AND expires_at <= :horizon
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        WHERE
+            s.id = project_locks.session_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
 RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
 
 -- name: release_project_lock(id, session_id, fencing_number, now, horizon)<!

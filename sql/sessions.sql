@@ -10,6 +10,8 @@ DO UPDATE SET updated_at = excluded.updated_at;
 
 -- name: create_session(id, session_type, mode, project_path, repository_id, worktree_id, auth_token_id, config, metadata, created_at)<!
 -- Open a session, pending.
+-- No row: its token is revoked or has expired, or its worktree is retired. One that does not exist is left
+-- to the foreign key.
 INSERT INTO sessions (
     id,
     session_type,
@@ -23,7 +25,7 @@ INSERT INTO sessions (
     created_at,
     updated_at
 )
-VALUES (
+SELECT
     :id,
     :session_type,
     :mode,
@@ -35,7 +37,17 @@ VALUES (
     :metadata,
     :created_at,
     :created_at
-)
+WHERE
+    NOT EXISTS (
+        SELECT 1
+        FROM auth_tokens AS t
+        WHERE t.id = :auth_token_id AND (t.revoked_at IS NOT NULL OR t.expires_at <= :created_at)
+    )
+    AND NOT EXISTS (
+        SELECT 1
+        FROM worktrees AS w
+        WHERE w.id = :worktree_id AND w.state = 'retired'
+    )
 RETURNING
     id,
     session_type,
@@ -75,13 +87,20 @@ FROM sessions
 WHERE id = :id;
 
 -- name: start_session(id, worktree_id, now)<!
--- Begin the work. No row: it is not pending.
+-- Begin the work. No row: it is not pending, or its worktree is retired.
 UPDATE sessions
 SET
     status = 'in_progress',
     worktree_id = coalesce(:worktree_id, worktree_id),
     updated_at = :now
-WHERE id = :id AND status = 'pending'
+WHERE
+    id = :id
+    AND status = 'pending'
+    AND NOT EXISTS (
+        SELECT 1
+        FROM worktrees AS w
+        WHERE w.id = coalesce(:worktree_id, sessions.worktree_id) AND w.state = 'retired'
+    )
 RETURNING
     id,
     session_type,

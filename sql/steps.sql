@@ -2,15 +2,22 @@
 
 -- name: create_step(id, session_id, name, input)<!
 -- Plan a step behind the last one of its session.
+-- No row: the session has ended, or there is none.
 INSERT INTO steps (id, session_id, name, sequence, input)
 SELECT
     :id,
-    :session_id,
+    s.id,
     :name,
-    coalesce(max(s.sequence), 0) + 1,
+    (
+        SELECT coalesce(max(p.sequence), 0) + 1
+        FROM steps AS p
+        WHERE p.session_id = s.id
+    ),
     :input
-FROM steps AS s
-WHERE s.session_id = :session_id
+FROM sessions AS s
+WHERE
+    s.id = :session_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
 RETURNING
     id,
     session_id,
@@ -25,8 +32,18 @@ RETURNING
 
 -- name: create_step_at(id, session_id, name, sequence, input)<!
 -- Plan a step at a place of the caller's choice, which must be free.
+-- No row: the session has ended, or there is none.
 INSERT INTO steps (id, session_id, name, sequence, input)
-VALUES (:id, :session_id, :name, :sequence, :input)
+SELECT
+    :id,
+    s.id,
+    :name,
+    :sequence,
+    :input
+FROM sessions AS s
+WHERE
+    s.id = :session_id
+    AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
 RETURNING
     id,
     session_id,
@@ -56,12 +73,21 @@ FROM steps
 WHERE id = :id;
 
 -- name: start_step(id, now)<!
--- Begin. No row: it is not pending.
+-- Begin. No row: it is not pending, or its session has ended.
 UPDATE steps
 SET
     status = 'running',
     started_at = :now
-WHERE id = :id AND status = 'pending'
+WHERE
+    id = :id
+    AND status = 'pending'
+    AND EXISTS (
+        SELECT 1
+        FROM sessions AS s
+        WHERE
+            s.id = steps.session_id
+            AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
+    )
 RETURNING
     id,
     session_id,

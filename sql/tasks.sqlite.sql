@@ -3,7 +3,7 @@
 -- smaller position come before the caller: there must be one claimable task more than there are of them.
 -- CROSS JOIN, for the planner is not to walk through all pending tasks in search of those of a type.
 
--- name: claim_task(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: claim_task(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: with its one writer, SQLite has no FOR UPDATE SKIP LOCKED, and needs none.
 -- Claim the oldest pending task, or one whose claim ran out. No row: there is none for this caller.
 WITH line AS (
@@ -14,6 +14,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 UPDATE tasks
@@ -89,7 +90,7 @@ RETURNING
     lease_expires_at,
     version;
 
--- name: claim_task_of_types(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: claim_task_of_types(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: json_each, and as claim_task.
 -- The same among the tasks of some types: the oldest of each type is compared, never all of them.
 -- No row: there is none for this caller.
@@ -101,6 +102,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 UPDATE tasks
@@ -203,7 +205,7 @@ RETURNING
     lease_expires_at,
     version;
 
--- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: as claim_task.
 -- Claim the oldest pending task of the workspace whose last claim is longest ago, or a task whose claim
 -- ran out. No row: there is none for this caller.
@@ -215,6 +217,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 UPDATE tasks
@@ -298,7 +301,7 @@ RETURNING
     lease_expires_at,
     version;
 
--- name: claim_task_of_types_in_turn(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: claim_task_of_types_in_turn(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: as claim_task_of_types.
 -- The same among the tasks of some types. No row: there is none for this caller.
 WITH line AS (
@@ -309,6 +312,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 UPDATE tasks
@@ -424,7 +428,7 @@ RETURNING
     lease_expires_at,
     version;
 
--- name: task_is_available(line_id, position, now, horizon)$
+-- name: task_is_available(line_id, position, now, horizon, ticket_horizon)$
 -- Differs: as claim_task, whose condition it repeats for those who wait, without a write.
 -- No row: there is none for whoever waits at this position.
 WITH line AS (
@@ -435,6 +439,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 SELECT 1
@@ -459,7 +464,7 @@ WHERE
             OFFSET (SELECT l.ahead FROM line AS l)
     );
 
--- name: task_of_types_is_available(task_types, line_id, position, now, horizon)$
+-- name: task_of_types_is_available(task_types, line_id, position, now, horizon, ticket_horizon)$
 -- Differs: as claim_task_of_types, whose condition it repeats for those who wait, without a write.
 -- No row: there is none for whoever waits at this position.
 WITH line AS (
@@ -470,6 +475,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 SELECT 1

@@ -3,7 +3,7 @@
 -- the chain's end on, see audit_chains.
 
 -- name: start_tool_execution(id, task_id, tool_name, arguments, created_at)<!
--- A tool is called.
+-- A tool is called. No row: the task has ended, or there is none.
 INSERT INTO tool_executions (
     id,
     task_id,
@@ -14,9 +14,9 @@ INSERT INTO tool_executions (
     sequence,
     hash
 )
-VALUES (
+SELECT
     :id,
-    :task_id,
+    t.id,
     :tool_name,
     :arguments,
     'running',
@@ -42,7 +42,8 @@ VALUES (
         :arguments,
         :created_at
     )
-)
+FROM tasks AS t
+WHERE t.id = :task_id AND (t.status = 'pending' OR t.status = 'running')
 RETURNING
     id,
     task_id,

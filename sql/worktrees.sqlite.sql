@@ -2,7 +2,7 @@
 -- The text '' stands for "free" in the indexes ix_worktrees_free*, so that free worktrees sort before
 -- expired ones, each kind by how long it has waited, and one range finds both.
 
--- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: '' as the smallest time has no counterpart in PostgreSQL's timestamptz.
 -- Take the best free worktree: at the same commit and environment, at the same commit, in the same
 -- environment, or any; within each the least recently used. Those who wait in line with a smaller
@@ -16,6 +16,7 @@ WITH line AS (
         AND resource_id = :repository_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 UPDATE worktrees
@@ -125,7 +126,7 @@ RETURNING
     created_at,
     updated_at;
 
--- name: worktree_is_available(repository_id, position, now, horizon)$
+-- name: worktree_is_available(repository_id, position, now, horizon, ticket_horizon)$
 -- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.
 -- No row: none is free for whoever waits at this position.
 WITH line AS (
@@ -136,6 +137,7 @@ WITH line AS (
         AND resource_id = :repository_id
         AND position < :position
         AND expires_at > :now
+        AND expires_at <= :ticket_horizon
 )
 
 SELECT 1

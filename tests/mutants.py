@@ -76,8 +76,8 @@ MUTANTS = [
     Mutant(
         "an expiry of a clock that jumped back is believed",
         "metastore/leases.py",
-        "return now + MAX_TTL + CLOCK_SKEW",
-        "return now + MAX_TTL * 300",
+        "return now + longest + CLOCK_SKEW",
+        "return now + longest * 300",
         WORKTREES,
     ),
     Mutant(
@@ -90,7 +90,8 @@ MUTANTS = [
     Mutant(
         "a cancelled take is not given back",
         "metastore/repositories/worktrees.py",
-        "                finish_in_background(self._abandon(repository_id, token))",
+        "                await give_back(self._abandon(repository_id, token), "
+        "backend=self._scope.backend)",
         "                pass",
         WORKTREES,
     ),

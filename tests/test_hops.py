@@ -65,6 +65,7 @@ def hops_of(store: MetadataStore) -> dict[str, int]:
     return {
         "write": backend._writer.hops,
         "read": sum(reader.hops for reader in backend._readers),
+        "scan": backend._scans.lane.hops if backend._scans.lane else 0,
     }
 
 
@@ -353,17 +354,18 @@ async def orchestration(store: Any, _make: Factories) -> None:
             await getattr(store.tasks, end)(lease)
     await store.tasks.count_claims()
     tools = store.tool_executions
+    task = (await store.tasks.create(title="t", task_type="t")).id
     for end in ("complete", "fail", "time_out"):
-        run = (await tools.start(task_id=ids[0], tool_name="t", arguments={})).id
+        run = (await tools.start(task_id=task, tool_name="t", arguments={})).id
         if end == "fail":
             await tools.fail(run, error="e")
         else:
             await getattr(tools, end)(run)
     await tools.get(run)
     await tools.list_by_status("completed")
-    await tools.list_by_task(ids[0])
+    await tools.list_by_task(task)
     await tools.list_by_tool("t")
-    await store.audit_chains.get("tool_executions", ids[0])
+    await store.audit_chains.get("tool_executions", task)
     await store.audit_chains.list("tool_executions")
     await store.tasks.delete(ids[0])
     clients = store.client_sessions

@@ -34,6 +34,11 @@ async def path(tmp_path: Path) -> Path:
         await store.job_steps.skip(steps[0].id)
         await store.job_steps.start(steps[1].id)
         await store.job_steps.fail(steps[2].id)
+        now += 365 * 24 * 60 * MINUTE
+        await store.budget_reservations.reserve(
+            job.id, request_id="of a clock that was ahead", amount_usd="0.5", ttl=MINUTE
+        )
+        now -= 365 * 24 * 60 * MINUTE
         for request_id, ttl in (("expired", MINUTE), ("live", 60 * MINUTE)):
             await store.budget_reservations.reserve(
                 job.id, request_id=request_id, amount_usd="0.5", ttl=ttl

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from metastore import migration_files
+from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -785,9 +786,34 @@ class TestUpdatedAt:
 
 
 class TestViews:
+    @pytest.mark.parametrize(
+        ("ahead", "expired"),
+        [
+            pytest.param(timedelta(days=1), 0, id="live"),
+            pytest.param(MAX_TTL + CLOCK_SKEW / 2, 0, id="within the skew"),
+            pytest.param(MAX_TTL + CLOCK_SKEW * 2, 1, id="not believed"),
+        ],
+    )
+    @pytest.mark.parametrize("resource", ["worktrees", "project_locks", "tasks"])
+    def test_active_leases__ends_in_the_future(
+        self, db: Database, resource: str, ahead: timedelta, expired: int
+    ) -> None:
+        until = timestamp(datetime.now(UTC) + ahead)
+        db.insert("worktrees", version=3, **LEASE)
+        db(
+            "INSERT INTO tasks (id, title, task_type, status, lease_owner, lease_token,"
+            " leased_at, lease_expires_at, version)"
+            " VALUES (?, 'build', 'tool', 'running', 'worker', 'token', ?, ?, 2)",
+            *("00000000-0000-7000-8000-000000000009", STARTED, ENDED),
+        )
+        column = "expires_at" if resource == "project_locks" else "lease_expires_at"
+        db(f"UPDATE {resource} SET {column} = ? WHERE {column} IS NOT NULL", until)
+        found = dict(db("SELECT resource, expired FROM active_leases"))
+        assert found == {"worktrees": 1, "project_locks": 1, "tasks": 1} | {resource: expired}
+
     def test_active_leases(self, db: Database) -> None:
         assert [row[0] for row in db("SELECT resource FROM active_leases")] == ["project_locks"]
-        far = LEASE | {"lease_expires_at": "9999-12-31T23:59:59.999Z"}
+        far = LEASE | {"lease_expires_at": timestamp(datetime.now(UTC) + timedelta(days=1))}
         worktree = db.insert("worktrees", version=3, **far)
         lock = db.rows["project_locks"]
         task = "00000000-0000-7000-8000-000000000009"

@@ -70,7 +70,9 @@ COLUMN_TYPES = {
 
 NOT_COLUMNS = {
     "now": "the time of the operation, which may set several columns or none",
-    "horizon": "the latest expiry that is believed",
+    "horizon": "the latest expiry to believe",
+    "ticket_horizon": "the latest expiry of a ticket to believe",
+    "latest_credible_beat": "compared with last_heartbeat",
     "position": "a place in a line of lease_waiters",
     "unused_since": "compared with last_used_at",
     "after": "where a page begins",
@@ -89,6 +91,9 @@ NOT_COLUMNS = {
     "limit": "how long a page is",
     "since": "compared with created_at",
     "until": "compared with created_at",
+    "by_provider": "whether a group has one provider",
+    "by_model": "whether a group has one model",
+    "by_day": "whether a group has one day",
     "since_day": "compared with the day of created_at",
     "last_day": "compared with the day of created_at",
     "except_request": "the request whose own reservation does not count",
@@ -108,14 +113,14 @@ Any other is named as the column whose value it is, which is how the codec knows
 
 MAY_SCAN_OR_SORT = {
     "cost_entries.list_cost_discrepancies": "the doctor adds up every entry there is",
+    **dict.fromkeys(
+        ("cost_entries.sum_costs", "cost_entries.sum_costs_by_job"),
+        "sorts into the groups that were asked for, not into those of the index",
+    ),
     "jobs.add_job_pr_link": "the array that json_each walks is no table",
     "audit_chains.create_audit_checkpoint": "a checkpoint looks at every chain, now and then",
-    **dict.fromkeys(
-        (
-            "audit_chains.list_audited_events_of",
-            "audit_chains.list_audited_tool_executions_of",
-        ),
-        "the rows of one chain, read with its end in one statement, when something looks wrong",
+    "audit_chains.list_audited_tool_executions_of": (
+        "the rows of one chain, read with its end in one statement, when something looks wrong"
     ),
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     **dict.fromkeys(
@@ -237,6 +242,15 @@ def test_statement_files__share_no_name_between_tables() -> None:
 @each_statement
 def test_statement__says_why_it_exists(name: str) -> None:
     assert STATEMENTS[name].doc.strip()
+
+
+@each_statement
+def test_statement__that_scans_says_why_and_only_reads(name: str) -> None:
+    statement = STATEMENTS[name]
+    marks = re.findall(r"\bScans\b.*", statement.doc)
+    assert statement.scans == bool(marks)
+    assert not (marks and statement.writes)
+    assert all(re.fullmatch(r"Scans: .{10,}", mark) for mark in marks)
 
 
 @pytest.mark.parametrize(

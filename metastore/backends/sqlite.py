@@ -1,4 +1,4 @@
-"""SQLite, through aiosqlite: one writer and one or more readers for each process."""
+"""SQLite, through aiosqlite: a writer, one or more readers, and a lane for scans, per process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
 from metastore.backends.sqlite_faults import known_faults
 from metastore.backends.sqlite_lanes import CLOSE_LIMIT, Lane, ReaderLane, WriterLane, closed
+from metastore.backends.sqlite_scans import Scans
 from metastore.backends.sqlite_transaction import (
     OpenTransaction,
     current_transaction,
@@ -52,10 +53,13 @@ PROBE_TIMEOUT = 3.0
 class SqliteBackend:
     """An open SQLite database."""
 
-    def __init__(self, path: Path, writer: WriterLane, readers: list[ReaderLane]) -> None:
+    def __init__(
+        self, path: Path, writer: WriterLane, readers: list[ReaderLane], scans: Scans
+    ) -> None:
         self._path = path
         self._writer = writer
         self._readers = readers
+        self._scans = scans
         self._next_reader = 0
         self._watcher = Watcher(readers[0])
         self._closing: asyncio.Task[None] | None = None
@@ -84,13 +88,12 @@ class SqliteBackend:
             StoreReadOnly: it cannot be opened for writing.
         """
         lanes: list[Lane] = []
+        connect_to_read = partial(sqlite_file.connect, path, durability=durability, read_only=True)
         try:
             connection = await connect(partial(open_writer, path, durability, check))
             lanes.append(writer := WriterLane(connection, path))
             for _ in range(readers):
-                connection = await connect(
-                    partial(sqlite_file.connect, path, durability=durability, read_only=True)
-                )
+                connection = await connect(connect_to_read)
                 lanes.append(ReaderLane(connection))
         except BaseException as error:
             for lane in lanes:
@@ -98,13 +101,27 @@ class SqliteBackend:
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
             raise
-        return cls(path, writer, [lane for lane in lanes if isinstance(lane, ReaderLane)])
+        reading = [lane for lane in lanes if isinstance(lane, ReaderLane)]
+
+        async def connect_to_scan() -> Connection:
+            connection = await connect(connect_to_read)
+            try:
+                writer.files.check_same(connection.raw)
+            except BaseException:
+                connection.stop()
+                raise
+            return connection
+
+        return cls(path, writer, reading, Scans(connect_to_scan))
 
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows. See `Executor.run`."""
         if call.statement.writes:
             refuse_inside_transaction(self._writer)
             return self._writer.run(call)
+        if call.statement.scans:
+            self._writer.check_usable()
+            return self._scans.run(call)
         lane = self._readers[self._next_reader]
         self._next_reader = (self._next_reader + 1) % len(self._readers)
         return lane.run(call)
@@ -220,23 +237,27 @@ class SqliteBackend:
     async def _close(self) -> None:
         _open_backends.discard(self)
         self._watcher.close()
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        self._scans.refuse(closed)
+        await asyncio.gather(
+            *(lane.close() for lane in (*self._readers, self._writer)), self._scans.close()
+        )
 
     async def _close_from_outside(self) -> None:
         """Close what a loop left open that has ended, or at least does not run."""
         if self._loop.is_running():
             raise WrongLoop
         _open_backends.discard(self)
-        for lane in self._lanes:
-            lane.closed = closed
+        self._refuse(closed)
         await asyncio.gather(*(lane.connection.close_within(CLOSE_LIMIT) for lane in self._lanes))
 
     @property
     def _lanes(self) -> list[Lane]:
-        return [*self._readers, self._writer]
+        scans = [] if self._scans.lane is None else [self._scans.lane]
+        return [*self._readers, *scans, self._writer]
 
     def _stop(self, refusal: Callable[[], MetastoreError]) -> None:
         """Refuse every further operation: the database's files are not in place."""
+        self._refuse(refusal)
         for lane in self._lanes:
             lane.connection.leak()
             lane.refuse(refusal)
@@ -244,8 +265,12 @@ class SqliteBackend:
 
     def forbid(self) -> None:
         """Refuse every further operation in the child of a fork."""
+        self._refuse(partial(OpenedBeforeFork, self._path))
+
+    def _refuse(self, refusal: Callable[[], MetastoreError]) -> None:
         for lane in self._lanes:
-            lane.closed = partial(OpenedBeforeFork, self._path)
+            lane.closed = refusal
+        self._scans.refuse(refusal)
 
 
 async def _attempt(

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from metastore.audit import End, Finding, check_events, check_tool_executions, digest_of
+from metastore.audit import End, EventsJudge, Finding, Judge, ToolExecutionsJudge, digest_of
 from metastore.codec import Id, Row
 from metastore.errors import InvalidValue
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.rows import off_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable"]
 
 Rows = list["Values"]
-"""The rows of one chain as they are in the file."""
+"""Rows of one chain as they are in the file."""
+
+FIRST_POSITION = -(2**63)
+"""Before every position, also one that was tampered with."""
 
 Findings = list[Finding]
 
@@ -109,7 +116,7 @@ class AuditChains(TableRepository[AuditChain]):
         """Check every chain, beside the store's other work, and report the first fault of each.
 
         With the digest of a `checkpoint` it also proves that nothing before that was rewritten,
-        not even as a whole. The rows of one session or task are held in memory at a time.
+        not even as a whole. The rows are read and checked a page at a time.
 
         Raises:
             InvalidValue: no checkpoint has this digest; what it noted was rewritten, if it was
@@ -120,69 +127,99 @@ class AuditChains(TableRepository[AuditChain]):
         chains = rows = 0
         for resource in AuditedTable:
             seen: set[str] = set()
-            async for resource_id, found in self._groups(resource):
-                seen.add(resource_id)
-                rows += len(found)
-                chain = (
-                    await self._find(
-                        self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
-                    )
-                    if _is_id(resource_id)
-                    else None
-                )
-                noted = marks.get((resource, resource_id), {})
-                findings += await self._faults(resource, resource_id, found, chain, noted)
+            judge: Judge | None = None
+            of = end = None
+            async for group in self._groups(resource):
+                if judge is None or group[0][0] != of:
+                    findings += await self._faults(judge, end, marks)
+                    of = group[0][0]
+                    resource_id = of.decode(errors="replace")
+                    seen.add(resource_id)
+                    end = await self._end(resource, resource_id)
+                    judge = _judge(resource, resource_id, end, marks)
+                rows += len(group)
+                await off_loop(judge.add, group)
+            findings += await self._faults(judge, end, marks)
             async for chain in self._chains(resource):
                 if chain.resource_id not in seen:
                     seen.add(chain.resource_id)
-                    noted = marks.get((resource, chain.resource_id), {})
-                    findings += await self._faults(resource, chain.resource_id, [], chain, noted)
+                    judge = _judge(resource, chain.resource_id, _end_of(chain), marks)
+                    findings += await self._faults(judge, _end_of(chain), marks)
             chains += len(seen)
             findings += [
                 Finding(resource.value, resource_id, None, "removed")
-                for (of, resource_id), noted in marks.items()
-                if of == resource and resource_id not in seen and max(noted) > 0
+                for (of_resource, resource_id), noted in marks.items()
+                if of_resource == resource and resource_id not in seen and max(noted) > 0
             ]
         return AuditReport(chains, rows, findings)
 
-    async def _faults(
-        self,
-        resource: AuditedTable,
-        resource_id: str,
-        rows: Rows,
-        chain: AuditChain | None,
-        marks: dict[int, str],
-    ) -> Findings:
-        """Return the first fault of a chain, if it has one."""
-        if _judge(resource, resource_id, rows, _end(chain), marks) is None:
+    async def _faults(self, judge: Judge | None, end: End | None, marks: Marks) -> Findings:
+        """Return the first fault of a chain that was read, if it has one."""
+        finding = judge and judge.verdict(end)
+        if judge is None or finding is None:
             return []
-        # A row may have come in between: what is read at once decides.
-        finding = await self._second_look(resource, resource_id, rows, marks)
+        if _is_id(judge.resource_id):
+            # A row may have come in between two reads.
+            if judge.resource == AuditedTable.EVENTS:
+                finding = await self._second_look_at_events(judge.resource_id, marks)
+            else:
+                finding = await self._second_look_at_tool_executions(judge.resource_id, marks)
         return [finding] if finding else []
 
-    async def _second_look(
-        self, resource: AuditedTable, resource_id: str, rows: Rows, marks: dict[int, str]
-    ) -> Finding | None:
-        if not _is_id(resource_id):
-            return _judge(resource, resource_id, rows, None, marks)
-        if resource is AuditedTable.EVENTS:
-            call = self._sql.list_audited_events_of(resource_id=resource_id)
-        else:
-            call = self._sql.list_audited_tool_executions_of(resource_id=resource_id)
-        found = await self._run(call)
+    async def _second_look_at_events(self, session_id: str, marks: Marks) -> Finding | None:
+        """Check a session again, up to an end that is read after its events.
+
+        Events are only ever appended, so that the events before that end are all there. It starts
+        again if the session is purged meanwhile.
+        """
+        while True:
+            start = await self._end(AuditedTable.EVENTS, session_id) or End()
+            judge = _judge(AuditedTable.EVENTS, session_id, start, marks)
+            position = await self._add_events(judge, FIRST_POSITION)
+            end = await self._end(AuditedTable.EVENTS, session_id) or End()
+            if start._replace(length=end.length, last=end.last) == end:
+                appended = end.length - end.purged - judge.links
+                await self._add_events(judge, position, appended)
+                return judge.verdict(end)
+
+    async def _add_events(self, judge: Judge, position: int, most: int | None = None) -> int:
+        """Let the events after `position` be checked, `most` of them; return the last position."""
+        while most is None or most > 0:
+            limit = MAX_PAGE if most is None else min(most, MAX_PAGE)
+            page = await self._run(
+                self._sql.list_audited_events_of(
+                    resource_id=judge.resource_id, after_position=position, limit=limit
+                )
+            )
+            if page:
+                position = page[-1][1]
+                await off_loop(judge.add, page)
+            if len(page) < limit:
+                break
+            most = most and most - limit
+        return position
+
+    async def _second_look_at_tool_executions(self, task_id: str, marks: Marks) -> Finding | None:
+        """Check a task again, from one statement: its rows change until they have ended."""
+        found = await self._run(self._sql.list_audited_tool_executions_of(resource_id=task_id))
         end = found[0][: len(End._fields)]
         rows = [row[len(End._fields) :] for row in found]
-        return _judge(
-            resource,
-            resource_id,
-            [row for row in rows if row[0] is not None],
-            None if end[0] is None else End(*end),
-            marks,
+        judge = _judge(
+            AuditedTable.TOOL_EXECUTIONS, task_id, None if end[0] is None else End(*end), marks
         )
+        await off_loop(judge.add, [row for row in rows if row[0] is not None])
+        return judge.verdict(None if end[0] is None else End(*end))
 
-    async def _groups(self, resource: AuditedTable) -> AsyncIterator[tuple[str, Rows]]:
-        """Yield the rows of each session or task."""
-        group: Rows = []
+    async def _end(self, resource: AuditedTable, resource_id: str) -> End | None:
+        if not _is_id(resource_id):
+            return None
+        chain = await self._find(
+            self._sql.get_audit_chain(resource=resource, resource_id=resource_id)
+        )
+        return _end_of(chain)
+
+    async def _groups(self, resource: AuditedTable) -> AsyncIterator[Rows]:
+        """Yield all rows, session by session or task by task; of a long one, a page at a time."""
         chain, place = b"", b"" if resource is AuditedTable.TOOL_EXECUTIONS else 0
         while True:
             if resource is AuditedTable.EVENTS:
@@ -197,16 +234,11 @@ class AuditChains(TableRepository[AuditChain]):
                         after_chain=chain, after_row=place, limit=MAX_PAGE
                     )
                 )
-            for row in page:
-                if group and group[0][0] != row[0]:
-                    yield group[0][0].decode(errors="replace"), group
-                    group = []
-                group.append(row)
+            for _, group in groupby(page, key=itemgetter(0)):
+                yield list(group)
             if len(page) < MAX_PAGE:
-                break
+                return
             chain, place = page[-1][:2]
-        if group:
-            yield group[0][0].decode(errors="replace"), group
 
     async def _chains(self, resource: AuditedTable) -> AsyncIterator[AuditChain]:
         after: str | None = None
@@ -234,7 +266,7 @@ class AuditChains(TableRepository[AuditChain]):
             )
             for row in page:
                 if noted and noted[0][0] != row[0]:
-                    digest = digest_of(digest, noted)
+                    digest = await off_loop(partial(digest_of, digest), noted)
                     yield digest, noted
                     noted = []
                 noted.append(row)
@@ -242,7 +274,7 @@ class AuditChains(TableRepository[AuditChain]):
                 break
             after = page[-1][:3]
         if noted:
-            yield digest_of(digest, noted), noted
+            yield await off_loop(partial(digest_of, digest), noted), noted
 
     async def _marks(self, checkpoint: str) -> Marks:
         """Return what the checkpoints up to `checkpoint` noted."""
@@ -250,8 +282,7 @@ class AuditChains(TableRepository[AuditChain]):
         if checkpoint == digest_of("", ()):
             return marks
         async for digest, noted in self._checkpoints():
-            for _, resource, resource_id, length, last in noted:
-                marks[resource, resource_id][length] = last
+            await off_loop(partial(_note, marks), noted)
             if digest == checkpoint:
                 return marks
         raise InvalidValue(
@@ -259,18 +290,17 @@ class AuditChains(TableRepository[AuditChain]):
         )
 
 
-def _judge(
-    resource: AuditedTable,
-    resource_id: str,
-    rows: Rows,
-    end: End | None,
-    marks: dict[int, str],
-) -> Finding | None:
-    check = check_events if resource is AuditedTable.EVENTS else check_tool_executions
-    return check(resource_id, rows, end, marks)
+def _judge(resource: AuditedTable, resource_id: str, end: End | None, marks: Marks) -> Judge:
+    judge = EventsJudge if resource is AuditedTable.EVENTS else ToolExecutionsJudge
+    return judge(resource_id, end, marks.get((resource, resource_id), {}))
 
 
-def _end(chain: AuditChain | None) -> End | None:
+def _note(marks: Marks, noted: Rows) -> None:
+    for _, resource, resource_id, length, last in noted:
+        marks[resource, resource_id][length] = last
+
+
+def _end_of(chain: AuditChain | None) -> End | None:
     if chain is None:
         return None
     return End(chain.unchained, chain.length, chain.last, chain.purged, chain.base)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from metastore import codec
-from metastore.errors import InvalidTransition, NotFound
+from metastore.errors import InvalidReference, InvalidTransition, NotFound
 from metastore.statements import Catalogue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from metastore.backends.base import Backend, Executor, Values
+    from metastore.errors import MetastoreError
     from metastore.statements import Call
 
 __all__ = ["Scope", "TableRepository"]
@@ -33,6 +34,19 @@ class Scope(NamedTuple):
     executor: Executor
     now: Callable[[], datetime]
     backend: Backend | None
+
+
+class Parents(Protocol):
+    """A repository whose rows have a status, and others that belong to them."""
+
+    table: ClassVar[str]
+
+    def get(self, key: str, /) -> Awaitable[Any]:
+        """Return a row.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
 
 
 class TableRepository(Generic[AnyRow]):
@@ -86,6 +100,21 @@ class TableRepository(Generic[AnyRow]):
             row = await self._one(current, key)
             raise InvalidTransition(self.table, row["status"], to_state, row)
         return row
+
+    async def _refusal(
+        self, parents: Parents, key: str, work: str, *, column: str | None = None
+    ) -> MetastoreError:
+        """Return the error for `work` that the state of the parent row `key` refused.
+
+        If there is no such row, that is `InvalidReference` in `column`, or else `NotFound`.
+        """
+        try:
+            parent = await parents.get(key)
+        except NotFound as missing:
+            return (
+                missing if column is None else InvalidReference(self.table, column, parents.table)
+            )
+        return InvalidTransition(parents.table, parent.status, work, parent, is_work=True)
 
     async def _scalar(self, call: Call) -> Any:
         """Run a statement that returns one value; None if it returned no row."""

@@ -19,7 +19,7 @@ from metastore.errors import (
     JobCancelled,
     NotFound,
 )
-from metastore.leases import horizon
+from metastore.leases import latest_credible_expiry
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
@@ -138,7 +138,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         now = self._now()
         amount = money.to_nano(amount_usd, table=self.table, column="amount_usd")
         share = _share(warn_at)
-        believed = horizon(now)
+        believed = latest_credible_expiry(now)
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
@@ -179,7 +179,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         share = _share(warn_at)
         rows = await self._run(
             self._sql.get_budget(
-                job_id=job_id, except_request=_NOTHING, now=now, horizon=horizon(now)
+                job_id=job_id, except_request=_NOTHING, now=now, horizon=latest_credible_expiry(now)
             )
         )
         if not rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import CLOCK_SKEW, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
@@ -126,7 +126,10 @@ class ClientSessions(TableRepository[ClientSession]):
         return closed
 
     async def close_stale(self, *, older_than: timedelta) -> int:
-        """Close every session that nothing was heard of for `older_than`; return how many.
+        """Close every session that was not heard from for `older_than`; return how many.
+
+        A session whose last heartbeat lies further ahead than clocks may differ counts as stale:
+        a clock that was ahead wrote it. A heartbeat that arrives before this replaces it.
 
         Raises:
             InvalidValue: `older_than` is refused.
@@ -134,7 +137,9 @@ class ClientSessions(TableRepository[ClientSession]):
         duration("older_than", older_than, longest=_LONGEST_SILENCE)
         now = self._now()
         closed = await self._run(
-            self._sql.close_stale_client_sessions(beaten_before=now - older_than, now=now)
+            self._sql.close_stale_client_sessions(
+                beaten_before=now - older_than, latest_credible_beat=now + CLOCK_SKEW, now=now
+            )
         )
         return len(closed)
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore.codec import Id, Row, new_id
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidTransition, InvalidValue
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
     from metastore.statements import Call
@@ -77,6 +78,7 @@ class Commands(TableRepository[Command]):
 
         Raises:
             InvalidReference: there is no such session.
+            InvalidTransition: the session has ended; carries the session.
             AlreadyExists: a command has this `id`.
             InvalidValue: a value is refused: `argv` is empty, `log_path` not absolute.
         """
@@ -84,7 +86,7 @@ class Commands(TableRepository[Command]):
             raise InvalidValue(
                 self.table, "argv", "must be a list of arguments", value_type=type(argv).__name__
             )
-        return await self._created(
+        command = await self._find(
             self._sql.create_command(
                 id=new_id() if id is None else id,
                 session_id=session_id,
@@ -94,6 +96,11 @@ class Commands(TableRepository[Command]):
                 created_at=self._now(),
             )
         )
+        if command is None:
+            raise await self._refusal(
+                Sessions(self._scope), session_id, "command", column="session_id"
+            )
+        return command
 
     async def get(self, command_id: str) -> Command:
         """Return a command.
@@ -108,14 +115,21 @@ class Commands(TableRepository[Command]):
 
         Raises:
             NotFound: there is none with this id.
-            InvalidTransition: it is not pending.
+            InvalidTransition: it is not pending, or its session has ended; carries the one that
+                refuses.
             InvalidValue: `log_path` is not absolute.
         """
-        return await self._moved(
-            self._sql.start_command(id=command_id, log_path=log_path, now=self._now()),
-            command_id,
-            CommandStatus.RUNNING,
-        )
+        try:
+            return await self._moved(
+                self._sql.start_command(id=command_id, log_path=log_path, now=self._now()),
+                command_id,
+                CommandStatus.RUNNING,
+            )
+        except InvalidTransition as refused:
+            if refused.from_state != CommandStatus.PENDING:
+                raise
+            session_id = refused.row.session_id
+        raise await self._refusal(Sessions(self._scope), session_id, "command")
 
     async def finish(self, command_id: str, *, exit_code: int) -> Command:
         """Note that a running command ended by itself: completed with 0, failed otherwise.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,7 @@ from metastore.errors import InvalidReference, InvalidValue
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job
+from metastore.rows import convert
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ class RecordedCost(msgspec.Struct, frozen=True):
     charged: bool
 
 
-class Totals(msgspec.Struct, frozen=True):
+class Totals(msgspec.Struct, frozen=True, gc=False):
     """Model calls added up."""
 
     requests: int
@@ -103,7 +103,7 @@ class Totals(msgspec.Struct, frozen=True):
         return money.from_nano(self.cost_nano_usd)
 
 
-class CostSummary(msgspec.Struct, frozen=True):
+class CostSummary(msgspec.Struct, frozen=True, gc=False):
     """What one group of calls has cost.
 
     Attributes:
@@ -250,26 +250,26 @@ class CostEntries(TableRepository[CostEntry]):
         """
         keys = _groups(by)
         first, end = _moment("since", since, _BEGINNING), _moment("until", until, _END)
-        times = {
+        asked = {
+            "by_provider": "provider" in keys,
+            "by_model": "model" in keys,
+            "by_day": "day" in keys,
             "since_day": timestamp(first)[:10],
             "last_day": timestamp(end)[:10],
             "since": first,
             "until": end,
         }
         if "job" in keys:
-            rows = await self._run(self._sql.sum_costs_by_job(**times))
+            rows = await self._run(self._sql.sum_costs_by_job(**asked))
         else:
-            rows = [
-                (day, provider, model, None, *sums)
-                for day, provider, model, *sums in await self._run(self._sql.sum_costs(**times))
-            ]
-        return _folded(rows, keys)
+            rows = await self._run(self._sql.sum_costs(**asked))
+        return await convert(_summary, rows)
 
     async def discrepancies(self, *, limit: int = MAX_PAGE) -> list[CostDiscrepancy]:
         """Return jobs whose totals are not the sum of their entries: none, unless by hand."""
         checked_limit(limit)
         rows = await self._run(self._sql.list_cost_discrepancies(limit=limit))
-        return [_discrepancy(row) for row in rows]
+        return await convert(_discrepancy, rows)
 
     async def _priced(
         self, provider: str, model: str, tokens: dict[str, int], now: datetime
@@ -315,29 +315,15 @@ def _moment(name: str, moment: datetime | None, default: datetime) -> datetime:
     return moment
 
 
-def _folded(rows: Iterable[Values], keys: tuple[str, ...]) -> list[CostSummary]:
-    """Add up the groups that are alike in `keys`: in Python's integers, which do not overflow."""
-    sums: defaultdict[tuple[str | None, ...], list[int]] = defaultdict(lambda: [0] * 6)
-    for day, provider, model, job_id, *counts in rows:
-        found = {"provider": provider, "model": model, "job": job_id, "day": str(day)}
-        group = sums[tuple(found[name] if name in keys else None for name in GROUPS)]
-        for index, count in enumerate(counts):
-            group[index] += count
-    return [
-        CostSummary(
-            provider=provider,
-            model=model,
-            job_id=job_id,
-            day=None if day is None else date.fromisoformat(day),
-            totals=_totals(*group),
-        )
-        for (provider, model, job_id, day), group in sorted(sums.items(), key=_in_order)
-    ]
-
-
-def _in_order(item: tuple[tuple[str | None, ...], list[int]]) -> list[str]:
-    # Either all groups have a name there or none has.
-    return [name or "" for name in item[0]]
+def _summary(row: Values) -> CostSummary:
+    provider, model, job_id, day, *sums = row
+    return CostSummary(
+        provider=provider,
+        model=model,
+        job_id=job_id,
+        day=None if day is None else date.fromisoformat(day),
+        totals=_totals(*sums),
+    )
 
 
 def _totals(

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 from metastore.codec import Id, Label, Row, new_id
-from metastore.errors import InvalidTransition
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
@@ -57,8 +56,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
             )
         )
         if taken is None:
-            session = await Sessions(self._scope).get(session_id)
-            raise InvalidTransition("sessions", session.status, "checkpoint", session)
+            raise await self._refusal(Sessions(self._scope), session_id, "checkpoint")
         return taken
 
     async def get(self, checkpoint_id: str) -> DebuggerState:

@@ -15,6 +15,7 @@ from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import DimensionMismatch, InvalidValue
 from metastore.paging import checked_limit
 from metastore.repositories.base import TableRepository
+from metastore.rows import off_loop
 
 __all__ = ["Embedding", "EmbeddingIndex", "EmbeddingMatch", "NewEmbedding"]
 
@@ -177,7 +178,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
                     scope=scope, dimensions=dimensions, after_ref=after, limit=rows
                 )
             )
-            nearest.add(block)
+            await off_loop(nearest.add, block)
             if len(block) < rows:
                 break
             after = block[-1][0]

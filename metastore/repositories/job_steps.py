@@ -6,18 +6,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, Label, Row, decoder, new_id
-from metastore.errors import InvalidReference, InvalidTransition, JobCancelled
+from metastore.codec import Id, Label, Row, new_id
+from metastore.errors import InvalidTransition, JobCancelled
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
-from metastore.repositories.jobs import Job
+from metastore.repositories.jobs import Jobs
 
 if TYPE_CHECKING:
+    from metastore.errors import MetastoreError
     from metastore.statements import Call
 
 __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
-
-_decode_jobs = decoder(Job)
 
 
 class JobStepStatus(StrEnum):
@@ -53,7 +52,8 @@ class JobStep(Row, frozen=True):
 class JobSteps(TableRepository[JobStep]):
     """The steps of jobs.
 
-    In a job that was called off no step is planned or begun any more; what has begun may end.
+    In a job that has ended or was cancelled no step is planned or started; what has started may
+    end.
     """
 
     table = "job_steps"
@@ -72,6 +72,7 @@ class JobSteps(TableRepository[JobStep]):
 
         Raises:
             JobCancelled: the job was called off.
+            InvalidTransition: the job has ended; carries the job.
             InvalidReference: there is no such job.
             AlreadyExists: a step has this `id`.
             InvalidValue: a value is refused.
@@ -87,10 +88,7 @@ class JobSteps(TableRepository[JobStep]):
             )
         )
         if step is None:
-            job = await self._job(job_id)
-            if job is None:
-                raise InvalidReference(self.table, "job_id", "jobs")
-            raise JobCancelled(job)
+            raise await self._refused_by_job(job_id, column="job_id")
         return step
 
     async def get(self, step_id: str) -> JobStep:
@@ -107,7 +105,8 @@ class JobSteps(TableRepository[JobStep]):
         Raises:
             JobCancelled: its job was called off.
             NotFound: there is none with this id.
-            InvalidTransition: it is not planned.
+            InvalidTransition: it is not planned, or its job has ended; carries the one that
+                refuses.
         """
         try:
             return await self._moved(
@@ -116,11 +115,10 @@ class JobSteps(TableRepository[JobStep]):
                 JobStepStatus.RUNNING,
             )
         except InvalidTransition as refused:
-            if refused.from_state == JobStepStatus.PLANNED:
-                job = await self._job(refused.row.job_id)
-                if job is not None:
-                    raise JobCancelled(job) from None
-            raise
+            if refused.from_state != JobStepStatus.PLANNED:
+                raise
+            job_id = refused.row.job_id
+        raise await self._refused_by_job(job_id)
 
     async def complete(self, step_id: str, *, details: str | None = None) -> JobStep:
         """End a running step well; `details` replace those it has, if given.
@@ -172,9 +170,11 @@ class JobSteps(TableRepository[JobStep]):
         )
         return page_of(rows, limit, lambda row: row.id)
 
-    async def _job(self, job_id: str) -> Job | None:
-        jobs = _decode_jobs(await self._run(self._sql.get_job_of_step(job_id=job_id)))
-        return jobs[0] if jobs else None
+    async def _refused_by_job(self, job_id: str, *, column: str | None = None) -> MetastoreError:
+        error = await self._refusal(Jobs(self._scope), job_id, "step", column=column)
+        if isinstance(error, InvalidTransition) and error.row.cancelled:
+            return JobCancelled(error.row)
+        return error
 
     async def _moved(self, call: Call, step_id: str, to_status: JobStepStatus) -> JobStep:
         return await self._advanced(call, self._sql.get_job_step(id=step_id), step_id, to_status)

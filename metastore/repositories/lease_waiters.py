@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from metastore.codec import Id, Label, Row, new_id
-from metastore.errors import StoreClosed, TransactionActive
+from metastore.errors import TransactionActive
+from metastore.leases import give_back, latest_credible_expiry
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
     from metastore.statements import Call
 
-__all__ = ["FRONT", "LeaseWaiter", "LeaseWaiters", "LeasedResource"]
+__all__ = [
+    "BACK_OF_QUEUE",
+    "LeaseWaiter",
+    "LeaseWaiters",
+    "LeasedResource",
+    "latest_credible_ticket",
+]
 
-FRONT = (1 << 63) - 1
-"""The position of a caller without a ticket: everybody who waits comes before it."""
+BACK_OF_QUEUE = (1 << 63) - 1
+"""The position of a caller without a ticket: behind everybody who waits."""
 
 TICKET_TTL = timedelta(seconds=5)
 """How long a ticket counts that nobody keeps alive."""
@@ -33,6 +39,11 @@ LOOK_INTERVAL = 0.25
 """How often a waiter looks without having noticed a commit, in seconds: leases also expire."""
 
 Taken = TypeVar("Taken")
+
+
+def latest_credible_ticket(now: datetime) -> datetime:
+    """Return the latest expiry of a ticket to believe."""
+    return latest_credible_expiry(now, TICKET_TTL)
 
 
 class LeasedResource(StrEnum):
@@ -70,11 +81,13 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         self, resource: str, resource_id: str, *, after: int = 0, limit: int = 50
     ) -> Page[LeaseWaiter, int]:
         """Return a page of the live tickets for a resource, first come first."""
+        now = self._now()
         rows = await self._all(
             self._sql.list_lease_waiters(
                 resource=resource,
                 resource_id=resource_id,
-                now=self._now(),
+                now=now,
+                ticket_horizon=latest_credible_ticket(now),
                 after=after,
                 limit=checked_limit(limit),
             )
@@ -104,10 +117,12 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
             raise TransactionActive("a transaction cannot wait for a lease")
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
-        ticket = await self._draw(resource, resource_id, owner)
-        keep_at = loop.time() + KEEP_INTERVAL
+        # Known before it is drawn, so that a draw that was cancelled in flight is undone too.
+        ticket_id = new_id()
         taken = None
         try:
+            ticket = await self._draw(ticket_id, resource, resource_id, owner)
+            keep_at = loop.time() + KEEP_INTERVAL
             while True:
                 seen = backend.changes
                 if await is_available(ticket.position):
@@ -123,20 +138,26 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
                 await backend.wait_for_change(seen, min(remaining, LOOK_INTERVAL))
         finally:
             if taken is None:
-                await self._leave(ticket)
+                # A ticket that cannot be given back expires.
+                await give_back(self._leave(ticket_id), backend=backend)
 
     def leaving(self, ticket: LeaseWaiter) -> Call:
         """Return the statement that gives a ticket back, to go with the one that takes."""
         return self._sql.delete_lease_waiter(id=ticket.id)
 
-    async def _draw(self, resource: LeasedResource, resource_id: str, owner: str) -> LeaseWaiter:
+    async def _draw(
+        self, ticket_id: str, resource: LeasedResource, resource_id: str, owner: str
+    ) -> LeaseWaiter:
         now = self._now()
         _, rows = await self._run_all(
             self._sql.delete_expired_lease_waiters(
-                resource=resource, resource_id=resource_id, now=now
+                resource=resource,
+                resource_id=resource_id,
+                now=now,
+                ticket_horizon=latest_credible_ticket(now),
             ),
             self._sql.create_lease_waiter(
-                id=new_id(),
+                id=ticket_id,
                 resource=resource,
                 resource_id=resource_id,
                 owner=owner,
@@ -148,13 +169,15 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         return ticket
 
     async def _keep(self, ticket: LeaseWaiter) -> LeaseWaiter:
+        # Of a clock that has jumped back, the old expiry is not believed until this rewrites it.
         kept = await self._find(
             self._sql.keep_lease_waiter(id=ticket.id, expires_at=self._now() + TICKET_TTL)
         )
-        # Cleared away while this process was stopped: back to the end of the line.
-        return kept or await self._draw(ticket.resource, ticket.resource_id, ticket.owner)
+        # Cleared away while it did not count: back to the end of the queue.
+        return kept or await self._draw(
+            ticket.id, ticket.resource, ticket.resource_id, ticket.owner
+        )
 
-    async def _leave(self, ticket: LeaseWaiter) -> None:
-        # A ticket that cannot be given back expires.
-        with contextlib.suppress(StoreClosed):
-            await asyncio.shield(asyncio.ensure_future(self._run(self.leaving(ticket))))
+    async def _leave(self, ticket_id: str) -> None:
+        # A coroutine, because a closed store refuses before there is anything to await.
+        await self._run(self._sql.delete_lease_waiter(id=ticket_id))

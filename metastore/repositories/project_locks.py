@@ -9,11 +9,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from metastore.backends.base import Guard
 from metastore.codec import Id, Row, duration, new_id
-from metastore.errors import LeaseLost, LockHeld
-from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
+from metastore.errors import (
+    InvalidReference,
+    InvalidTransition,
+    InvalidValue,
+    LeaseLost,
+    LockHeld,
+    NotFound,
+)
+from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+from metastore.repositories.lease_waiters import (
+    BACK_OF_QUEUE,
+    LeasedResource,
+    LeaseWaiter,
+    LeaseWaiters,
+    latest_credible_ticket,
+)
+from metastore.repositories.projects import Projects
+from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -64,6 +79,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
         Raises:
             LockHeld: it is held, and did not become free in time; carries the lock.
             InvalidReference: there is no such project or session.
+            InvalidTransition: the session has ended, also while it waited; carries the session.
+            InvalidValue: the session is not one of this project.
         """
         duration("ttl", ttl)
         waiters = LeaseWaiters(self._scope)
@@ -77,8 +94,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 session_id=session_id,
                 acquired_at=now,
                 expires_at=now + ttl,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
                 position=position,
+                ticket_horizon=latest_credible_ticket(now),
             )
 
         async def is_available(position: int) -> bool:
@@ -86,18 +104,28 @@ class ProjectLocks(TableRepository[ProjectLock]):
             return (
                 await self._scalar(
                     self._sql.project_lock_is_available(
-                        project_id=project_id, position=position, now=now, horizon=horizon(now)
+                        project_id=project_id,
+                        session_id=session_id,
+                        position=position,
+                        now=now,
+                        horizon=latest_credible_expiry(now),
+                        ticket_horizon=latest_credible_ticket(now),
                     )
                 )
                 is not None
             )
 
         async def take(ticket: LeaseWaiter) -> ProjectLock | None:
-            return await self._take(
+            taken = await self._take(
                 attempt(ticket.position), waiters.leaving(ticket), lock_id=lock_id
             )
+            if taken is None:
+                await self._check_session(project_id, session_id)
+            return taken
 
-        lock = await self._take(attempt(FRONT), lock_id=lock_id)
+        lock = await self._take(attempt(BACK_OF_QUEUE), lock_id=lock_id)
+        if lock is None:
+            await self._check_session(project_id, session_id)
         if lock is None and wait is not None:
             lock = await waiters.wait_in_line(
                 LeasedResource.PROJECT_LOCKS,
@@ -130,9 +158,11 @@ class ProjectLocks(TableRepository[ProjectLock]):
     async def count(self) -> tuple[int, int]:
         """Return how many locks are live, and how many ran out without a release."""
         now = self._now()
-        live = await self._scalar(self._sql.count_live_project_locks(now=now, horizon=horizon(now)))
+        live = await self._scalar(
+            self._sql.count_live_project_locks(now=now, horizon=latest_credible_expiry(now))
+        )
         expired = await self._scalar(
-            self._sql.count_expired_project_locks(now=now, horizon=horizon(now))
+            self._sql.count_expired_project_locks(now=now, horizon=latest_credible_expiry(now))
         )
         return live, expired
 
@@ -141,9 +171,11 @@ class ProjectLocks(TableRepository[ProjectLock]):
     ) -> Page[ProjectLock, str]:
         """Return a page of the locks that ran out and were not taken over, the longest first."""
         cursor = TimeCursor.parse(after) if after else TimeCursor(LONG_AGO, FIRST_ID)
+        now = self._now()
         rows = await self._all(
             self._sql.list_expired_project_locks(
-                now=self._now(),
+                now=now,
+                horizon=latest_credible_expiry(now),
                 after=cursor.created_at,
                 after_id=cursor.id,
                 limit=checked_limit(limit),
@@ -156,6 +188,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
 
         Raises:
             LeaseLost: it ran out or went to another session; nothing was changed.
+            InvalidTransition: the session has ended; carries the session. The lock is held until
+                it is released or runs out.
         """
         now = self._now()
         row = await self._find(
@@ -163,11 +197,17 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 **_held(lock),
                 expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             )
         )
         if row is None:
-            raise _lost(lock)
+            if not await self._run(
+                self._sql.project_is_locked(
+                    **_held(lock), now=now, horizon=latest_credible_expiry(now)
+                )
+            ):
+                raise _lost(lock)
+            raise await self._refusal(Sessions(self._scope), lock.session_id, "lock")
         return row
 
     async def release(self, lock: ProjectLock) -> None:
@@ -178,7 +218,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.release_project_lock(**_held(lock), now=now, horizon=horizon(now))
+            self._sql.release_project_lock(
+                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+            )
         )
         if row is None:
             raise _lost(lock)
@@ -194,18 +236,22 @@ class ProjectLocks(TableRepository[ProjectLock]):
     ) -> AsyncIterator[ProjectLock]:
         """Hold a project's lock for the time of a body: `acquire`, renew, release.
 
-        When the lock is lost, the body is cancelled and `LeaseLost` raised in its place.
+        When the lock is lost, the body is cancelled and `LeaseLost` raised in its place. After
+        the end of its session the lock is not renewed: the body has until it runs out to finish.
 
         Raises:
             LockHeld: it is held, and did not become free in time.
+            InvalidTransition: the session has ended; carries the session.
             LeaseLost: the lock was lost before the body ended.
         """
         lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
-        async with kept(
+        async with held_lease(
             lock,
+            backend=self._scope.backend,
             ttl=ttl,
+            remaining=lock.expires_at - self._now(),
             renew=lambda: self.renew(lock, ttl=ttl),
-            release=lambda: self.release(lock),
+            end=lambda _: self.release(lock),
             lost=lambda: _lost(lock),
         ):
             yield lock
@@ -215,9 +261,33 @@ class ProjectLocks(TableRepository[ProjectLock]):
 
         def check() -> Call:
             now = self._now()
-            return self._sql.project_is_locked(**_held(lock), now=now, horizon=horizon(now))
+            return self._sql.project_is_locked(
+                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+            )
 
         return Guard(check, lambda: _lost(lock))
+
+    async def _check_session(self, project_id: str, session_id: str) -> None:
+        """Check that a session that was refused the lock may have it once the project is free.
+
+        Raises:
+            InvalidReference: there is no such project or session.
+            InvalidTransition: the session has ended.
+            InvalidValue: the session is not one of this project.
+        """
+        may_lock = self._sql.session_may_lock(project_id=project_id, session_id=session_id)
+        if await self._scalar(may_lock) is not None:
+            return
+        try:
+            project = await Projects(self._scope).get(project_id)
+            session = await Sessions(self._scope).get(session_id)
+        except NotFound as missing:
+            column = "project_id" if missing.table == Projects.table else "session_id"
+            raise InvalidReference(self.table, column, missing.table) from None
+        if session.has_ended:
+            raise InvalidTransition(Sessions.table, session.status, "lock", session, is_work=True)
+        if session.project_path != project.path:
+            raise InvalidValue(self.table, "session_id", "must be a session of the project")
 
     async def _take(self, *calls: Call, lock_id: str) -> ProjectLock | None:
         """Run a statement that takes a lock, and what goes with it, and return the lock."""
@@ -226,10 +296,13 @@ class ProjectLocks(TableRepository[ProjectLock]):
         except asyncio.CancelledError:
             # It may have been taken all the same, and nobody would know.
             if self._scope.backend is not None:
-                finish_in_background(self._run(self._sql.abandon_project_lock(id=lock_id)))
+                await give_back(self._abandon(lock_id), backend=self._scope.backend)
             raise
         locks = self._decode(rows)
         return locks[0] if locks else None
+
+    async def _abandon(self, lock_id: str) -> None:
+        await self._run(self._sql.abandon_project_lock(id=lock_id))
 
 
 def _held(lock: ProjectLock) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.errors import InvalidValue
+from metastore.errors import InvalidTransition, InvalidValue, TokenRejected
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.base import TableRepository
+from metastore.repositories.worktrees import Worktrees, WorktreeState
 
 if TYPE_CHECKING:
     from metastore.statements import Call
@@ -37,6 +39,9 @@ class SessionStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+_ENDS = frozenset({SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.CANCELLED})
 
 
 class SessionMode(StrEnum):
@@ -74,6 +79,11 @@ class Session(Row, frozen=True):
     updated_at: datetime
     completed_at: datetime | None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it takes no more work."""
+        return self.status in _ENDS
+
 
 class Sessions(TableRepository[Session]):
     """The execution sessions."""
@@ -101,6 +111,8 @@ class Sessions(TableRepository[Session]):
 
         Raises:
             InvalidReference: there is no such repository, worktree or token.
+            TokenRejected: the token is revoked or has expired.
+            InvalidTransition: the worktree is retired; carries the worktree.
             AlreadyExists: a session has this `id`.
             InvalidValue: a value is missing or refused.
         """
@@ -122,9 +134,16 @@ class Sessions(TableRepository[Session]):
             created_at=now,
         )
         if project_path is None:
-            return await self._created(create)
-        touch = self._sql.touch_project(project_id=new_id(), path=project_path, now=now)
-        _, rows = await self._run_all(touch, create)
+            rows = await self._run(create)
+        else:
+            touch = self._sql.touch_project(project_id=new_id(), path=project_path, now=now)
+            _, rows = await self._run_all(touch, create)
+        if not rows:
+            if auth_token_id is not None:
+                token = await AuthTokens(self._scope).get(auth_token_id)
+                if not token.is_live(now):
+                    raise TokenRejected
+            raise await self._worktree_retired(worktree_id)
         [session] = self._decode(rows)
         return session
 
@@ -141,14 +160,21 @@ class Sessions(TableRepository[Session]):
 
         Raises:
             NotFound: there is none with this id.
-            InvalidTransition: it is not pending.
+            InvalidTransition: it is not pending, or its worktree is retired; carries the one that
+                refuses.
             InvalidReference: there is no such worktree.
         """
-        return await self._moved(
-            self._sql.start_session(id=session_id, worktree_id=worktree_id, now=self._now()),
-            session_id,
-            SessionStatus.IN_PROGRESS,
-        )
+        try:
+            return await self._moved(
+                self._sql.start_session(id=session_id, worktree_id=worktree_id, now=self._now()),
+                session_id,
+                SessionStatus.IN_PROGRESS,
+            )
+        except InvalidTransition as refused:
+            if refused.from_state != SessionStatus.PENDING:
+                raise
+            worktree_id = worktree_id or refused.row.worktree_id
+        raise await self._worktree_retired(worktree_id)
 
     async def pause(self, session_id: str) -> Session:
         """Interrupt a session that is in progress.
@@ -281,6 +307,13 @@ class Sessions(TableRepository[Session]):
             NotFound: there is none with this id.
         """
         await self._one(self._sql.delete_session(id=session_id), session_id)
+
+    async def _worktree_retired(self, worktree_id: str | None) -> InvalidTransition:
+        """Return the error for a session that was refused because of its worktree."""
+        worktree = await Worktrees(self._scope).get(worktree_id or "")
+        return InvalidTransition(
+            Worktrees.table, WorktreeState.RETIRED, "session", worktree, is_work=True
+        )
 
     async def _moved(self, call: Call, session_id: str, to_status: SessionStatus) -> Session:
         current = self._sql.get_session(id=session_id)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metastore.codec import Id, Row, new_id
+from metastore.errors import InvalidTransition
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
     from metastore.statements import Call
@@ -73,24 +75,25 @@ class Steps(TableRepository[Step]):
 
         Raises:
             InvalidReference: there is no such session.
+            InvalidTransition: the session has ended; carries the session.
             AlreadyExists: the session has a step at this `sequence`, or a step has this `id`.
             InvalidValue: a value is refused.
         """
+        step_id = new_id() if id is None else id
         if sequence is None:
-            return await self._created(
-                self._sql.create_step(
-                    id=new_id() if id is None else id, session_id=session_id, name=name, input=input
-                )
+            create = self._sql.create_step(
+                id=step_id, session_id=session_id, name=name, input=input
             )
-        return await self._created(
-            self._sql.create_step_at(
-                id=new_id() if id is None else id,
-                session_id=session_id,
-                name=name,
-                sequence=sequence,
-                input=input,
+        else:
+            create = self._sql.create_step_at(
+                id=step_id, session_id=session_id, name=name, sequence=sequence, input=input
             )
-        )
+        step = await self._find(create)
+        if step is None:
+            raise await self._refusal(
+                Sessions(self._scope), session_id, "step", column="session_id"
+            )
+        return step
 
     async def get(self, step_id: str) -> Step:
         """Return a step.
@@ -105,11 +108,18 @@ class Steps(TableRepository[Step]):
 
         Raises:
             NotFound: there is none with this id.
-            InvalidTransition: it is not pending.
+            InvalidTransition: it is not pending, or its session has ended; carries the one that
+                refuses.
         """
-        return await self._moved(
-            self._sql.start_step(id=step_id, now=self._now()), step_id, StepStatus.RUNNING
-        )
+        try:
+            return await self._moved(
+                self._sql.start_step(id=step_id, now=self._now()), step_id, StepStatus.RUNNING
+            )
+        except InvalidTransition as refused:
+            if refused.from_state != StepStatus.PENDING:
+                raise
+            session_id = refused.row.session_id
+        raise await self._refusal(Sessions(self._scope), session_id, "step")
 
     async def complete(self, step_id: str, *, output: Any | None = None) -> Step:
         """End a running step well.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,13 +15,19 @@ import msgspec
 from metastore.backends.base import Guard
 from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
-from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
+from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+from metastore.repositories.lease_waiters import (
+    BACK_OF_QUEUE,
+    LeasedResource,
+    LeaseWaiter,
+    LeaseWaiters,
+    latest_credible_ticket,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Collection
 
     from metastore.statements import Call
 
@@ -217,7 +223,9 @@ class Tasks(TableRepository[Task]):
             InvalidTransition: it is claimed; carries the row as it is now.
         """
         now = self._now()
-        row = await self._find(self._sql.delete_task(id=task_id, now=now, horizon=horizon(now)))
+        row = await self._find(
+            self._sql.delete_task(id=task_id, now=now, horizon=latest_credible_expiry(now))
+        )
         if row is None:
             task = await self.get(task_id)
             raise InvalidTransition(self.table, task.status, "deleted", task)
@@ -261,7 +269,8 @@ class Tasks(TableRepository[Task]):
                 "lease_token": token,
                 "lease_expires_at": now + ttl,
                 "now": now,
-                "horizon": horizon(now),
+                "horizon": latest_credible_expiry(now),
+                "ticket_horizon": latest_credible_ticket(now),
             }
             if types is None:
                 if spread:
@@ -277,7 +286,8 @@ class Tasks(TableRepository[Task]):
                 "line_id": line_id,
                 "position": position,
                 "now": now,
-                "horizon": horizon(now),
+                "horizon": latest_credible_expiry(now),
+                "ticket_horizon": latest_credible_ticket(now),
             }
             call = (
                 self._sql.task_is_available(**asked)
@@ -289,7 +299,7 @@ class Tasks(TableRepository[Task]):
         async def take(ticket: LeaseWaiter) -> TaskLease | None:
             return await self._take(attempt(ticket.position), waiters.leaving(ticket), token=token)
 
-        lease = await self._take(attempt(FRONT), token=token)
+        lease = await self._take(attempt(BACK_OF_QUEUE), token=token)
         if lease is None and wait is not None:
             lease = await waiters.wait_in_line(
                 LeasedResource.TASKS,
@@ -315,7 +325,7 @@ class Tasks(TableRepository[Task]):
                 **_held(lease),
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             )
         )
         return TaskLease.of(_unless_lost(lease, row))
@@ -331,7 +341,7 @@ class Tasks(TableRepository[Task]):
         now = self._now()
         row = await self._find(
             self._sql.complete_task_claim(
-                **_held(lease), metadata=metadata, now=now, horizon=horizon(now)
+                **_held(lease), metadata=metadata, now=now, horizon=latest_credible_expiry(now)
             )
         )
         return _unless_lost(lease, row)
@@ -344,7 +354,9 @@ class Tasks(TableRepository[Task]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.fail_task_claim(**_held(lease), error=error, now=now, horizon=horizon(now))
+            self._sql.fail_task_claim(
+                **_held(lease), error=error, now=now, horizon=latest_credible_expiry(now)
+            )
         )
         return _unless_lost(lease, row)
 
@@ -356,7 +368,9 @@ class Tasks(TableRepository[Task]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.release_task_claim(**_held(lease), now=now, horizon=horizon(now))
+            self._sql.release_task_claim(
+                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+            )
         )
         return _unless_lost(lease, row)
 
@@ -384,24 +398,25 @@ class Tasks(TableRepository[Task]):
         lease = await self.claim(
             owner=owner, ttl=ttl, task_types=task_types, wait=wait, spread=spread
         )
-        end: Callable[[TaskLease], Awaitable[object]] = self.complete_claim
-        async with kept(
+
+        async def end(error: BaseException | None) -> None:
+            if error is None:
+                await self._unless_ended(lease, self.complete_claim(lease))
+            elif isinstance(error, Exception):
+                await self.fail_claim(lease, error=_described(error))
+            else:
+                await self.release(lease)
+
+        async with held_lease(
             lease,
+            backend=self._scope.backend,
             ttl=ttl,
+            remaining=lease.expires_at - self._now(),
             renew=lambda: self._unless_ended(lease, self.renew(lease, ttl=ttl)),
-            release=lambda: self._unless_ended(lease, end(lease)),
+            end=end,
             lost=lambda: _lost(lease),
         ):
-            try:
-                yield lease
-            except Exception as error:
-                # Awaited: whoever closes the store next has the failure on record.
-                with suppress(LeaseLost):
-                    await self.fail_claim(lease, error=_described(error))
-                raise
-            except BaseException:
-                end = self.release
-                raise
+            yield lease
 
     def guard(self, lease: TaskLease) -> Guard:
         """Return the condition that `lease` is held, or was until its holder ended the task.
@@ -411,16 +426,20 @@ class Tasks(TableRepository[Task]):
 
         def check() -> Call:
             now = self._now()
-            return self._sql.task_is_claimed(**_held(lease), now=now, horizon=horizon(now))
+            return self._sql.task_is_claimed(
+                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+            )
 
         return Guard(check, lambda: _lost(lease))
 
     async def count_claims(self) -> tuple[int, int]:
         """Return how many claims are live, and how many ran out and were not taken over."""
         now = self._now()
-        live = await self._scalar(self._sql.count_live_task_claims(now=now, horizon=horizon(now)))
+        live = await self._scalar(
+            self._sql.count_live_task_claims(now=now, horizon=latest_credible_expiry(now))
+        )
         expired = await self._scalar(
-            self._sql.count_expired_task_claims(now=now, horizon=horizon(now))
+            self._sql.count_expired_task_claims(now=now, horizon=latest_credible_expiry(now))
         )
         return live, expired
 
@@ -503,7 +522,7 @@ class Tasks(TableRepository[Task]):
         except asyncio.CancelledError:
             # It may have been claimed all the same, and nobody would know.
             if self._scope.backend is not None:
-                finish_in_background(self._abandon(token))
+                await give_back(self._abandon(token), backend=self._scope.backend)
             raise
         if not rows:
             return None

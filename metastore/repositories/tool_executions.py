@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from metastore.codec import Id, JsonObject, Label, Row, new_id
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.repositories.tasks import Tasks
 
 if TYPE_CHECKING:
     from metastore.statements import Call
@@ -70,10 +71,11 @@ class ToolExecutions(TableRepository[ToolExecution]):
 
         Raises:
             InvalidReference: there is no such task.
+            InvalidTransition: the task has ended; carries the task.
             AlreadyExists: a call has this `id`.
             InvalidValue: a value is refused.
         """
-        return await self._created(
+        execution = await self._find(
             self._sql.start_tool_execution(
                 id=new_id() if id is None else id,
                 task_id=task_id,
@@ -82,6 +84,11 @@ class ToolExecutions(TableRepository[ToolExecution]):
                 created_at=self._now(),
             )
         )
+        if execution is None:
+            raise await self._refusal(
+                Tasks(self._scope), task_id, "tool execution", column="task_id"
+            )
+        return execution
 
     async def get(self, execution_id: str) -> ToolExecution:
         """Return a call.

@@ -14,10 +14,16 @@ import msgspec
 from metastore.backends.base import Guard
 from metastore.codec import Id, Label, Row, duration, new_id
 from metastore.errors import LeaseLost, LeaseUnavailable
-from metastore.leases import LONG_AGO, finish_in_background, horizon, kept
+from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import FRONT, LeasedResource, LeaseWaiter, LeaseWaiters
+from metastore.repositories.lease_waiters import (
+    BACK_OF_QUEUE,
+    LeasedResource,
+    LeaseWaiter,
+    LeaseWaiters,
+    latest_credible_ticket,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -157,10 +163,10 @@ class Worktrees(TableRepository[Worktree]):
         """Return how many leases are live, and how many ran out without a release."""
         now = self._now()
         live = await self._scalar(
-            self._sql.count_live_worktree_leases(now=now, horizon=horizon(now))
+            self._sql.count_live_worktree_leases(now=now, horizon=latest_credible_expiry(now))
         )
         expired = await self._scalar(
-            self._sql.count_expired_worktree_leases(now=now, horizon=horizon(now))
+            self._sql.count_expired_worktree_leases(now=now, horizon=latest_credible_expiry(now))
         )
         return live, expired
 
@@ -198,7 +204,7 @@ class Worktrees(TableRepository[Worktree]):
                 lease_token=token,
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             ),
             repository_id=worktree.repository_id,
             token=token,
@@ -242,7 +248,8 @@ class Worktrees(TableRepository[Worktree]):
                 lease_token=token,
                 lease_expires_at=now + ttl,
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
+                ticket_horizon=latest_credible_ticket(now),
             )
 
         async def is_available(position: int) -> bool:
@@ -253,7 +260,8 @@ class Worktrees(TableRepository[Worktree]):
                         repository_id=repository_id,
                         position=position,
                         now=now,
-                        horizon=horizon(now),
+                        horizon=latest_credible_expiry(now),
+                        ticket_horizon=latest_credible_ticket(now),
                     )
                 )
                 is not None
@@ -267,7 +275,7 @@ class Worktrees(TableRepository[Worktree]):
                 token=token,
             )
 
-        lease = await self._take(attempt(FRONT), repository_id=repository_id, token=token)
+        lease = await self._take(attempt(BACK_OF_QUEUE), repository_id=repository_id, token=token)
         if lease is None and wait is not None:
             lease = await waiters.wait_in_line(
                 LeasedResource.WORKTREES,
@@ -293,7 +301,7 @@ class Worktrees(TableRepository[Worktree]):
                 **_held(lease),
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             )
         )
         if row is None:
@@ -321,7 +329,7 @@ class Worktrees(TableRepository[Worktree]):
                 commit_sha=commit_sha,
                 environment_hashes=_canonical(environment_hashes),
                 now=now,
-                horizon=horizon(now),
+                horizon=latest_credible_expiry(now),
             )
         )
         if row is None:
@@ -336,7 +344,7 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.release_worktree(**_held(lease), now=now, horizon=horizon(now))
+            self._sql.release_worktree(**_held(lease), now=now, horizon=latest_credible_expiry(now))
         )
         if row is None:
             raise _lost(lease)
@@ -369,11 +377,13 @@ class Worktrees(TableRepository[Worktree]):
             prefer_environment=prefer_environment,
             wait=wait,
         )
-        async with kept(
+        async with held_lease(
             lease,
+            backend=self._scope.backend,
             ttl=ttl,
+            remaining=lease.expires_at - self._now(),
             renew=lambda: self.renew(lease, ttl=ttl),
-            release=lambda: self.release(lease),
+            end=lambda _: self.release(lease),
             lost=lambda: _lost(lease),
         ):
             yield lease
@@ -383,7 +393,9 @@ class Worktrees(TableRepository[Worktree]):
 
         def check() -> Call:
             now = self._now()
-            return self._sql.worktree_is_leased(**_held(lease), now=now, horizon=horizon(now))
+            return self._sql.worktree_is_leased(
+                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+            )
 
         return Guard(check, lambda: _lost(lease))
 
@@ -396,7 +408,7 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.retire_worktree(id=worktree_id, now=now, horizon=horizon(now))
+            self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest_credible_expiry(now))
         )
         return row or await self._refuse_held(worktree_id)
 
@@ -419,7 +431,7 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.delete_worktree(id=worktree_id, now=now, horizon=horizon(now))
+            self._sql.delete_worktree(id=worktree_id, now=now, horizon=latest_credible_expiry(now))
         )
         if row is None:
             await self._refuse_held(worktree_id)
@@ -435,7 +447,7 @@ class Worktrees(TableRepository[Worktree]):
         except asyncio.CancelledError:
             # It may have been taken all the same, and nobody would know.
             if self._scope.backend is not None:
-                finish_in_background(self._abandon(repository_id, token))
+                await give_back(self._abandon(repository_id, token), backend=self._scope.backend)
             raise
         if not rows:
             return None

@@ -82,7 +82,10 @@ class Factories:
     async def lock(self, **values: Any) -> ProjectLock:
         """Lock a project for a session that works on it, see `project_locks.acquire`."""
         if "project_id" not in values:
-            values["project_id"] = (await self.project()).id
+            path = None
+            if "session_id" in values:
+                path = (await self._store.sessions.get(values["session_id"])).project_path
+            values["project_id"] = (await self.project(**({"path": path} if path else {}))).id
         if "session_id" not in values:
             project = await self._store.projects.get(values["project_id"])
             values["session_id"] = (await self.session(project_path=project.path)).id

@@ -36,13 +36,15 @@ class _NoRow(Row, frozen=True):
 
 
 def statement(
-    sql: str, operation: SQLOperationType = SQLOperationType.INSERT_UPDATE_DELETE
+    sql: str,
+    operation: SQLOperationType = SQLOperationType.INSERT_UPDATE_DELETE,
+    doc: str = "",
 ) -> Callable[..., Call]:
     """Make a statement of the scratch tables."""
     parameters = re.findall(r":(\w+)", sql)
     table = "children" if "children" in sql else "parents"
     datum = QueryDatum(
-        "scratch", "", operation, sql, None, inspect.Signature(), ("", 0), None, parameters
+        "scratch", doc, operation, sql, None, inspect.Signature(), ("", 0), None, parameters
     )
     return Statement(table, datum, _NoRow)
 

@@ -87,6 +87,24 @@ class Model:
         rows = self.tables[table].values()
         return [row for row in rows if all(row[name] == values[name] for name in values)]
 
+    def ended(self, session_id: str) -> Values | None:
+        """Return the session if it takes no more work."""
+        session = self.sessions.get(session_id)
+        ends = ("completed", "failed", "cancelled")
+        return session if session and session["status"] in ends else None
+
+    def refused_work(self, session_id: str) -> tuple[type[MetastoreError], Values] | None:
+        """Return why nothing is added to a session, and the facts, unless it takes work."""
+        if session_id not in self.sessions:
+            return InvalidReference, {"references": "sessions"}
+        if session := self.ended(session_id):
+            return InvalidTransition, {"from_state": session["status"], "row": session}
+        return None
+
+    def is_retired(self, worktree_id: str | None) -> bool:
+        worktree = self.worktrees.get(worktree_id or "")
+        return worktree is not None and worktree["state"] == "retired"
+
     def drop_lock(self, lock: Values) -> None:
         del self.project_locks[lock["id"]]
         self.floors["project_locks"] = max(self.floors["project_locks"], lock["fencing_number"])
@@ -475,12 +493,18 @@ class Operations:
         project_id, session_id = self.key(n[0], "projects"), self.key(n[1], "sessions")
         span = SPANS[n[2] % len(SPANS)]
         [old] = self.model.of("project_locks", project_id=project_id) or [{}]
+        session = self.model.sessions.get(session_id)
+        project = self.model.projects.get(project_id)
         error: Any = None
         facts: Values = {}
-        if old and self.is_live(old["expires_at"]):
+        if project is None:
+            error, facts = InvalidReference, {"references": "projects"}
+        elif refused := self.model.refused_work(session_id):
+            error, facts = refused
+        elif session and session["project_path"] != project["path"]:
+            error = InvalidValue
+        elif old and self.is_live(old["expires_at"]):
             error, facts = LockHeld, {"lock": old}
-        elif project_id not in self.model.projects or session_id not in self.model.sessions:
-            error = InvalidReference
         lock = await self.ask(
             error,
             self.repos.project_locks.acquire(
@@ -512,10 +536,12 @@ class Operations:
         if found := self._of_lock(n[0]):
             lock, old = found
             span = SPANS[n[1] % len(SPANS)]
-            row = await self.ask(
-                None if old else LeaseLost, self.repos.project_locks.renew(lock, ttl=span)
-            )
-            if old:
+            error: Any = None if old else LeaseLost
+            facts: Values = {}
+            if old and (session := self.model.ended(lock.session_id)):
+                error, facts = InvalidTransition, {"table": "sessions", "row": session}
+            row = await self.ask(error, self.repos.project_locks.renew(lock, ttl=span), **facts)
+            if old and error is None:
                 ends = row.expires_at
                 if ends != old["expires_at"]:
                     assert abs(ends - span - self.now) < MINUTE / 4
@@ -542,12 +568,20 @@ class Operations:
             "auth_token_id": self.key(n[3], "auth_tokens") if n[1] > 2 else None,
         }
         error: Any = None
+        facts: Values = {"table": "sessions"}
         references = {
             "repository_id": "repositories", "worktree_id": "worktrees",
             "auth_token_id": "auth_tokens",
         }  # fmt: skip
         if values["session_type"] != "debug" and values["project_path"] is None:
             error = InvalidValue
+        elif (token := self.model.auth_tokens.get(values["auth_token_id"])) and (
+            token["revoked_at"] is not None
+            or (token["expires_at"] is not None and token["expires_at"] <= self.now)
+        ):
+            error = TokenRejected
+        elif self.model.is_retired(values["worktree_id"]):
+            error, facts = InvalidTransition, {"table": "worktrees", "from_state": "retired"}
         elif id_ in self.model.sessions:
             error = AlreadyExists
         elif any(
@@ -555,7 +589,9 @@ class Operations:
             for column, table in references.items()
         ):
             error = InvalidReference
-        row = await self.ask(error, self.repos.sessions.create(id=id_, **values), table="sessions")
+        if error is TokenRejected:
+            facts = {"scope": None}
+        row = await self.ask(error, self.repos.sessions.create(id=id_, **values), **facts)
         if not row:
             return
         expected = values | {
@@ -605,6 +641,11 @@ class Operations:
         if old and old["status"] not in allowed:
             error = InvalidTransition
             facts = {"from_state": old["status"], "to_state": to_state, "row": old}
+        elif old and verb == "start" and table == "sessions":
+            if self.model.is_retired(old["worktree_id"]):
+                error, facts = InvalidTransition, {"table": "worktrees", "from_state": "retired"}
+        elif old and verb == "start" and (session := self.model.ended(old["session_id"])):
+            error, facts = InvalidTransition, {"table": "sessions", "row": session}
         row = await self.ask(
             error, getattr(getattr(self.repos, table), verb)(id_, **arguments), **facts
         )
@@ -634,16 +675,19 @@ class Operations:
         sequence = n[2] - 1 if n[2] else None
         place = self._place("steps", session_id) if sequence is None else sequence
         error: Any = None
-        if id_ in self.model.steps or self.model.of("steps", session_id=session_id, sequence=place):
+        facts: Values = {"table": "steps"}
+        if refused := self.model.refused_work(session_id):
+            error, facts = refused
+        elif id_ in self.model.steps or self.model.of(
+            "steps", session_id=session_id, sequence=place
+        ):
             error = AlreadyExists
-        elif session_id not in self.model.sessions:
-            error = InvalidReference
         row = await self.ask(
             error,
             self.repos.steps.create(
                 session_id=session_id, name="n", sequence=sequence, input=n, id=id_
             ),
-            table="steps",
+            **facts,
         )
         if row:
             expected = {
@@ -657,18 +701,19 @@ class Operations:
         id_, session_id = self.new_id(n[0], "commands"), self.key(n[1], "sessions")
         argv = ["a"] * n[2]
         error: Any = None
+        facts: Values = {"table": "commands"}
         if not argv:
             error = InvalidValue
+        elif refused := self.model.refused_work(session_id):
+            error, facts = refused
         elif id_ in self.model.commands:
             error = AlreadyExists
-        elif session_id not in self.model.sessions:
-            error = InvalidReference
         row = await self.ask(
             error,
             self.repos.commands.create(
                 session_id=session_id, argv=argv, working_directory="/", id=id_
             ),
-            table="commands",
+            **facts,
         )
         if row:
             expected = {

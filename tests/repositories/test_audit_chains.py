@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import json
 import sqlite3
+import threading
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,9 +22,12 @@ from metastore import (
     Repository,
     Session,
 )
-from metastore.audit import link_hash
+from metastore.audit import EventsJudge, link_hash
 from metastore.cli import main
 from metastore.codec import new_id
+from metastore.paging import MAX_PAGE
+from metastore.repositories import audit_chains
+from metastore.rows import FEW_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +40,14 @@ def shell(store_url: str) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA foreign_keys = ON")
         yield connection
+
+
+@pytest.fixture(autouse=True, params=[3, MAX_PAGE], ids="page-{}".format)
+def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many rows are read at once: chains of several pages are chains like others."""
+    size: int = request.param
+    monkeypatch.setattr(audit_chains, "MAX_PAGE", size)
+    return size
 
 
 @pytest.fixture
@@ -50,6 +63,10 @@ async def another(store: MetadataStore, repository: Repository) -> Session:
 def unguard(shell: sqlite3.Connection) -> None:
     for name in ("events_no_update", "events_no_delete", "events_chain"):
         shell.execute(f"DROP TRIGGER {name}")
+
+
+def unguard_updates(shell: sqlite3.Connection) -> None:
+    shell.execute("DROP TRIGGER events_no_update")
 
 
 def forge(shell: sqlite3.Connection, session_id: str, *, keep: int) -> None:
@@ -171,6 +188,122 @@ async def test_purge__leaves_a_stub_and_the_rest_verifies(
     assert (await file_store.audit_chains.list("events")).items[0] == stub
     report = await file_store.audit_chains.verify(checkpoint=digest)
     assert (report.chains, report.rows, report.findings) == (2, 3, [])
+
+
+@pytest.mark.parametrize("appended", [False, True])
+async def test_verify__of_sessions_that_are_purged_meanwhile(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, appended: bool
+) -> None:
+    """Between two pages of the first look, or of the second, which an append leads to."""
+    repository = await file_store.repositories.find_by_name("app")
+    assert repository is not None
+    other = await another(file_store, repository)
+    for each in (session, other):
+        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(6)])
+    chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
+    run, pages = chains._run, Counter[str]()
+
+    async def purging(call: Any) -> Any:
+        rows = await run(call)
+        name = call.statement.name
+        pages[name] += 1
+        # After the rows were read, and after the end was: one of them is noticed.
+        if name in ("list_audited_events", "get_audit_chain") and pages[name] == 1 and appended:
+            await file_store.events.append(session.id, "a", "more")
+        purge_in = "list_audited_events_of" if appended else "list_audited_events"
+        if name == purge_in and pages[name] == 1:
+            shell.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
+        return rows
+
+    chains._run = purging
+    assert (await chains.verify()).findings == []
+    assert (await chains.get("events", session.id)).purged == 6 + 2 * appended
+
+
+@pytest.mark.parametrize("keep", [0, 4])
+async def test_verify__names_the_first_row_beyond_the_end(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, keep: int
+) -> None:
+    """Their hashes fit, but the chain ended before them."""
+    ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(7)])
+    rows = shell.execute("SELECT position || ':' || hash FROM events ORDER BY position").fetchall()
+    last = rows[keep - 1][0] if keep else ""
+    shell.execute("UPDATE audit_chains SET length = ?, last = ?", (keep, last))
+    [finding] = (await file_store.audit_chains.verify()).findings
+    assert finding == Finding("events", session.id, ids[keep], "inserted")
+
+
+async def test_verify__beside_a_tampering_and_writers_names_the_row(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, page: int
+) -> None:
+    """What is appended between two looks excuses no fault, and is none."""
+    ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(7)])
+    unguard_updates(shell)
+    shell.execute("UPDATE events SET message = 'x' WHERE id = ?", (ids[4],))
+    chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
+    run = chains._run
+
+    async def writing(call: Any) -> Any:
+        rows = await run(call)
+        await file_store.events.append(session.id, "a", "more")
+        return rows
+
+    chains._run = writing
+    [found] = (await chains.verify()).findings
+    assert (found.row_id, found.what) == (ids[4], "edited")
+    shell.execute("UPDATE events SET message = '4' WHERE id = ?", (ids[4],))
+    assert (await chains.verify()).findings == []
+
+
+async def test_verify__reads_pages_and_hashes_them_in_a_thread(
+    file_store: MetadataStore,
+    session: Session,
+    page: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On its own lane, and with no more rows at once than a page holds."""
+    count = 2 * page + 1
+    for start in range(0, count, 1000):
+        await file_store.events.append_many(
+            session.id, [NewEvent("a", str(n)) for n in range(start, min(count, start + 1000))]
+        )
+    added: list[tuple[int, bool]] = []
+    add = EventsJudge.add
+
+    def noting(self: EventsJudge, rows: Any) -> None:
+        added.append((len(rows), threading.current_thread() is threading.main_thread()))
+        add(self, rows)
+
+    monkeypatch.setattr(EventsJudge, "add", noting)
+    backend: Any = file_store._backend
+    writer = backend._writer.hops
+    report = await file_store.audit_chains.verify()
+    assert (report.rows, report.findings) == (count, [])
+    assert added == [(size, size <= FEW_ROWS) for size in (page, page, 1)]
+    # A page of events each, and one of tool executions; the end of the chain is a short read.
+    assert backend._scans.lane.hops == 3 + 1
+    assert backend._writer.hops == writer
+
+
+async def test_verify__of_calls_that_end_out_of_order(
+    file_store: MetadataStore, shell: sqlite3.Connection
+) -> None:
+    """The end of a call may follow the start of many others, on later pages."""
+    tasks = [(await file_store.tasks.create(title="t", task_type="tool")).id for _ in range(2)]
+    begun = [
+        await file_store.tool_executions.start(task_id=task, tool_name="t", arguments={"n": n})
+        for n in range(7)
+        for task in tasks
+    ]
+    for call in reversed(begun[:-2]):
+        await file_store.tool_executions.complete(call.id, output={})
+    report = await file_store.audit_chains.verify()
+    assert (report.chains, report.rows, report.findings) == (2, 14, [])
+    for name in ("tool_executions_no_update", "tool_executions_no_delete"):
+        shell.execute(f"DROP TRIGGER IF EXISTS {name}")
+    shell.execute("UPDATE tool_executions SET output = '[1]' WHERE id = ?", (begun[3].id,))
+    [finding] = (await file_store.audit_chains.verify()).findings
+    assert finding == Finding("tool_executions", tasks[1], begun[3].id, "edited")
 
 
 async def test_checkpoint__shows_a_rewriting_that_is_consistent_in_itself(

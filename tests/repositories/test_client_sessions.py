@@ -3,8 +3,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -17,10 +17,8 @@ from metastore import (
     MetadataStore,
     NotFound,
 )
-from metastore.codec import new_id
-
-if TYPE_CHECKING:
-    from metastore.testing import Clock
+from metastore.codec import CLOCK_SKEW, new_id
+from metastore.testing import Clock
 
 SECOND = timedelta(seconds=1)
 MINUTE = timedelta(minutes=1)
@@ -159,6 +157,27 @@ async def test_close_stale__closes_who_has_fallen_silent(
         await store.client_sessions.close_stale(older_than=timedelta(0))
 
 
+async def test_close_stale__does_not_believe_a_heartbeat_of_the_future(
+    store: MetadataStore, clock: Clock
+) -> None:
+    clock.tick = timedelta(0)
+    clock.advance(CLOCK_SKEW)
+    within = await store.client_sessions.open(client_id="within the skew", connection_type="http")
+    clock.advance(timedelta(milliseconds=1))
+    ahead = await store.client_sessions.open(client_id="ahead", connection_type="http")
+    alive = await store.client_sessions.open(client_id="alive", connection_type="grpc")
+    closed = await store.client_sessions.open(client_id="closed", connection_type="grpc")
+    closed = await store.client_sessions.close(closed.id)
+    clock.advance(-CLOCK_SKEW - timedelta(milliseconds=1))
+    # One that comes in takes the place of the one that is not believed.
+    alive = await store.client_sessions.heartbeat(alive.id)
+    assert alive.last_heartbeat == clock.now
+    assert await store.client_sessions.close_stale(older_than=MINUTE) == 1
+    assert not (await store.client_sessions.get(ahead.id)).is_active
+    assert (await store.client_sessions.list_active()).items == [within, alive]
+    assert await store.client_sessions.get(closed.id) == closed
+
+
 async def test_lists__page_in_the_order_of_opening(store: MetadataStore) -> None:
     rows = [
         await store.client_sessions.open(
@@ -205,7 +224,12 @@ async def test_stale_clients__shows_the_silent_ones(
     await file_store.client_sessions.close(closed.id)
     async with MetadataStore.open(store_url) as store:
         await store.client_sessions.open(client_id="c", connection_type="http")
+    for ahead in (CLOCK_SKEW / 2, CLOCK_SKEW * 2):
+        now = datetime.now(UTC) + ahead
+        async with MetadataStore.open(store_url, clock=Clock(now)) as store:
+            last = await store.client_sessions.open(client_id="d", connection_type="http")
     with contextlib.closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as connection:
         rows = connection.execute("SELECT id, silent_seconds FROM stale_clients").fetchall()
-    assert [row[0] for row in rows] == [silent.id]
+    assert [row[0] for row in rows] == [silent.id, last.id]
     assert rows[0][1] >= 300
+    assert rows[1][1] is None

@@ -5,6 +5,7 @@ import itertools
 import random
 import sqlite3
 import sys
+import threading
 from collections import defaultdict
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -31,6 +32,7 @@ from metastore import (
 from metastore.codec import new_id
 from metastore.money import MAX_NANO, from_nano
 from metastore.repositories.cost_entries import GROUPS
+from metastore.rows import FEW_ROWS, convert
 from metastore.statements import read_statements
 
 if TYPE_CHECKING:
@@ -395,8 +397,61 @@ async def test_summary__comes_from_an_index(tmp_path: Path, name: str) -> None:
         )
     ]
     connection.close()
-    assert len(plan) == 1, plan
-    assert plan[0].startswith("SEARCH cost_entries USING COVERING INDEX ix_cost_entries_day")
+    [reading] = [line for line in plan if "cost_entries" in line]
+    assert reading.startswith("SEARCH cost_entries USING COVERING INDEX ix_cost_entries_day")
+
+
+@pytest.mark.parametrize("by", EVERY_BY, ids="+".join)
+async def test_summary__reads_no_more_rows_than_it_answers(
+    store: MetadataStore, clock: Clock, by: tuple[str, ...]
+) -> None:
+    """The groups are made in SQL, on a lane of their own, and come in their order."""
+    jobs = [await a_running_job(store) for _ in range(2)]
+    for n in range(32):
+        clock.now += timedelta(days=n == 16)
+        await record(
+            store,
+            jobs[n & 1],
+            f"{n}",
+            provider="ab"[n >> 1 & 1],
+            model="xy"[n >> 2 & 1],
+            # Together more than an integer of the database holds.
+            cost_usd=1 if n > 1 else from_nano(MAX_NANO - 30 * 10**9),
+        )
+    backend: Any = store._backend
+    read: list[list[Any]] = []
+    run = backend.run
+
+    async def noting(call: Any) -> Any:
+        rows = await run(call)
+        read.append(list(rows))
+        return rows
+
+    reader = backend._readers[0]
+    hops = reader.hops
+    repository = type(store.cost_entries)(store.cost_entries._scope)
+    repository._run = noting
+    groups = await repository.summary(by=by)
+    assert [len(rows) for rows in read] == [len(groups)]
+    assert reader.hops == hops
+    names = [(it.provider, it.model, it.job_id, it.day) for it in groups]
+    assert names == sorted(names, key=str)
+    assert sum(it.totals.requests for it in groups) == 32
+    assert sum(it.totals.cost_nano_usd for it in groups) == 2 * MAX_NANO - 30 * 10**9
+
+
+@pytest.mark.parametrize("count", [FEW_ROWS, FEW_ROWS + 1])
+async def test_convert__many_rows_in_a_thread(count: int) -> None:
+    threads = set()
+
+    def make(row: Any) -> Any:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return row[0]
+
+    rows = [(n,) for n in range(count)]
+    assert await convert(make, rows) == list(range(count))
+    assert threads == {count <= FEW_ROWS}
+    assert rows == []
 
 
 async def test_discrepancies__name_what_was_changed_by_hand(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metastore import MetadataStore, TransactionActive
+from metastore.codec import CLOCK_SKEW, new_id
 from metastore.repositories import lease_waiters
 from metastore.repositories.lease_waiters import LeasedResource, LeaseWaiter
 from tests.patience import PATIENCE
+from tests.repositories.queues import KINDS, ONE_OF_EACH, REFUSED, Queue, pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +30,7 @@ async def test_line__is_read_page_by_page_in_order(
     store: MetadataStore, repository: Repository, clock: Clock
 ) -> None:
     tickets = [
-        await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, f"w-{n}")
+        await store.lease_waiters._draw(new_id(), LeasedResource.WORKTREES, repository.id, f"w-{n}")
         for n in range(5)
     ]
     assert [ticket.position for ticket in tickets] == sorted(t.position for t in tickets)
@@ -47,9 +49,13 @@ async def test_line__is_read_page_by_page_in_order(
 async def test_ticket__cleared_away_while_its_process_stood_still_is_drawn_again(
     store: MetadataStore, repository: Repository, clock: Clock
 ) -> None:
-    ticket = await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, "slow")
+    ticket = await store.lease_waiters._draw(
+        new_id(), LeasedResource.WORKTREES, repository.id, "slow"
+    )
     clock.now += timedelta(seconds=6)
-    other = await store.lease_waiters._draw(LeasedResource.WORKTREES, repository.id, "other")
+    other = await store.lease_waiters._draw(
+        new_id(), LeasedResource.WORKTREES, repository.id, "other"
+    )
     kept = await store.lease_waiters._keep(ticket)
     assert kept.position > other.position
 
@@ -80,6 +86,129 @@ async def test_wait__keeps_its_ticket_alive(
         assert len({(ticket.id, ticket.owner) for ticket in tickets}) == 1, "it was drawn again"
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+
+
+DAY = timedelta(days=1)
+INSTANT = timedelta(milliseconds=1)
+
+
+async def queued(queue: Queue, count: int) -> list[LeaseWaiter]:
+    """Wait until so many tickets count, and return them."""
+    async with asyncio.timeout(PATIENCE):
+        while len(tickets := await queue.tickets()) < count:
+            await asyncio.sleep(0.005)
+    return tickets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_ticket__of_a_clock_that_was_ahead_blocks_nobody(
+    store: MetadataStore, clock: Clock, kind: str
+) -> None:
+    own, other = await pair(kind, store)
+    clock.tick = timedelta(0)
+    honest = await other.draw("alive")
+    await own._replace(resource_id=new_id()).draw("a bystander")
+    clock.advance(DAY)
+    await own.draw("dead")
+    clock.advance(-DAY)
+    assert await own.tickets() == []
+    assert await other.tickets() == [honest]
+    await own.take("a")
+    with pytest.raises(REFUSED):
+        await other.take("a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_ticket__of_a_clock_within_the_skew_is_believed(
+    store: MetadataStore, clock: Clock, kind: str
+) -> None:
+    own, other = await pair(kind, store)
+    clock.tick = timedelta(0)
+    clock.advance(CLOCK_SKEW)
+    ahead = await own.draw("ahead")
+    clock.advance(INSTANT)
+    await other.draw("too far ahead")
+    clock.advance(-CLOCK_SKEW - INSTANT)
+    assert await own.tickets() == [ahead]
+    assert await other.tickets() == []
+    await other.take("a")
+    with pytest.raises(REFUSED):
+        await own.take("a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_ticket__that_is_not_believed_is_cleared_by_the_next_to_draw(
+    store: MetadataStore, clock: Clock, kind: str
+) -> None:
+    own, other = await pair(kind, store)
+    clock.advance(DAY)
+    for queue in (own, other):
+        await queue.draw("dead")
+    clock.advance(-DAY)
+    await own.draw("alive")
+    assert (await own.rows(), await other.rows()) == (["alive"], ["dead"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_wait__behind_a_ticket_that_ceases_to_be_believed(
+    store: MetadataStore, clock: Clock, kind: str
+) -> None:
+    own, other = await pair(kind, store)
+    clock.advance(DAY)
+    for queue in (own, other):
+        await queue.draw("dead")
+    waiting = asyncio.ensure_future(own.take("a", wait=MINUTE))
+    await queued(own, 2)
+    assert not waiting.done()
+    clock.advance(-DAY)
+    async with asyncio.timeout(PATIENCE):
+        await waiting
+    assert await own.rows() == ["dead"], "the waiter's own is gone, the dead one's awaits the next"
+
+
+async def test_keep__after_the_clock_jumped_back_keeps_the_place(
+    store: MetadataStore, repository: Repository, clock: Clock
+) -> None:
+    clock.advance(DAY)
+    ticket, behind = [
+        await store.lease_waiters._draw(new_id(), LeasedResource.WORKTREES, repository.id, owner)
+        for owner in ("a", "b")
+    ]
+    clock.advance(-DAY)
+    kept = await store.lease_waiters._keep(ticket)
+    assert (kept.id, kept.position) == (ticket.id, ticket.position)
+    line = await store.lease_waiters.list_by_resource("worktrees", repository.id)
+    assert line.items == [kept]
+    again = await store.lease_waiters._keep(behind)
+    line = await store.lease_waiters.list_by_resource("worktrees", repository.id)
+    assert line.items == [kept, again]
+
+
+@pytest.mark.parametrize("kind", ONE_OF_EACH)
+@pytest.mark.parametrize("cleared", [False, True])
+async def test_wait__a_waiter_whose_clock_jumps_back_is_served(
+    store: MetadataStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str, cleared: bool
+) -> None:
+    monkeypatch.setattr(lease_waiters, "KEEP_INTERVAL", 0.05)
+    own, other = await pair(kind, store)
+    clock.advance(DAY)
+    held = await own.take("holder", ttl=2 * DAY)
+    waiting = asyncio.ensure_future(own.take("a", wait=10 * MINUTE))
+    [before] = await queued(own, 1)
+    clock.advance(-DAY)
+    if cleared:
+        # Another waiter comes first, does not believe the ticket, clears it away, and dies.
+        await own.draw("b")
+        clock.advance(timedelta(seconds=6))
+    async with asyncio.timeout(PATIENCE):
+        while not (mine := [each for each in await own.tickets() if each.id == before.id]):
+            await asyncio.sleep(0.005)
+    assert (mine[0].position > before.position) == cleared
+    await own.release(held)
+    async with asyncio.timeout(PATIENCE):
+        await waiting
+    assert await own.tickets() == []
+    await other.take("a")
 
 
 WAITER = """

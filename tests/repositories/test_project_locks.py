@@ -291,3 +291,29 @@ async def test_list_expired__walks_every_page(store: MetadataStore, clock: Clock
         if after is None:
             break
     assert walked == made[::-1]
+
+
+async def test_list_expired__holds_what_counts_as_expired(
+    store: MetadataStore, clock: Clock
+) -> None:
+    locks = []
+    for n, ahead in enumerate((timedelta(0), MAX_TTL, timedelta(days=365))):
+        path = f"/projects/{n}"
+        session = await store.sessions.create(session_type="docker_deployment", project_path=path)
+        project = await store.projects.ensure(path=path)
+        clock.advance(ahead)
+        locks.append(
+            await store.project_locks.acquire(
+                project_id=project.id, session_id=session.id, ttl=MINUTE
+            )
+        )
+        clock.advance(-ahead)
+    clock.advance(MINUTE)
+    expired, live, not_believed = locks
+    assert await store.project_locks.count() == (1, 2)
+    assert (await store.project_locks.list_expired()).items == [expired, not_believed]
+    page = await store.project_locks.list_expired(limit=1)
+    assert page.items == [expired]
+    rest = await store.project_locks.list_expired(after=page.next, limit=1)
+    assert (rest.items, rest.next) == ([not_believed], None)
+    assert await store.project_locks.get(live.id) == live

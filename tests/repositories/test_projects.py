@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -152,11 +154,15 @@ async def test_delete__is_refused_while_sessions_refer_to_it(store: MetadataStor
     assert (await store.sessions.get(session.id)).project_path == "/srv/shop"
 
 
-async def test_delete__takes_the_lock_with_it(store: MetadataStore) -> None:
-    # Held by a session on another project, since one on this project would forbid the deletion.
-    session = await store.sessions.create(session_type="test_generation", project_path="/srv/other")
+async def test_delete__takes_the_lock_with_it(file_store: MetadataStore, store_url: str) -> None:
+    store = file_store
     project = await store.projects.ensure(path="/srv/shop")
+    await store.projects.ensure(path="/srv/other")
+    session = await store.sessions.create(session_type="test_generation", project_path="/srv/shop")
     await store.project_locks.acquire(project_id=project.id, session_id=session.id, ttl=MINUTE)
+    # A session of the project forbids the deletion: this one is moved to another project by hand.
+    with contextlib.closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as shell, shell:
+        shell.execute("UPDATE sessions SET project_path = '/srv/other'")
     await store.projects.delete(project.id)
     assert await store.project_locks.find_by_project(project.id) is None
 

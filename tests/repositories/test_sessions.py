@@ -266,7 +266,13 @@ async def test_open__is_what_has_not_ended(store: MetadataStore, repository: Rep
     assert await store.sessions.count_open_by_auth_token(new_id()) == 0
 
 
-async def test_delete__takes_everything_with_it(store: MetadataStore, session: Session) -> None:
+async def test_delete__takes_everything_with_it(
+    store: MetadataStore, repository: Repository
+) -> None:
+    project = await store.projects.ensure(path="/p")
+    session = await store.sessions.create(
+        session_type="debug", repository_id=repository.id, project_path=project.path
+    )
     await store.events.append(session.id, "e", "m")
     step = await store.steps.create(session_id=session.id, name="s")
     command = await store.commands.create(
@@ -280,7 +286,6 @@ async def test_delete__takes_everything_with_it(store: MetadataStore, session: S
         content_path="/a/out.log",
     )
     checkpoint = await store.debugger_state.checkpoint(session.id, {})
-    project = await store.projects.ensure(path="/p")
     await store.project_locks.acquire(
         project_id=project.id, session_id=session.id, ttl=timedelta(minutes=1)
     )

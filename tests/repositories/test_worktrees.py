@@ -476,7 +476,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
     ]
     now = store.worktrees._now()
     # The ticket of somebody who died in line.
-    await store.lease_waiters._draw("worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
     await store.worktrees.release(first)
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
@@ -491,7 +491,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
 async def test_wait__the_dead_block_nobody(
     store: MetadataStore, repository: Repository, worktree: Worktree, clock: Clock
 ) -> None:
-    await store.lease_waiters._draw("worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
     clock.now += timedelta(seconds=6)
