@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from metastore import StoreClosed
 from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
 from metastore.errors import LeaseUnavailable, LockHeld
 from metastore.repositories.lease_waiters import TICKET_TTL
@@ -295,6 +297,8 @@ class Judge:
         there = len(self._stream(session))
         strikes = self.strikes
         while self._followers[process.number][3] < there:
+            if follower.done():
+                raise StoreClosed("the follower has ended")
             if process.uptime > until and self.strikes == strikes:
                 self.violation(f"the follower of {process} misses events")
                 return

@@ -109,7 +109,7 @@ class Workload:
                         clients.create_task(self.client(process, Client(number)))
             if any(self.queues[process.number, number] for number in range(CLIENTS)):
                 raise StoreClosed("there is more to do")
-            await self.judge.caught_up(process)
+            await self.judge.caught_up(process, follower)
         finally:
             follower.cancel()
 
