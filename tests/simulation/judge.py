@@ -288,10 +288,12 @@ class Judge:
             self.violation(f"the follower of {process} saw {position} instead of {expected}")
         self._followers[process.number] = follower, session, position, seen + 1
 
-    async def caught_up(self, process: Process) -> None:
-        """Wait until the follower has seen what there is."""
-        import asyncio
+    async def caught_up(self, process: Process, follower: asyncio.Task[None]) -> None:
+        """Wait until the follower has seen what there is.
 
+        Raises:
+            StoreClosed: the store was closed, and the follower ended with it.
+        """
         until = process.uptime + 5
         _, session, _, _ = self._followers[process.number]
         there = len(self._stream(session))
