@@ -84,6 +84,7 @@ class AuditChains(TableRepository[AuditChain]):
 
     table = "audit_chains"
     row_type = AuditChain
+    key = ("resource", "resource_id")
 
     async def get(self, resource: str, resource_id: str) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.

@@ -11,7 +11,13 @@ import msgspec
 
 from metastore import money
 from metastore.codec import Id, Label, Row, new_id
-from metastore.errors import InvalidTransition, InvalidValue, JobCancelled, NotFound
+from metastore.errors import (
+    InvalidTransition,
+    InvalidValue,
+    JobCancelled,
+    NotFound,
+    StoreCorrupt,
+)
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -96,7 +102,12 @@ class Job(Row, frozen=True):
         """When its minutes are over; None before it has begun, or without a limit."""
         if self.started_at is None or self.max_minutes is None:
             return None
-        return self.started_at + timedelta(minutes=self.max_minutes)
+        try:
+            return self.started_at + timedelta(minutes=self.max_minutes)
+        except OverflowError as error:
+            raise StoreCorrupt(
+                "leads beyond every calendar", table="jobs", row_id=self.id, column="max_minutes"
+            ) from error
 
 
 class JobProgress(msgspec.Struct, frozen=True):
