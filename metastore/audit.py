@@ -117,6 +117,7 @@ def check_tool_executions(
 ) -> Finding | None:
     """Check the tool executions of a task against their chain's end and `marks`."""
     covered: tuple[bytes | None, ...]
+    purged = (end or End()).purged
     begun: dict[int, _Link] = {}
     ended: dict[int, _Link] = {}
     for row in rows:
@@ -135,6 +136,9 @@ def check_tool_executions(
             return _finding("tool_executions", task_id, row_id, "edited")
         covered = (row_id, status, output, error, completed_at, duration)
         ended[finished_sequence] = _Link(finished_sequence, finished_hash, covered, row_id)
+        if sequence <= purged:
+            # A deletion in pieces purged the beginning; the row stays as long as its end.
+            del begun[sequence]
     links = [link for _, link in sorted((begun | ended).items())]
     return _check("tool_executions", task_id, links, end or End(), marks, ended=ended)
 

@@ -74,14 +74,20 @@ RETURNING
     updated_at,
     last_heartbeat;
 
--- name: close_stale_client_sessions(beaten_before, now)<!
--- Close every session that nothing was heard of since. A heartbeat that comes in between wins: its
--- row no longer meets the condition.
+-- name: close_stale_client_sessions(beaten_before, now, limit)<!
+-- Close sessions that nothing was heard of since, a piece at a time. A heartbeat that comes in between wins:
+-- its row no longer meets the condition. No row: none is left.
 UPDATE client_sessions
 SET
     is_active = FALSE,
     updated_at = :now
-WHERE is_active = TRUE AND last_heartbeat < :beaten_before
+WHERE
+    id IN (
+        SELECT s.id
+        FROM client_sessions AS s
+        WHERE s.is_active = TRUE AND s.last_heartbeat < :beaten_before
+        LIMIT :limit -- noqa: AM09
+    )
 RETURNING id;
 
 -- name: get_client_session(id)^

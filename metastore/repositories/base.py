@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from metastore import codec
+from metastore import codec, deletion
 from metastore.errors import InvalidTransition, NotFound
 from metastore.statements import Catalogue
 
@@ -86,6 +86,15 @@ class TableRepository(Generic[AnyRow]):
             row = await self._one(current, key)
             raise InvalidTransition(self.table, row["status"], to_state, row)
         return row
+
+    async def _deleted(self, plan: deletion.Plan) -> bool:
+        """Delete a row with all that belongs to it; False if it is gone or cannot be deleted.
+
+        Inside a caller's transaction it is one statement: pieces would let nobody in.
+        """
+        if self._scope.backend is None:
+            return bool(await self._run(plan.whole))
+        return await deletion.delete(self._scope.executor, plan)
 
     async def _scalar(self, call: Call) -> Any:
         """Run a statement that returns one value; None if it returned no row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from metastore import deletion
 from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
@@ -128,15 +129,19 @@ class ClientSessions(TableRepository[ClientSession]):
     async def close_stale(self, *, older_than: timedelta) -> int:
         """Close every session that nothing was heard of for `older_than`; return how many.
 
+        They are closed piece by piece, so that heartbeats are not kept waiting.
+
         Raises:
             InvalidValue: `older_than` is refused.
         """
         duration("older_than", older_than, longest=_LONGEST_SILENCE)
         now = self._now()
-        closed = await self._run(
-            self._sql.close_stale_client_sessions(beaten_before=now - older_than, now=now)
+        return await deletion.repeat(
+            self._scope.executor,
+            self._sql.close_stale_client_sessions(
+                beaten_before=now - older_than, now=now, limit=deletion.PIECE_ROWS
+            ),
         )
-        return len(closed)
 
     async def list_active(
         self, *, after: str | None = None, limit: int = 50
