@@ -257,7 +257,11 @@ class ToolExecutionsJudge(Judge):
             self._finding = self._found(row_id, "inserted")
             return
         covered = (row_id, self._task, tool_name, arguments, created_at)
-        self._link(_Link(sequence, hash_, covered, row_id), marked=False)
+        is_straddling = (finished_sequence or 0) > self._start.purged >= sequence
+        if not is_straddling:
+            # A deletion in pieces has purged the beginning of one that straddles the cut; its row
+            # stays for its end.
+            self._link(_Link(sequence, hash_, covered, row_id), marked=False)
         if finished_hash is None or finished_sequence is None:
             result = (output, error, completed_at, duration, finished_hash, finished_sequence)
             if status != b"running" or any(part is not None for part in result):

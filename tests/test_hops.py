@@ -33,6 +33,10 @@ MORE_HOPS = {
     "configurations.set": (2, "a secret stays one, whatever is set"),
     "tasks.count_claims": (2, "the live and the expired are two counts"),
     "embedding_index.search": (3, "dimensions, a block of the scope, the texts that were found"),
+    **dict.fromkeys(
+        ("sessions.delete", "jobs.delete", "tasks.delete", "workflows.delete", "worktrees.delete"),
+        (2, "what goes with the row is weighed first"),
+    ),
     "memory_limits.set": (2, "what is not given stays as it is read"),
     "memory_limits.set_default": (2, "what is not given stays as it is read"),
     "project_locks.count": (2, "the live and the expired are two counts"),
@@ -191,6 +195,7 @@ async def sessions(store: Any, make: Factories) -> None:
     await store.sessions.list_active()
     await store.sessions.list_open_by_worktree(worktree.id)
     await store.sessions.count_open_by_auth_token(token.record.id)
+    await store.deletions.list("sessions")
     await store.sessions.delete(session.id)
 
 

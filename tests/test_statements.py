@@ -88,7 +88,8 @@ NOT_COLUMNS = {
     "after_checkpoint": "where a page begins",
     "after_resource": "where a page begins within the checkpoint",
     "beaten_before": "compared with last_heartbeat",
-    "limit": "how long a page is",
+    "limit": "how long a page is, or how many rows a piece takes",
+    "byte_limit": "at how many bytes a piece ends",
     "since": "compared with created_at",
     "until": "compared with created_at",
     "by_provider": "whether a group has one provider",
@@ -122,6 +123,34 @@ MAY_SCAN_OR_SORT = {
     "audit_chains.list_audited_tool_executions_of": (
         "the rows of one chain, read with its end in one statement, when something looks wrong"
     ),
+    **dict.fromkeys(
+        (
+            "jobs.weigh_job",
+            "sessions.weigh_session",
+            "tasks.weigh_task",
+            "workflows.weigh_workflow",
+            "worktrees.weigh_worktree",
+            "memory_files.has_discarded_memory_files",
+        ),
+        "counts what subqueries found, which end at a limit",
+    ),
+    **dict.fromkeys(
+        (
+            "jobs.delete_items_of_job",
+            "jobs.delete_metrics_of_job",
+            "jobs.delete_steps_of_job",
+            "jobs.delete_summaries_of_job",
+            "memory_files.discard_files_of_job",
+            "sessions.cut_events",
+            "sessions.delete_artifacts_of_session",
+            "sessions.delete_commands_of_session",
+            "sessions.delete_debugger_state_of_session",
+            "sessions.delete_steps_of_session",
+            "tasks.cut_tool_executions",
+        ),
+        "walks the rows of one piece",
+    ),
+    "sessions.purge_events_from_chain": "reads the one row that it made of a piece",
     "auth_tokens.bootstrap_token": "a person runs it once, when an installation begins",
     **dict.fromkeys(
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from metastore import codec
+from metastore import codec, deletion
 from metastore.backends.base import RowCheck
 from metastore.errors import InvalidReference, InvalidTransition, NotFound
 from metastore.statements import Catalogue
@@ -124,6 +124,15 @@ class TableRepository(Generic[AnyRow]):
                 missing if column is None else InvalidReference(self.table, column, parents.table)
             )
         return InvalidTransition(parents.table, parent.status, work, parent, is_work=True)
+
+    async def _deleted(self, plan: deletion.Plan) -> bool:
+        """Delete a row with all that belongs to it; False if it is gone or cannot be deleted.
+
+        Inside a caller's transaction it is one statement: pieces would let nobody in.
+        """
+        if self._scope.backend is None:
+            return bool(await self._run(plan.whole))
+        return await deletion.delete(self._scope.executor, plan)
 
     async def _scalar(self, call: Call) -> Any:
         """Run a statement that returns one value; None if it returned no row."""
