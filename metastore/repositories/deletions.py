@@ -41,6 +41,7 @@ class Deletions(TableRepository[Deletion]):
     """The deletions that are under way."""
 
     table = "deletions"
+    key = ("resource", "resource_id")
     row_type = Deletion
 
     async def list(
