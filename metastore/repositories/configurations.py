@@ -425,8 +425,9 @@ def _entry(row: Configuration, form: Format) -> dict[str, Any]:
     """Return what a document says of a setting."""
     # TOML has no null, so that JSON stays text in it.
     as_text = form == "toml" and row.value_type is ConfigurationType.JSON
+    value = _value(row, row.value)
     entry = {
-        "value": row.value if as_text else _value(row, row.value),
+        "value": row.value if as_text else value,
         "value_type": row.value_type.value,
     }
     return entry if row.description is None else entry | {"description": row.description}
