@@ -32,6 +32,7 @@ from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
 if TYPE_CHECKING:
+    from metastore.backends.base import Values
     from metastore.repositories.base import Scope
     from metastore.statements import Call
 
@@ -100,6 +101,27 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     table = "memory_files"
     row_type = MemoryFile
+
+    @classmethod
+    def inspector(cls) -> codec.Inspector:
+        """Return what is wrong with a row: also that its bytes are not those of its digest.
+
+        Of a file of more than one chunk only the first is in the row; `read` checks all of them.
+        """
+        flaw_of = super().inspector()
+        decode = codec.decoder(cls.row_type, table=cls.table)
+
+        def inspect(values: Values) -> StoreCorrupt | None:
+            flaw = flaw_of(values)
+            if flaw is not None:
+                return flaw
+            [file] = decode([values])
+            if len(file.bytes) < file.size_bytes:
+                return None if len(file.bytes) == CHUNK_BYTES else _damaged(file)
+            same = hashlib.sha256(file.bytes).hexdigest() == file.sha256
+            return None if same else _damaged(file)
+
+        return inspect
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
