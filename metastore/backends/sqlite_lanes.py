@@ -259,9 +259,11 @@ class Lane:
         self.connection.post(hop)
 
     def _call_on_loop(self, function: Callable[[], None]) -> None:
-        # A loop that was closed meanwhile has nobody left to be told.
-        with contextlib.suppress(RuntimeError):
+        try:
             self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            # A loop that was closed meanwhile has nobody left to be told.
+            return
 
     def _after_hop(self) -> None:
         """Do in the thread what nobody waits for, once the callers have been answered."""
@@ -702,12 +704,12 @@ class WriterLane(Lane):
     def _after_hop(self) -> None:
         """Checkpoint the WAL when it has grown."""
         connection = self.connection.raw
-        if connection.in_transaction:
-            return
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
         is_large = self.files.wal_bytes >= 2 * sqlite_file.WAL_SIZE_LIMIT
-        if is_large or changes - self._checkpointed_at >= CHECKPOINT_AFTER:
+        if not is_large and changes - self._checkpointed_at < CHECKPOINT_AFTER:
+            return
+        if not connection.in_transaction:
             with contextlib.suppress(sqlite3.Error, MetastoreError):
                 self._checkpoint(connection)
                 self._checkpointed_at = changes
