@@ -222,15 +222,15 @@ MUTANTS = [
     Mutant(
         "a batch that is busy starts to wait anew",
         LANES,
-        "since = self._loop.time() if self._busy_since is None else self._busy_since",
-        "since = self._loop.time()",
+        "since = self.time() if self._busy_since is None else self._busy_since",
+        "since = self.time()",
         "tests/backends/test_bounds.py",
     ),
     Mutant(
         "a batch holds the writer as long as it likes",
         LANES,
-        "                if time() > ends_at:",
-        "                if time() > ends_at + 1:",
+        "                if now() > ends_at:",
+        "                if now() > ends_at + 1:",
         "tests/backends/test_bounds.py",
     ),
     Mutant(
