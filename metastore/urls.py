@@ -62,9 +62,17 @@ def resolve(url: str | None) -> DatabaseUrl:
             None, "url", "must be sqlite:///relative.db or sqlite:////absolute.db", value_type="str"
         )
     try:
-        # SQLite keeps the WAL beside the file itself, not beside a link to it.
-        path = Path(os.path.realpath(rest[1:]))
+        path = _resolved(rest[1:])
     except OSError as error:
         reason = f"is relative to a working directory that is gone: {error.strerror}"
         raise InvalidValue(None, "url", reason, value_type="str") from None
     return DatabaseUrl(text, "sqlite", path)
+
+
+def _resolved(name: str) -> Path:
+    """Return the file itself: SQLite keeps the WAL beside that, not beside a link to it."""
+    if os.path.exists(name):  # noqa: PTH110 - Path.exists raises where a name is too long
+        return Path(os.path.realpath(name))
+    # Of a link that leads nowhere, the link: a new database is not made in its stead.
+    folder, name = os.path.split(os.path.abspath(name))  # noqa: PTH100 - the same
+    return Path(os.path.realpath(folder), name)

@@ -145,6 +145,11 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
         connection.commit()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.row_factory = sqlite3.Row
+        # As processes leave it that die while they delete something large.
+        with connection:
+            connection.execute(
+                "INSERT INTO deletions (resource, resource_id) SELECT 'workflows', id FROM workflows"
+            )
         tables = [
             name
             for (name,) in connection.execute(
@@ -173,6 +178,7 @@ def arguments(filled: Filled, table: str, verb: str, folder: Path) -> Iterator[d
     for number, row in enumerate((filled.rows[table][0], filled.rows[table][-1])):
         other: dict[str, Any] = {
             "directory": folder / f"export-{number}",
+            "table": row.get("resource"),
             "token": filled.tokens[number],
             "vector": [1.0, 2.0, 3.0],
         }
