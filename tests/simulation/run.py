@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def run(plan: Plan, trace: list[str] | None = None) -> tuple[Scheduler, Judge]:
     """Run a plan; raise what did not hold."""
-    image, facts = beginning()
+    stage, facts = beginning()
     workload = Workload(plan, facts)
 
     def judge(scheduler: Scheduler) -> Judge:
@@ -32,7 +32,7 @@ def run(plan: Plan, trace: list[str] | None = None) -> tuple[Scheduler, Judge]:
         seed=str(plan.seed),
         faults=plan.faults,
         processes=PROCESSES,
-        image=image,
+        stage=stage,
         judge=judge,
         trace=trace,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 from collections import defaultdict, deque
 from datetime import timedelta
 from functools import cache
@@ -18,6 +19,7 @@ from metastore import (
     StoreClosed,
 )
 from metastore.testing.simulation.simulate import image_of
+from metastore.testing.simulation.stage import Stage
 from tests.simulation.plan import CLIENTS, PROCESSES
 
 if TYPE_CHECKING:
@@ -46,8 +48,8 @@ class Facts(msgspec.Struct):
 
 
 @cache
-def beginning() -> tuple[bytes, Facts]:
-    """Return the database that every run begins with, and what is in it."""
+def beginning() -> tuple[Stage, Facts]:
+    """Return the database as every run begins with it, and what is in it."""
     facts = Facts([], [], [], [], [])
 
     async def prepare(store: MetadataStore) -> None:
@@ -74,7 +76,9 @@ def beginning() -> tuple[bytes, Facts]:
             for place in range(3):
                 await store.tasks.create(title=str(place), task_type=task_type)
 
-    return image_of(prepare), facts
+    stage = Stage(image_of(prepare))
+    atexit.register(stage.close)
+    return stage, facts
 
 
 class Client:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_lanes import roll_back
+from metastore.testing.simulation.stage import CLOSED
 from metastore.testing.simulation.strands import Killed, Strand
 
 if TYPE_CHECKING:
@@ -121,8 +122,11 @@ class SimulatedConnection:
         """Interrupt the statement that runs. See `interrupt_now`."""
 
     def _close(self) -> None:
+        # The stage keeps them for the next run.
         for connection in (self._driver, *self._adopted):
-            connection.close()
+            roll_back(connection)
+        self._driver = self._statements.driver = CLOSED
+        self._adopted.clear()
         self.is_closed = True
 
     # What the scheduler uses.
@@ -210,38 +214,40 @@ class _Fetched:
 class _Statements:
     """The driver's connection, with the scheduler between any two of its statements."""
 
-    __slots__ = ("_connection", "_driver", "_written")
+    __slots__ = ("_changes_before", "_connection", "_written", "driver")
 
     def __init__(self, connection: SimulatedConnection, driver: sqlite3.Connection) -> None:
         self._connection = connection
-        self._driver = driver
+        self.driver = driver
+        # An earlier run may have used it.
+        self._changes_before = driver.total_changes
         self._written: frozenset[str] = frozenset()
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        return not self._connection.is_dead and self._driver.in_transaction
+        return not self._connection.is_dead and self.driver.in_transaction
 
     @property
     def total_changes(self) -> int:
         """How many rows the connection has changed."""
-        return 0 if self._connection.is_dead else self._driver.total_changes
+        return 0 if self._connection.is_dead else self.driver.total_changes - self._changes_before
 
     def __getattr__(self, name: str) -> Any:
         self._connection.check_alive()
-        return getattr(self._driver, name)
+        return getattr(self.driver, name)
 
     def execute(self, sql: str, parameters: Any = ()) -> Any:
         """Execute a statement when the scheduler gets to it."""
-        return self._run(sql, lambda: self._driver.execute(sql, parameters))
+        return self._run(sql, lambda: self.driver.execute(sql, parameters))
 
     def executemany(self, sql: str, rows: Any) -> Any:
         """Execute a statement for each of the rows when the scheduler gets to it."""
-        return self._run(sql, lambda: self._driver.executemany(sql, rows))
+        return self._run(sql, lambda: self.driver.executemany(sql, rows))
 
     def _run(self, sql: str, statement: Callable[[], sqlite3.Cursor]) -> Any:
         kind = kind_of(sql)
-        connection, driver = self._connection, self._driver
+        connection, driver = self._connection, self.driver
         process = connection.process
         connection.check_alive()
         if kind.verb == "PRAGMA":

@@ -20,11 +20,11 @@ from metastore.testing.simulation.process import PASSING_ERRORS, Process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
-    from pathlib import Path
 
     from metastore.testing.simulation.connection import SimulatedConnection
     from metastore.testing.simulation.faults import Fault
     from metastore.testing.simulation.process import Program
+    from metastore.testing.simulation.stage import Stage
 
 __all__ = ["Judge", "Scheduler"]
 
@@ -67,9 +67,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, path: Path, seed: str, *, skews: Sequence[timedelta], tuning: Tuning | None = None
+        self, stage: Stage, seed: str, *, skews: Sequence[timedelta], tuning: Tuning | None = None
     ) -> None:
-        self.path = path
+        self.path = stage.path
+        self._stage = stage
         self.time = 0.0
         self.random = random.Random(f"{seed} schedule")  # noqa: S311 - no secret
         self.tuning = tuning or Tuning(self.random)
@@ -89,7 +90,6 @@ class Scheduler:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._digest = blake2b(digest_size=16)
-        self._opened: list[sqlite3.Connection] = []
         self._buried: list[SimulatedLoop] = []
         self._outsider: sqlite3.Connection | None = None
         self._program: Program | None = None
@@ -158,7 +158,7 @@ class Scheduler:
         self._buried.extend(loops)
 
     def connect(self) -> sqlite3.Connection:
-        """Return a connection of an outsider, which is closed at the end."""
+        """Return a connection of an outsider, good until the next run begins."""
         connection = sqlite_file.connect(self.path, durability="normal")
         connection.execute("PRAGMA busy_timeout = 0")
         return connection
@@ -177,7 +177,7 @@ class Scheduler:
             AssertionError: something did not hold.
         """
         self._program = program
-        with repeatable(self._seed, lambda: self.time, self.tuning, self._opened.append):
+        with repeatable(self._seed, lambda: self.time, self.tuning, self._stage):
             self.judge = judge and judge(self)
             for fault in faults:
                 self.at(fault.at, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
@@ -308,9 +308,6 @@ class Scheduler:
             process.end()
         for loop in dict.fromkeys(self._buried):
             loop.end()
-        for connection in self._opened:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
 
 
 def _over_at(fault: Fault) -> float:
