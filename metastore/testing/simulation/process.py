@@ -117,7 +117,7 @@ class Process:
         self.loop.create_task(self._run(program)).add_done_callback(self._ended)
 
     def _new_loop(self) -> SimulatedLoop:
-        return SimulatedLoop(lambda: self.scheduler.time, f"{self}.loop")
+        return SimulatedLoop(self.scheduler, f"{self}.loop")
 
     async def _run(self, program: Program) -> None:
         while True:
