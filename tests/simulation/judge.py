@@ -146,6 +146,7 @@ class Judge:
         self._session_positions: defaultdict[str, list[int]] = defaultdict(list)
         self._event_at: dict[str, int] = {}
         self._rows: dict[str, dict[str, Row]] = {}
+        self._known: defaultdict[str, dict[Any, Row]] = defaultdict(dict)
         self._highest: dict[str, int] = {}
         self._tickets: dict[str, Ticket] = {}
         self._reservations: dict[tuple[str, str], tuple[int, str]] = {}
@@ -380,7 +381,15 @@ class Judge:
     # Leases.
 
     def _read_rows(self, table: str) -> dict[str, Row]:
-        return {key: Row(*row) for key, *row in self._database.execute(_LEASED[table]).fetchall()}
+        """Return the rows as they are now, the unchanged ones as they were read before."""
+        found = self._database.execute(_LEASED[table]).fetchall()
+        known, rows = self._known[table], {}
+        for values in found:
+            row = known.get(values)
+            if row is None:
+                row = known[values] = Row(*values[1:])
+            rows[values[0]] = row
+        return rows
 
     def _judge_rows(self, process: Process, table: str, tickets: dict[str, Ticket]) -> None:
         before, after = self._rows[table], self._read_rows(table)
@@ -388,8 +397,10 @@ class Judge:
         changed = [
             (before.get(key), after.get(key), key)
             for key in before.keys() | after.keys()
-            if before.get(key) != after.get(key)
+            if before.get(key) is not after.get(key)
         ]
+        if not changed:
+            return
         for old, new, _ in changed:
             self._touched_at[(new or old).resource] = self.scheduler.time  # type: ignore[union-attr]
         released = Counter[str]()

@@ -9,7 +9,6 @@ import random
 import secrets
 from functools import partial
 from typing import TYPE_CHECKING
-from unittest import mock
 from uuid import UUID
 
 from metastore import codec
@@ -17,6 +16,7 @@ from metastore.backends import sqlite_file, sqlite_lanes, sqlite_watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
     from metastore.testing.simulation.stage import Stage
 
@@ -53,20 +53,26 @@ def repeatable(
 
     state = random.getstate()
     collects = gc.isenabled()
-    with (
-        mock.patch.object(codec, "uuid7", uuid7),
-        mock.patch.object(secrets, "token_hex", lambda n=32: chance.randbytes(n).hex()),
-        mock.patch.object(sqlite_file, "connect", partial(stage.connect, connect)),
-        mock.patch.object(sqlite_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
-        mock.patch.object(sqlite_watcher, "POLL_INTERVAL", tuning.poll_interval),
-        mock.patch.object(sqlite_lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
-    ):
-        random.seed(seed)
-        # The collector would end forgotten generators at times of its own.
-        gc.disable()
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            if collects:
-                gc.enable()
+    patches: list[tuple[ModuleType, str, object]] = [
+        (codec, "uuid7", uuid7),
+        (secrets, "token_hex", lambda n=32: chance.randbytes(n).hex()),
+        (sqlite_file, "connect", partial(stage.connect, connect)),
+        (sqlite_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
+        (sqlite_watcher, "POLL_INTERVAL", tuning.poll_interval),
+        (sqlite_lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
+    ]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    random.seed(seed)
+    # The collector would end forgotten generators at times of its own.
+    gc.disable()
+    try:
+        # Not mock.patch, which takes as long as dozens of steps.
+        for module, name, value in patches:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in originals:
+            setattr(module, name, value)
+        random.setstate(state)
+        if collects:
+            gc.enable()

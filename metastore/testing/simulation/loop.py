@@ -8,6 +8,7 @@ import inspect
 import itertools
 import sys
 from asyncio import events
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 if TYPE_CHECKING:
@@ -55,6 +56,35 @@ class _Task(asyncio.Task[Any]):
         return self._serial
 
 
+class _Handle(asyncio.Handle):
+    """A handle that asks no loop whether it is being debugged."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer that is compared with timers only."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        return self._when < other._when  # type: ignore[attr-defined, no-any-return]
+
+
 class _Clock(Protocol):
     """What tells the virtual time."""
 
@@ -89,12 +119,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Call `callback` in the next turn."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
     # Nobody blocks in a selector, so that nobody needs to be woken.
     call_soon_threadsafe = call_soon
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call `callback` when the time has come."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001
+        return timer
 
     def create_future(self) -> asyncio.Future[Any]:
         """Return a future of this loop."""
@@ -104,7 +145,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def next_at(self) -> float | None:
         """When it has something to do: now, at the time of a timer, or never."""
         if self._ready:
-            return self._clock.time
+            return 0.0
         timers = self._scheduled
         while timers and timers[0]._cancelled:  # noqa: SLF001 - as _run_once does it
             self._timer_cancelled_count -= 1

@@ -44,6 +44,7 @@ class Process:
         skew: how far its clock is off.
         jumps: how often its clock has jumped.
         stops: how often it was stopped.
+        stopped_until: when it goes on, while it is stopped.
     """
 
     loop: SimulatedLoop
@@ -65,7 +66,7 @@ class Process:
         self._cancellable: dict[asyncio.Task[Any], None] = {}
         self._armed: deque[FaultKind] = deque()
         self._stopped_at: float | None = None
-        self._stopped_until = 0.0
+        self.stopped_until: float | None = None
         self._stopped_for = 0.0
 
     def __str__(self) -> str:
@@ -190,7 +191,7 @@ class Process:
                 self.stops += 1
                 now = self.scheduler.time
                 self._stopped_at = now if self._stopped_at is None else self._stopped_at
-                self._stopped_until = max(self._stopped_until, now + seconds)
+                self.stopped_until = max(self.stopped_until or 0.0, now + seconds)
             case FaultKind.CLOCK:
                 self.skew += timedelta(seconds=seconds)
                 self.jumps += 1
@@ -203,16 +204,11 @@ class Process:
             case _:
                 self._armed.append(kind)
 
-    @property
-    def goes_on_at(self) -> float | None:
-        """When a stopped process goes on; None if it is not stopped."""
-        return None if self._stopped_at is None else self._stopped_until
-
     def go_on(self) -> None:
         """Let a stopped process run again."""
         if self._stopped_at is not None:
             self._stopped_for += self.scheduler.time - self._stopped_at
-            self._stopped_at = None
+            self._stopped_at = self.stopped_until = None
 
     def kill(self) -> None:
         """End the life: connections drop, and nothing of it ever runs again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sqlite3
 import sys
@@ -223,12 +222,12 @@ class Scheduler:
         for process in self.processes:
             if not process.is_alive:
                 continue
-            at = process.goes_on_at
-            if at is not None and at <= now:
+            at = process.stopped_until
+            if at is not None:
+                if at > now:
+                    soonest = at if soonest is None else min(soonest, at)
+                    continue
                 process.go_on()
-            elif at is not None:
-                soonest = at if soonest is None else min(soonest, at)
-                continue
             for loop in process.loops:
                 at = loop.next_at
                 if at is None:
