@@ -246,7 +246,7 @@ class _Statements:
         connection.check_alive()
         if kind.verb == "PRAGMA":
             return statement(sql, parameters)
-        process.before(connection, kind)
+        process.before(connection, kind, parameters)
         autocommit = not driver.in_transaction
         cursor: Any = statement(sql, parameters)
         if autocommit and kind.tables:

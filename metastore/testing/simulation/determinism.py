@@ -39,9 +39,7 @@ class Tuning:
 
 
 @contextlib.contextmanager
-def repeatable(
-    seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage
-) -> Iterator[None]:
+def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage) -> Iterator[None]:
     """Give the program chance and ids from `seed` within the body, and connections of `stage`."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     serials = itertools.count(chance.getrandbits(30) << 32)

@@ -113,7 +113,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Return the virtual time. It is monotonic: no jump of a clock moves it."""
         return self._clock.time
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
         """Call `callback` in the next turn."""
@@ -124,10 +124,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return handle
 
     # Nobody blocks in a selector, so that nobody needs to be woken.
-    call_soon_threadsafe = call_soon
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call `callback` when the time has come."""
         if self._closed:
