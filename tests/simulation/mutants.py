@@ -279,10 +279,14 @@ UNCHANGED = Mutant("nothing was changed", [])
 
 def run(mutant: Mutant, folder: Path) -> str:
     """Plant the fault in a fresh copy and search for it; return which seed finds it."""
-    copy = folder / "copy"
+    original, copy = folder / "original", folder / "copy"
+    if not original.exists():
+        # Once: what is edited meanwhile must not get into the search.
+        for name in COPIED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, original / name, ignore=ignored)
     shutil.rmtree(copy, ignore_errors=True)
-    for name in COPIED:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(original, copy)
     for name, old, new in mutant.edits:
         file = copy / name
         text = file.read_text()

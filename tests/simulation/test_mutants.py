@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,4 +77,3 @@ def test_run__tells_what_became_of_a_copy(
     search = mutants.SEARCH.replace(f"range({mutants.SEEDS})", "range(1)")
     monkeypatch.setattr(mutants, "SEARCH", search)
     assert mutants.run(mutant, tmp_path).startswith(expected)
-    shutil.rmtree(tmp_path / "copy", ignore_errors=True)

@@ -99,6 +99,15 @@ def test_reset__begins_anew_whatever_was_left(
     assert stage.content() == image
 
 
+def test_reset__no_connection_believes_the_schema_of_an_earlier_run(stage: Stage) -> None:
+    for column in ("title", "label"):
+        stage.reset()
+        one, other = connect(stage), connect(stage)
+        one.execute(f"ALTER TABLE repositories RENAME COLUMN name TO {column}")
+        query = f"SELECT {column} FROM repositories ORDER BY 1"
+        assert other.execute(query).fetchall() == [("app",), ("lib",)]
+
+
 def test_reset__hands_out_connections_again_with_the_settings_of_new_ones(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,12 +93,15 @@ class Stage:
         self._set_up()
 
     def _write_over(self, cleaner: sqlite3.Connection) -> bool:
-        if _emptied_log(cleaner) and _schema_version(cleaner) == self._schema_version:
-            os.pwrite(self._descriptor, self._image, 0)
-            os.ftruncate(self._descriptor, len(self._image))
-            # Emptying the log is what makes the other connections drop their caches.
-            return _emptied_log(cleaner)
-        return False
+        # A schema of the same version may be another one: no connection would read it again.
+        if _schema_version(cleaner) != self._schema_version:
+            return False
+        # Begun anew, the log makes the other connections drop their caches when they read next.
+        if not _emptied_log(cleaner):
+            return False
+        os.pwrite(self._descriptor, self._image, 0)
+        os.ftruncate(self._descriptor, len(self._image))
+        return True
 
     @property
     def _schema_version(self) -> int:
