@@ -49,7 +49,8 @@ format: $(READY) ## Format the code and generate what is generated
 	$(BIN)/python -m docs.generate
 
 torture: $(READY) ## Run the long batteries: racing, killed and stopped processes
-	$(BIN)/python -m pytest -m torture --torture
+	$(BIN)/python -m pytest -m torture --torture --ignore tests/simulation
+	$(BIN)/python -m pytest -m torture --torture --numprocesses auto --dist worksteal tests/simulation
 
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants

@@ -28,12 +28,12 @@ FRONT = 1 << 62
 """Behind everybody who has a ticket."""
 
 BUDGET = 2 * 10**9
-WAITING = {"acquire_waiting": 1.5, "lock_waiting": 1.5, "claim_waiting": 1.5, "lease": 1.5}
-TAKES = {"reserve", "acquire", "acquire_waiting", "lease", "failing_lease", "lock", "lock_waiting",
+BODIES = {"lease", "failing_lease", "troubled_lease"}
+TAKES = {"reserve", "acquire", "acquire_waiting", *BODIES, "lock", "lock_waiting",
          "claim", "claim_waiting"}  # fmt: skip
 QUEUED = TAKES - {"reserve"}
-RETURNS = {"release", "release_lock", "release_claim", "complete", "lease", "failing_lease"}
-RENEWS = {"renew", "renew_lock", "renew_claim", "lease", "failing_lease"}
+RETURNS = {"release", "release_lock", "release_claim", "complete", *BODIES}
+RENEWS = {"renew", "renew_lock", "renew_claim", *BODIES}
 TRANSACTIONS = {"plain_transaction", "guarded", "guarded_by_lock", "forged"}
 PLAIN_WRITES = {"append", "append_many", "renew", "release", "renew_lock", "release_lock",
                 "create_task", "renew_claim", "release_claim", "release_budget"}  # fmt: skip
@@ -146,6 +146,7 @@ class Judge:
         self._session_positions: defaultdict[str, list[int]] = defaultdict(list)
         self._event_at: dict[str, int] = {}
         self._rows: dict[str, dict[str, Row]] = {}
+        self._known: defaultdict[str, dict[Any, Row]] = defaultdict(dict)
         self._highest: dict[str, int] = {}
         self._tickets: dict[str, Ticket] = {}
         self._reservations: dict[tuple[str, str], tuple[int, str]] = {}
@@ -260,6 +261,9 @@ class Judge:
     def believes(self, operation: Operation) -> None:
         """Judge a body that goes on: its last renewal must not be longer ago than its ttl."""
         _, ttl, until = self._beliefs[operation.name]
+        if operation.process.clock() < operation.clock_at_begin:
+            # Behind the take, a renewal succeeds and leaves the expiry where it is.
+            return
         if operation.process.uptime > until:
             self.violation(f"{operation} works on {ttl} s after its lease was last renewed")
 
@@ -380,7 +384,15 @@ class Judge:
     # Leases.
 
     def _read_rows(self, table: str) -> dict[str, Row]:
-        return {key: Row(*row) for key, *row in self._database.execute(_LEASED[table]).fetchall()}
+        """Return the rows as they are now, the unchanged ones as they were read before."""
+        found = self._database.execute(_LEASED[table]).fetchall()
+        known, rows = self._known[table], {}
+        for values in found:
+            row = known.get(values)
+            if row is None:
+                row = known[values] = Row(*values[1:])
+            rows[values[0]] = row
+        return rows
 
     def _judge_rows(self, process: Process, table: str, tickets: dict[str, Ticket]) -> None:
         before, after = self._rows[table], self._read_rows(table)
@@ -388,8 +400,10 @@ class Judge:
         changed = [
             (before.get(key), after.get(key), key)
             for key in before.keys() | after.keys()
-            if before.get(key) != after.get(key)
+            if before.get(key) is not after.get(key)
         ]
+        if not changed:
+            return
         for old, new, _ in changed:
             self._touched_at[(new or old).resource] = self.scheduler.time  # type: ignore[union-attr]
         released = Counter[str]()
@@ -599,8 +613,9 @@ class Judge:
 
     def _check_refusal(self, operation: Operation, error: Exception) -> None:
         """Judge a refusal: nothing was free, or those who wait came first."""
-        table = {"acq": "worktrees", "lea": "worktrees", "fai": "worktrees", "loc": "project_locks",
-                 "cla": "tasks"}[operation.kind[:3]]  # fmt: skip
+        table = {"lock": "project_locks", "claim": "tasks"}.get(
+            operation.kind.removesuffix("_waiting"), "worktrees"
+        )
         resource = operation.wanted or ""
         queue = [
             it

@@ -2,7 +2,9 @@
 
     python -m tests.simulation.mutants [part of a name]
 
-A fault that no seed finds, or whose place is gone, fails it.
+The project as it stands must hold for the same seeds first: otherwise a fault that was there before
+would pass for the one that was planted. A fault that no seed finds, or whose place is gone, fails
+it, and so does a copy in which the simulation itself breaks.
 """
 
 from __future__ import annotations
@@ -20,13 +22,22 @@ SEEDS = 200
 TIMEOUT = 600
 """How long the search for one fault may take, in seconds."""
 
+HOLDS = "holds"
+FOUND = "seed "
+
 SEARCH = f"""
-from tests.simulation.run import first_failure
+from pathlib import Path
+
+import metastore
+from tests.simulation.run import first_failure, is_finding
+
+assert Path(metastore.__file__).is_relative_to(Path.cwd()), "this is not the copy"
 found = first_failure(range({SEEDS}))
 if found is None:
-    print("survived")
+    print("{HOLDS}")
 else:
-    print(f"seed {{found[0]}}: {{str(found[1])[:100]}}")
+    what = "{FOUND}" if is_finding(found[1]) else "the simulation broke at seed "
+    print(f"{{what}}{{found[0]}}: {{str(found[1])[:100] or repr(found[1])}}")
 """
 
 
@@ -263,12 +274,19 @@ MUTANTS = [
 ]
 
 
+UNCHANGED = Mutant("nothing was changed", [])
+
+
 def run(mutant: Mutant, folder: Path) -> str:
-    """Plant the fault in a fresh copy and search for it; return after which seed it was found."""
-    copy = folder / "copy"
+    """Plant the fault in a fresh copy and search for it; return which seed finds it."""
+    original, copy = folder / "original", folder / "copy"
+    if not original.exists():
+        # Once: what is edited meanwhile must not get into the search.
+        for name in COPIED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, original / name, ignore=ignored)
     shutil.rmtree(copy, ignore_errors=True)
-    for name in COPIED:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(original, copy)
     for name, old, new in mutant.edits:
         file = copy / name
         text = file.read_text()
@@ -285,19 +303,24 @@ def run(mutant: Mutant, folder: Path) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "survived: no end"
-    return search.stdout.strip() or search.stderr.strip()[-200:]
+        return "no end"
+    return search.stdout.strip() or f"the simulation broke: {search.stderr.strip()[-200:]}"
 
 
 def main(part: str = "") -> int:
     """Try every mutant whose name has `part` in it; return how many were not found."""
     escaped = 0
     with tempfile.TemporaryDirectory(prefix="metastore-mutants-") as folder:
+        outcome = run(UNCHANGED, Path(folder))
+        sys.stdout.write(f"{UNCHANGED.fault:55} {outcome}\n")
+        sys.stdout.flush()
+        if outcome != HOLDS:
+            return 1
         for mutant in MUTANTS:
             if part not in mutant.fault:
                 continue
             outcome = run(mutant, Path(folder))
-            escaped += not outcome.startswith("seed ")
+            escaped += not outcome.startswith(FOUND)
             sys.stdout.write(f"{mutant.fault:55} {outcome}\n")
             sys.stdout.flush()
     return escaped

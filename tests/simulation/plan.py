@@ -22,7 +22,7 @@ UNTIL = 1.5
 WEIGHTS = {
     "append": 22, "append_many": 7, "plain_transaction": 3, "guarded": 9, "page": 6, "stranger": 1,
     "reserve": 9, "acquire": 8, "acquire_waiting": 5, "renew": 7, "release": 9, "forged": 3,
-    "lease": 3, "failing_lease": 2,
+    "lease": 3, "failing_lease": 2, "troubled_lease": 3,
     "lock": 5, "lock_waiting": 4, "renew_lock": 3, "release_lock": 8, "guarded_by_lock": 3,
     "create_task": 7, "claim": 6, "claim_waiting": 3, "renew_claim": 3, "complete": 7,
     "release_claim": 3,

@@ -13,14 +13,14 @@ from tests.simulation.plan import PROCESSES, Plan, plan
 from tests.simulation.workload import Workload, beginning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from metastore.testing.simulation.scheduler import Scheduler
 
 
 def run(plan: Plan, trace: list[str] | None = None) -> tuple[Scheduler, Judge]:
     """Run a plan; raise what did not hold."""
-    image, facts = beginning()
+    stage, facts = beginning()
     workload = Workload(plan, facts)
 
     def judge(scheduler: Scheduler) -> Judge:
@@ -32,7 +32,7 @@ def run(plan: Plan, trace: list[str] | None = None) -> tuple[Scheduler, Judge]:
         seed=str(plan.seed),
         faults=plan.faults,
         processes=PROCESSES,
-        image=image,
+        stage=stage,
         judge=judge,
         trace=trace,
     )
@@ -54,6 +54,25 @@ def first_failure(seeds: Iterable[int]) -> tuple[int, Exception] | None:
         if (failure := failure_of(plan(seed))) is not None:
             return seed, failure
     return None
+
+
+def is_finding(failure: BaseException) -> bool:
+    """Whether a failure tells of the store, and not of a mistake in the simulation itself."""
+    causes = list(_causes_of(failure))
+    return isinstance(failure, AssertionError) and not any(
+        isinstance(cause, _MISTAKES) for cause in causes
+    )
+
+
+_MISTAKES = (SyntaxError, ImportError, NameError, AttributeError, TypeError)
+
+
+def _causes_of(error: BaseException) -> Iterator[BaseException]:
+    yield error
+    within = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for cause in (error.__cause__, *within):
+        if cause is not None:
+            yield from _causes_of(cause)
 
 
 def story_of(seed: int) -> str:

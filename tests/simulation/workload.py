@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import sqlite3
 from collections import defaultdict, deque
 from datetime import timedelta
 from functools import cache
@@ -18,9 +20,12 @@ from metastore import (
     StoreClosed,
 )
 from metastore.testing.simulation.simulate import image_of
+from metastore.testing.simulation.stage import Stage
 from tests.simulation.plan import CLIENTS, PROCESSES
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from metastore.testing.simulation import Process
     from tests.simulation.judge import Judge, Operation
     from tests.simulation.plan import Action, Plan
@@ -46,8 +51,8 @@ class Facts(msgspec.Struct):
 
 
 @cache
-def beginning() -> tuple[bytes, Facts]:
-    """Return the database that every run begins with, and what is in it."""
+def beginning() -> tuple[Stage, Facts]:
+    """Return the database as every run begins with it, and what is in it."""
     facts = Facts([], [], [], [], [])
 
     async def prepare(store: MetadataStore) -> None:
@@ -74,7 +79,9 @@ def beginning() -> tuple[bytes, Facts]:
             for place in range(3):
                 await store.tasks.create(title=str(place), task_type=task_type)
 
-    return image_of(prepare), facts
+    stage = Stage(image_of(prepare))
+    atexit.register(stage.close)
+    return stage, facts
 
 
 class Client:
@@ -147,7 +154,7 @@ class Workload:
             return isinstance(error, StoreClosed)
         except RuntimeError as error:
             self.judge.refused(operation, error)
-        except (OSError, MemoryError, Boom) as error:
+        except (OSError, MemoryError, sqlite3.ProgrammingError, Boom) as error:
             self.judge.unknown(operation, error)
         except asyncio.CancelledError as error:
             self.judge.unknown(operation, error)
@@ -305,7 +312,8 @@ class Workload:
         store: MetadataStore,
         _: Client,
         n: int,
-        fails: bool = False,
+        turns: int = 8,
+        disturb: Callable[[int], Awaitable[object]] | None = None,
     ) -> None:
         ttl = TTLS[n // 4 % 2]
         try:
@@ -318,11 +326,12 @@ class Workload:
                 operation.uses(lease)
                 self.judge.granted(operation, lease.worktree_id, lease.fencing_number)
                 self.judge.holds(operation, ttl)
-                for _turn in range(8):
+                for turn in range(turns):
+                    # Almost until the next renewal, which begins after a third.
                     await asyncio.sleep(ttl * 0.3)
                     self.judge.believes(operation)
-                    if fails and _turn == n % 5:
-                        raise Boom
+                    if disturb is not None:
+                        await disturb(turn)
         except Boom:
             self.judge.let_go(operation)
             raise
@@ -330,7 +339,29 @@ class Workload:
     async def failing_lease(
         self, operation: Operation, store: MetadataStore, client: Client, n: int
     ) -> None:
-        await self.lease(operation, store, client, n, fails=True)
+        """Raise in the body of a lease."""
+
+        async def fail(turn: int) -> None:
+            if turn == n % 5:
+                raise Boom
+
+        await self.lease(operation, store, client, n, disturb=fail)
+
+    async def troubled_lease(
+        self, operation: Operation, store: MetadataStore, client: Client, n: int
+    ) -> None:
+        """Let a renewal meet an error that it does not expect, and write until told to stop."""
+        append = msgspec.structs.replace(operation.action, kind="append", cancelled_after=None)
+
+        async def trouble(turn: int) -> None:
+            if turn == n % 3:
+                # The store gives it to its caller as it is: a fault of the program.
+                error = sqlite3.ProgrammingError("simulated")
+                operation.process.fail_next(operation.token, error)
+            elif turn > n % 3:
+                await self.perform(operation.process, client, append)
+
+        await self.lease(operation, store, client, n, turns=16, disturb=trouble)
 
     # Projects.
 

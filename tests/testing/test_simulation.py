@@ -10,6 +10,7 @@ from metastore import LeaseUnavailable, MetadataStore
 from metastore.testing import Fault, FaultKind, Process, SimulationFailed, simulate
 from metastore.testing.simulation.shrink import shrink
 from metastore.testing.simulation.simulate import image_of, run_once
+from metastore.testing.simulation.stage import Stage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -108,7 +109,8 @@ def test_stop__of_a_stopped_process_makes_the_stop_longer() -> None:
         spans.append(((process.clock() - began).total_seconds(), process.uptime - uptime))
 
     faults = [Fault(0.1, FaultKind.STOP, 0, 1.0), Fault(0.3, FaultKind.STOP, 0, 2.0)]
-    run_once(program, seed="0", faults=faults, processes=1, image=image_of())
+    with Stage(image_of()) as stage:
+        run_once(program, seed="0", faults=faults, processes=1, stage=stage)
     [(passed, ran)] = spans
     assert passed == pytest.approx(2.3, abs=0.01)
     assert ran == pytest.approx(0.1, abs=0.01)

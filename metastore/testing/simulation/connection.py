@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite_lanes import roll_back
+from metastore.testing.simulation.stage import CLOSED
 from metastore.testing.simulation.strands import Killed, Strand
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class SimulatedConnection:
         self._driver = raw
         self._adopted: list[sqlite3.Connection] = []
         self._statements = _Statements(self, raw)
-        self._posted: deque[Callable[[], None]] = deque()
-        self._strand: Strand | None = None
+        # What the scheduler looks at: the hop in flight until `wakes_at`, and those after it.
+        self.strand: Strand | None = None
+        self.posted: deque[Callable[[], None]] = deque()
 
     # What lanes use.
 
@@ -71,13 +73,13 @@ class SimulatedConnection:
 
     def post(self, function: Callable[[], None]) -> None:
         """Run `function` after whatever was posted before."""
-        self._posted.append(function)
+        self.posted.append(function)
 
     def pause(self, seconds: float) -> None:
         """Let virtual time pass: others go on meanwhile."""
         scheduler = self.process.scheduler
         self.wakes_at = scheduler.time + seconds * scheduler.sluggishness
-        if self._strand is None:
+        if self.strand is None:
             scheduler.time = self.wakes_at
         self.suspend()
 
@@ -121,18 +123,14 @@ class SimulatedConnection:
         """Interrupt the statement that runs. See `interrupt_now`."""
 
     def _close(self) -> None:
+        # The stage keeps them for the next run.
         for connection in (self._driver, *self._adopted):
-            connection.close()
+            roll_back(connection)
+        self._driver = self._statements.driver = CLOSED
+        self._adopted.clear()
         self.is_closed = True
 
     # What the scheduler uses.
-
-    @property
-    def next_at(self) -> float | None:
-        """When its thread has something to do: now, at the end of a pause, or never."""
-        if self._strand is not None:
-            return self.wakes_at
-        return 0.0 if self._posted else None
 
     @property
     def holds_lock(self) -> bool:
@@ -142,23 +140,23 @@ class SimulatedConnection:
     def step(self) -> None:
         """Run the hop until it is suspended or ends, the next one if none has begun."""
         self.wakes_at = 0.0
-        if self._strand is None:
+        if self.strand is None:
             self.hop_began_at = self.process.uptime
-            hop = self._posted.popleft()
+            hop = self.posted.popleft()
             if not self.process.scheduler.may_suspend(self):
                 # On the scheduler's own thread: to change threads may cost more than the hop.
                 with contextlib.suppress(Exception, Killed):
                     hop()
                 return
-            self._strand = Strand.of(hop)
-        self._strand.resume()
-        if self._strand.is_finished:
-            self._strand = None
+            self.strand = Strand.of(hop)
+        self.strand.resume()
+        if self.strand.is_finished:
+            self.strand = None
 
     @property
     def can_suspend(self) -> bool:
         """Whether the hop in flight runs on a thread of its own."""
-        return self._strand is not None
+        return self.strand is not None
 
     def suspend(self) -> None:
         """Let the scheduler decide what happens next. Called inside a hop.
@@ -166,8 +164,8 @@ class SimulatedConnection:
         Raises:
             Killed: it decided that the process dies.
         """
-        if self._strand is not None and not self.is_dead:
-            self._strand.suspend()
+        if self.strand is not None and not self.is_dead:
+            self.strand.suspend()
         self.check_alive()
 
     def check_alive(self) -> None:
@@ -182,14 +180,14 @@ class SimulatedConnection:
     def kill(self) -> None:
         """Drop the connection as the end of a process does: what was not committed is undone."""
         self.is_dead = True
-        self._posted.clear()
+        self.posted.clear()
         if not self.is_closed:
             roll_back(self._driver)
             self._close()
 
     def unwind(self) -> None:
         """Let the hop in flight of a dead process end, wherever it was."""
-        while self._strand is not None:
+        while self.strand is not None:
             self.step()
 
 
@@ -210,45 +208,47 @@ class _Fetched:
 class _Statements:
     """The driver's connection, with the scheduler between any two of its statements."""
 
-    __slots__ = ("_connection", "_driver", "_written")
+    __slots__ = ("_changes_before", "_connection", "_written", "driver")
 
     def __init__(self, connection: SimulatedConnection, driver: sqlite3.Connection) -> None:
         self._connection = connection
-        self._driver = driver
+        self.driver = driver
+        # An earlier run may have used it.
+        self._changes_before = driver.total_changes
         self._written: frozenset[str] = frozenset()
 
     @property
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        return not self._connection.is_dead and self._driver.in_transaction
+        return not self._connection.is_dead and self.driver.in_transaction
 
     @property
     def total_changes(self) -> int:
         """How many rows the connection has changed."""
-        return 0 if self._connection.is_dead else self._driver.total_changes
+        return 0 if self._connection.is_dead else self.driver.total_changes - self._changes_before
 
     def __getattr__(self, name: str) -> Any:
         self._connection.check_alive()
-        return getattr(self._driver, name)
+        return getattr(self.driver, name)
 
     def execute(self, sql: str, parameters: Any = ()) -> Any:
         """Execute a statement when the scheduler gets to it."""
-        return self._run(sql, lambda: self._driver.execute(sql, parameters))
+        return self._run(self.driver.execute, sql, parameters)
 
     def executemany(self, sql: str, rows: Any) -> Any:
         """Execute a statement for each of the rows when the scheduler gets to it."""
-        return self._run(sql, lambda: self._driver.executemany(sql, rows))
+        return self._run(self.driver.executemany, sql, rows)
 
-    def _run(self, sql: str, statement: Callable[[], sqlite3.Cursor]) -> Any:
+    def _run(self, statement: Callable[..., sqlite3.Cursor], sql: str, parameters: Any) -> Any:
         kind = kind_of(sql)
-        connection, driver = self._connection, self._driver
+        connection, driver = self._connection, self.driver
         process = connection.process
         connection.check_alive()
         if kind.verb == "PRAGMA":
-            return statement()
-        process.before(connection, kind)
+            return statement(sql, parameters)
+        process.before(connection, kind, parameters)
         autocommit = not driver.in_transaction
-        cursor: Any = statement()
+        cursor: Any = statement(sql, parameters)
         if autocommit and kind.tables:
             # Until its rows are fetched the statement has not committed.
             cursor = _Fetched(cursor)

@@ -7,17 +7,18 @@ import gc
 import itertools
 import random
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING
-from unittest import mock
 from uuid import UUID
 
 from metastore import codec
 from metastore.backends import sqlite_file, sqlite_lanes, sqlite_watcher
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from types import ModuleType
+
+    from metastore.testing.simulation.stage import Stage
 
 __all__ = ["Tuning", "repeatable"]
 
@@ -38,13 +39,8 @@ class Tuning:
 
 
 @contextlib.contextmanager
-def repeatable(
-    seed: str, now: Callable[[], float], tuning: Tuning, opened: Callable[[sqlite3.Connection], Any]
-) -> Iterator[None]:
-    """Give the program chance and ids from `seed` within the body.
-
-    `opened` is told of every connection that the backend makes.
-    """
+def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage) -> Iterator[None]:
+    """Give the program chance and ids from `seed` within the body, and connections of `stage`."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     serials = itertools.count(chance.getrandbits(30) << 32)
     connect = sqlite_file.connect
@@ -53,27 +49,28 @@ def repeatable(
         milliseconds = 1_767_000_000_000 + int(now() * 1000)
         return UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62 | next(serials))
 
-    def connect_and_tell(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
-        opened(connection)
-        return connection
-
     state = random.getstate()
     collects = gc.isenabled()
-    with (
-        mock.patch.object(codec, "uuid7", uuid7),
-        mock.patch.object(secrets, "token_hex", lambda n=32: chance.randbytes(n).hex()),
-        mock.patch.object(sqlite_file, "connect", connect_and_tell),
-        mock.patch.object(sqlite_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
-        mock.patch.object(sqlite_watcher, "POLL_INTERVAL", tuning.poll_interval),
-        mock.patch.object(sqlite_lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
-    ):
-        random.seed(seed)
-        # The collector would end forgotten generators at times of its own.
-        gc.disable()
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            if collects:
-                gc.enable()
+    patches: list[tuple[ModuleType, str, object]] = [
+        (codec, "uuid7", uuid7),
+        (secrets, "token_hex", lambda n=32: chance.randbytes(n).hex()),
+        (sqlite_file, "connect", partial(stage.connect, connect)),
+        (sqlite_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
+        (sqlite_watcher, "POLL_INTERVAL", tuning.poll_interval),
+        (sqlite_lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
+    ]
+    originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
+    random.seed(seed)
+    # The collector would end forgotten generators at times of its own.
+    gc.disable()
+    try:
+        # Not mock.patch, which takes as long as dozens of steps.
+        for module, name, value in patches:
+            setattr(module, name, value)
+        yield
+    finally:
+        for module, name, value in originals:
+            setattr(module, name, value)
+        random.setstate(state)
+        if collects:
+            gc.enable()

@@ -8,10 +8,13 @@ import inspect
 import itertools
 import sys
 from asyncio import events
-from typing import TYPE_CHECKING, Any, Self, cast
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, Protocol, Self, cast
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Coroutine
+    from contextvars import Context
 
 __all__ = ["SimulatedLoop"]
 
@@ -53,32 +56,54 @@ class _Task(asyncio.Task[Any]):
         return self._serial
 
 
-class _NoSelector:
-    """There is no input and output: nothing is ever waited for."""
+class _Handle(asyncio.Handle):
+    """A handle that asks no loop whether it is being debugged."""
 
-    def select(self, _: float | None) -> list[Any]:
-        return []
+    __slots__ = ()
 
-    def close(self) -> None:
-        pass
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer that is compared with timers only."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: asyncio.TimerHandle) -> bool:
+        return self._when < other._when  # type: ignore[attr-defined, no-any-return]
+
+
+class _Clock(Protocol):
+    """What tells the virtual time."""
+
+    time: float
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
     """The event loop of a simulated process. It runs one turn whenever the scheduler says so."""
 
     # What BaseEventLoop calls its own; typeshed does not know of it.
-    _ready: Any
+    _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
     _timer_cancelled_count: int
-    _run_once: Callable[[], None]
+    _closed: bool
 
-    def __init__(self, now: Callable[[], float], name: str) -> None:
+    def __init__(self, clock: _Clock, name: str) -> None:
         super().__init__()
         self.name = name
-        self._now = now
-        self._selector = _NoSelector()
-        # Timers are due when their time has come, not a resolution earlier.
-        self._clock_resolution = 0.0
+        self._clock = clock
         self.serials = itertools.count(1)
         self.unhandled: list[dict[str, Any]] = []
         self.set_task_factory(cast("Any", _create_task))
@@ -86,7 +111,35 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         """Return the virtual time. It is monotonic: no jump of a clock moves it."""
-        return self._now()
+        return self._clock.time
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call `callback` in the next turn."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    # Nobody blocks in a selector, so that nobody needs to be woken.
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call `callback` when the time has come."""
+        if self._closed:
+            raise RuntimeError("Event loop is closed")
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001
+        return timer
 
     def create_future(self) -> asyncio.Future[Any]:
         """Return a future of this loop."""
@@ -96,7 +149,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def next_at(self) -> float | None:
         """When it has something to do: now, at the time of a timer, or never."""
         if self._ready:
-            return self._now()
+            return 0.0
         timers = self._scheduled
         while timers and timers[0]._cancelled:  # noqa: SLF001 - as _run_once does it
             self._timer_cancelled_count -= 1
@@ -109,7 +162,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         Nothing is lost by that: processes meet in the database only.
         """
         outside = events._get_running_loop()  # noqa: SLF001 - a test may have a loop of its own
-        hooks = sys.get_asyncgen_hooks()
+        # The scheduler restores what was set before the run.
         sys.set_asyncgen_hooks(
             firstiter=self._asyncgen_firstiter_hook,  # type: ignore[attr-defined]
             finalizer=self._asyncgen_finalizer_hook,  # type: ignore[attr-defined]
@@ -117,12 +170,23 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         events._set_running_loop(self)  # noqa: SLF001 - as run_forever does it
         try:
             for _ in range(_TURNS):
-                self._run_once()
+                self._run_due()
                 if not self._ready:
                     break
         finally:
             events._set_running_loop(outside)  # noqa: SLF001 - the same
-            sys.set_asyncgen_hooks(*hooks)
+
+    def _run_due(self) -> None:
+        """Do what `_run_once` of asyncio does, without input, output and slow callbacks."""
+        ready, timers, now = self._ready, self._scheduled, self._clock.time
+        while timers and timers[0]._when < now:  # type: ignore[attr-defined]  # noqa: SLF001
+            timer = heapq.heappop(timers)
+            timer._scheduled = False  # type: ignore[attr-defined]  # noqa: SLF001
+            ready.append(timer)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:  # noqa: SLF001
+                handle._run()  # noqa: SLF001
 
     def end(self) -> None:
         """Cancel what is left of a dead process until nothing is, and close the loop.
@@ -140,13 +204,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                     task.cancel()
             self.turn()
         self.close()
-
-    def _process_events(self, _: object) -> None:
-        pass
-
-    def _write_to_self(self) -> None:
-        # Nobody blocks in a selector, so that nobody needs to be woken.
-        pass
 
 
 def _create_task(

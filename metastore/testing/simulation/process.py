@@ -18,7 +18,7 @@ from metastore.testing.simulation.loop import SimulatedLoop
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
 
     from metastore.testing.simulation.connection import StatementKind
     from metastore.testing.simulation.scheduler import Scheduler
@@ -44,6 +44,7 @@ class Process:
         skew: how far its clock is off.
         jumps: how often its clock has jumped.
         stops: how often it was stopped.
+        stopped_until: when it goes on, while it is stopped.
     """
 
     loop: SimulatedLoop
@@ -64,8 +65,9 @@ class Process:
         self._store: MetadataStore | None = None
         self._cancellable: dict[asyncio.Task[Any], None] = {}
         self._armed: deque[FaultKind] = deque()
+        self._aimed: tuple[object, Exception] | None = None
         self._stopped_at: float | None = None
-        self._stopped_until = 0.0
+        self.stopped_until: float | None = None
         self._stopped_for = 0.0
 
     def __str__(self) -> str:
@@ -102,6 +104,14 @@ class Process:
             self.loops.append(self._new_loop())
         return self.loops[1]
 
+    def fail_next(self, parameter: object, error: Exception) -> None:
+        """Let the next statement of this life that has such a parameter raise `error`.
+
+        Unlike the other faults this one is aimed: at the renewals of one lease by its token, say.
+        """
+        self._aimed = parameter, error
+        self.scheduler.strikes += 1
+
     # What the scheduler uses.
 
     def start(self, program: Program) -> None:
@@ -114,10 +124,11 @@ class Process:
         self.connections = []
         self._store = None
         self._armed.clear()
+        self._aimed = None
         self.loop.create_task(self._run(program)).add_done_callback(self._ended)
 
     def _new_loop(self) -> SimulatedLoop:
-        return SimulatedLoop(lambda: self.scheduler.time, f"{self}.loop")
+        return SimulatedLoop(self.scheduler, f"{self}.loop")
 
     async def _run(self, program: Program) -> None:
         while True:
@@ -190,7 +201,7 @@ class Process:
                 self.stops += 1
                 now = self.scheduler.time
                 self._stopped_at = now if self._stopped_at is None else self._stopped_at
-                self._stopped_until = max(self._stopped_until, now + seconds)
+                self.stopped_until = max(self.stopped_until or 0.0, now + seconds)
             case FaultKind.CLOCK:
                 self.skew += timedelta(seconds=seconds)
                 self.jumps += 1
@@ -203,16 +214,11 @@ class Process:
             case _:
                 self._armed.append(kind)
 
-    @property
-    def goes_on_at(self) -> float | None:
-        """When a stopped process goes on; None if it is not stopped."""
-        return None if self._stopped_at is None else self._stopped_until
-
     def go_on(self) -> None:
         """Let a stopped process run again."""
         if self._stopped_at is not None:
             self._stopped_for += self.scheduler.time - self._stopped_at
-            self._stopped_at = None
+            self._stopped_at = self.stopped_until = None
 
     def kill(self) -> None:
         """End the life: connections drop, and nothing of it ever runs again."""
@@ -230,12 +236,18 @@ class Process:
         """Whether a fault waits for a statement."""
         return bool(self._armed)
 
-    def before(self, connection: SimulatedConnection, kind: StatementKind) -> None:
+    def before(
+        self, connection: SimulatedConnection, kind: StatementKind, parameters: Collection[object]
+    ) -> None:
         """Stand before a statement, in its hop: others may run now, and faults strike."""
         scheduler = self.scheduler
         scheduler.pass_time(kind.verb)
         if scheduler.switches(connection):
             connection.suspend()
+        if self._aimed is not None and self._aimed[0] in parameters:
+            (_, error), self._aimed = self._aimed, None
+            self.scheduler.record(self, "aimed", type(error).__name__, kind.verb)
+            raise error
         if not self._armed or kind.verb == "ROLLBACK":
             return
         in_transaction = connection.raw.in_transaction

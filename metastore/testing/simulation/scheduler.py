@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sqlite3
+import sys
 from hashlib import blake2b
 from heapq import heappop, heappush
 from itertools import count
@@ -20,11 +20,11 @@ from metastore.testing.simulation.process import PASSING_ERRORS, Process
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
-    from pathlib import Path
 
     from metastore.testing.simulation.connection import SimulatedConnection
     from metastore.testing.simulation.faults import Fault
     from metastore.testing.simulation.process import Program
+    from metastore.testing.simulation.stage import Stage
 
 __all__ = ["Judge", "Scheduler"]
 
@@ -67,9 +67,10 @@ class Scheduler:
     """
 
     def __init__(
-        self, path: Path, seed: str, *, skews: Sequence[timedelta], tuning: Tuning | None = None
+        self, stage: Stage, seed: str, *, skews: Sequence[timedelta], tuning: Tuning | None = None
     ) -> None:
-        self.path = path
+        self.path = stage.path
+        self._stage = stage
         self.time = 0.0
         self.random = random.Random(f"{seed} schedule")  # noqa: S311 - no secret
         self.tuning = tuning or Tuning(self.random)
@@ -89,7 +90,6 @@ class Scheduler:
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
         self._digest = blake2b(digest_size=16)
-        self._opened: list[sqlite3.Connection] = []
         self._buried: list[SimulatedLoop] = []
         self._outsider: sqlite3.Connection | None = None
         self._program: Program | None = None
@@ -98,16 +98,15 @@ class Scheduler:
 
     def record(self, *what: object) -> None:
         """Note something in the trace, by which two runs are compared."""
-        if self._is_over:
+        if self._is_over or self.trace is None:
             return
         line = f"{self.time:.6f} {' '.join(map(str, what))}"
         self._digest.update(line.encode())
-        if self.trace is not None:
-            self.trace.append(line)
+        self.trace.append(line)
 
     @property
     def trace_hash(self) -> str:
-        """What two runs have in common if, and only if, they were the same."""
+        """What two runs with a trace have in common if, and only if, they were the same."""
         return self._digest.hexdigest()
 
     def fail(self, what: str | AssertionError, cause: BaseException | None = None) -> None:
@@ -129,17 +128,17 @@ class Scheduler:
 
     def may_suspend(self, connection: SimulatedConnection) -> bool:
         """Decide whether a hop that begins can be suspended; it must be where it has to wait."""
-        return (
+        if (
             self.random.random() < self._switch_rate
             or connection.process.is_armed
             or (self._outsider is not None and self._outsider.in_transaction)
-            or any(
-                it.holds_lock
-                for process in self.processes
-                for it in process.connections
-                if it is not connection
-            )
-        )
+        ):
+            return True
+        for process in self.processes:
+            for it in process.connections:
+                if it.holds_lock and it is not connection:
+                    return True
+        return False
 
     def switches(self, connection: SimulatedConnection) -> bool:
         """Decide whether others run between two statements of a hop."""
@@ -158,7 +157,7 @@ class Scheduler:
         self._buried.extend(loops)
 
     def connect(self) -> sqlite3.Connection:
-        """Return a connection of an outsider, which is closed at the end."""
+        """Return a connection of an outsider, good until the next run begins."""
         connection = sqlite_file.connect(self.path, durability="normal")
         connection.execute("PRAGMA busy_timeout = 0")
         return connection
@@ -177,7 +176,8 @@ class Scheduler:
             AssertionError: something did not hold.
         """
         self._program = program
-        with repeatable(self._seed, lambda: self.time, self.tuning, self._opened.append):
+        hooks = sys.get_asyncgen_hooks()
+        with repeatable(self._seed, lambda: self.time, self.tuning, self._stage):
             self.judge = judge and judge(self)
             for fault in faults:
                 self.at(fault.at, lambda fault=fault: self._strike(fault))  # type: ignore[misc]
@@ -190,6 +190,7 @@ class Scheduler:
             finally:
                 self.record("ends after", self.steps, "steps, hash", self.trace_hash)
                 self._dispose()
+                sys.set_asyncgen_hooks(*hooks)
         if self.failure is not None:
             raise self.failure
 
@@ -199,7 +200,10 @@ class Scheduler:
             self.time += STEP
             while self._agenda and self._agenda[0][0] <= self.time:
                 heappop(self._agenda)[2]()
-            if all(process.is_done for process in self.processes):
+            for process in self.processes:
+                if not process.is_done:
+                    break
+            else:
                 return
             if self.time > until:
                 self.fail(f"the run hangs: {self._waiting()}")
@@ -218,24 +222,29 @@ class Scheduler:
         for process in self.processes:
             if not process.is_alive:
                 continue
-            at = process.goes_on_at
-            if at is not None and at <= now:
+            at = process.stopped_until
+            if at is not None:
+                if at > now:
+                    soonest = at if soonest is None else min(soonest, at)
+                    continue
                 process.go_on()
-            elif at is not None:
-                soonest = at if soonest is None else min(soonest, at)
-                continue
-            parts: list[SimulatedConnection | SimulatedLoop] = [
-                *process.loops,
-                *process.connections,
-            ]
-            for it in parts:
-                at = it.next_at
+            for loop in process.loops:
+                at = loop.next_at
                 if at is None:
                     continue
                 if at <= now:
-                    ready.append((process, it))
+                    ready.append((process, loop))
                 elif soonest is None or at < soonest:
                     soonest = at
+            # Not a method of theirs: most connections have nothing to do, at every step.
+            for connection in process.connections:
+                if connection.strand is not None:
+                    if connection.wakes_at <= now:
+                        ready.append((process, connection))
+                    elif soonest is None or connection.wakes_at < soonest:
+                        soonest = connection.wakes_at
+                elif connection.posted:
+                    ready.append((process, connection))
         if ready:
             # Not choice(): this is the hottest line of all.
             self._run_one(*ready[int(self.random.random() * len(ready))])
@@ -246,7 +255,8 @@ class Scheduler:
         return True
 
     def _run_one(self, process: Process, it: SimulatedConnection | SimulatedLoop) -> None:
-        self._digest.update(it.name.encode())
+        if self.trace is not None:
+            self._digest.update(it.name.encode())
         if isinstance(it, SimulatedLoop):
             it.turn()
             for context in it.unhandled:
@@ -308,9 +318,6 @@ class Scheduler:
             process.end()
         for loop in dict.fromkeys(self._buried):
             loop.end()
-        for connection in self._opened:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
 
 
 def _over_at(fault: Fault) -> float:

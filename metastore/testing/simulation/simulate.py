@@ -11,6 +11,7 @@ from metastore.store import write_template
 from metastore.testing.simulation.faults import FaultKind, draw_faults
 from metastore.testing.simulation.scheduler import Scheduler
 from metastore.testing.simulation.shrink import shape_of, shrink
+from metastore.testing.simulation.stage import Stage
 
 if TYPE_CHECKING:
     import sqlite3
@@ -81,21 +82,32 @@ def simulate(
         SimulationFailed: something did not hold, or a program hung; names the seed and the
             fewest faults that it takes.
     """
-    image = image_of(prepare)
+    with Stage(image_of(prepare)) as stage:
+        _simulate(program, processes, seeds, faults, stage, check)
+
+
+def _simulate(
+    program: Program,
+    processes: int,
+    seeds: Iterable[int],
+    faults: Collection[FaultKind],
+    stage: Stage,
+    check: Check | None,
+) -> None:
     for seed in seeds:
         drawn = _draw(seed, processes, faults)
-        first = _failure(program, seed, drawn, processes, image, check)
+        first = _failure(program, seed, drawn, processes, stage, check)
         if first is None:
             continue
         shape = shape_of(first)
         fewest = shrink(
             drawn,
             lambda fewer, seed=seed, shape=shape: (  # type: ignore[misc]
-                shape_of(_failure(program, seed, fewer, processes, image, check)) == shape
+                shape_of(_failure(program, seed, fewer, processes, stage, check)) == shape
             ),
         )
         trace: list[str] = []
-        failure = _failure(program, seed, fewest, processes, image, check, trace)
+        failure = _failure(program, seed, fewest, processes, stage, check, trace)
         raise SimulationFailed(seed, fewest, trace, str(failure)) from failure
 
 
@@ -116,7 +128,7 @@ def _failure(
     seed: int,
     faults: Sequence[Fault],
     processes: int,
-    image: bytes,
+    stage: Stage,
     check: Check | None,
     trace: list[str] | None = None,
 ) -> Exception | None:
@@ -127,7 +139,7 @@ def _failure(
             seed=str(seed),
             faults=faults,
             processes=processes,
-            image=image,
+            stage=stage,
             judge=None if check is None else lambda scheduler: _Check(scheduler.connect(), check),
             trace=trace,
         )
@@ -156,23 +168,21 @@ def run_once(
     seed: str,
     faults: Sequence[Fault] = (),
     processes: int = 3,
-    image: bytes,
+    stage: Stage,
     judge: Callable[[Scheduler], Judge] | None = None,
     trace: list[str] | None = None,
 ) -> Scheduler:
-    """Run `program` once on a copy of the database `image`; return what ran it.
+    """Run `program` once on `stage`, which begins anew; return what ran it.
 
     Raises:
         AssertionError: something did not hold.
     """
     chance = random.Random(f"{seed} clocks")  # noqa: S311 - no secret
     skews = [timedelta(seconds=chance.uniform(-0.02, 0.02)) for _ in range(processes)]
-    with MemoryFolder() as folder:
-        path = folder.path / "metadata.db"
-        path.write_bytes(image)
-        scheduler = Scheduler(path, seed, skews=skews)
-        scheduler.trace = trace
-        scheduler.run(program, faults, judge)
+    stage.reset()
+    scheduler = Scheduler(stage, seed, skews=skews)
+    scheduler.trace = trace
+    scheduler.run(program, faults, judge)
     return scheduler
 
 
@@ -181,11 +191,13 @@ def image_of(prepare: Prepare | None = None) -> bytes:
     with MemoryFolder() as folder:
         path = folder.path / "metadata.db"
         write_template(path)
-        if prepare is not None:
+        image = path.read_bytes()
+    if prepare is None:
+        return image
 
-            async def program(process: Process) -> None:
-                await prepare(process.store)
+    async def program(process: Process) -> None:
+        await prepare(process.store)
 
-            scheduler = Scheduler(path, "prepare", skews=[timedelta(0)])
-            scheduler.run(program)
-        return path.read_bytes()
+    with Stage(image) as stage:
+        Scheduler(stage, "prepare", skews=[timedelta(0)]).run(program)
+        return stage.content()
