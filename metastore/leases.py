@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from metastore.codec import CLOCK_SKEW, MAX_TTL
 from metastore.errors import (
@@ -41,6 +41,15 @@ RELEASE_PATIENCE = 1.0
 """How long an error or a cancellation waits for a release before it goes on, in seconds."""
 
 Held = TypeVar("Held")
+
+
+class Expiring(Protocol):
+    """What was renewed."""
+
+    @property
+    def expires_at(self) -> datetime:
+        """When it ends unless it is renewed again."""
+
 
 _logger = logging.getLogger("metastore.leases")
 
@@ -117,7 +126,8 @@ async def held_lease(
     backend: object,
     ttl: timedelta,
     remaining: timedelta,
-    renew: Callable[[], Awaitable[object]],
+    renew: Callable[[], Awaitable[Expiring | None]],
+    now: Callable[[], datetime],
     end: Callable[[BaseException | None], Coroutine[Any, Any, object]],
     lost: Callable[[], LeaseLost],
 ) -> AsyncIterator[Held]:
@@ -127,7 +137,9 @@ async def held_lease(
     cancellation, caused by whatever unexpected error ended the renewals. An error of the body
     is never replaced: neither by a lost lease, nor by an error of `end`.
 
-    `remaining` is what is left of `ttl`, which began when the lease was asked for. `end` is given
+    `remaining` is what is left of `ttl`, which began when the lease was asked for. `now` tells the
+    time that expiries are compared with, and `renew` returns None when there is nothing left to
+    renew because the body has ended it. `end` is given
     what the body raised, or None; it has finished, or had `RELEASE_PATIENCE`, before an error or
     a cancellation goes on.
 
@@ -137,7 +149,7 @@ async def held_lease(
     body = asyncio.current_task()
     if body is None:
         raise RuntimeError("a lease is held by a task")
-    renewer = _Renewer(body, ttl.total_seconds(), remaining.total_seconds(), renew)
+    renewer = _Renewer(body, ttl, remaining.total_seconds(), renew, now)
     try:
         yield held
     except BaseException as error:
@@ -168,16 +180,19 @@ class _Renewer:
     def __init__(
         self,
         body: asyncio.Task[Any],
-        ttl: float,
+        ttl: timedelta,
         remaining: float,
-        renew: Callable[[], Awaitable[object]],
+        renew: Callable[[], Awaitable[Expiring | None]],
+        now: Callable[[], datetime],
     ) -> None:
         self.cause: BaseException | None = None
         self._body = body
         self._cancelling = body.cancelling()
-        self._ttl = ttl
-        self._remaining = min(max(remaining, 0.0), ttl)
+        self._span = ttl
+        self._ttl = ttl.total_seconds()
+        self._remaining = min(max(remaining, 0.0), self._ttl)
         self._renew = renew
+        self._now = now
         self._lost = False
         self._stopped = False
         self._task = asyncio.get_running_loop().create_task(self._renew_until_lost())
@@ -227,7 +242,7 @@ class _Renewer:
             begun = loop.time()
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._renew()
+                    renewed = await self._renew()
             except (LeaseLost, StoreClosed, StoreReplaced, TimeoutError):
                 return
             except InvalidTransition:
@@ -241,5 +256,8 @@ class _Renewer:
                     return
                 renew_at = min(loop.time() + min(RETRY_INTERVAL, self._ttl / 3), deadline)
             else:
-                deadline = begun + self._ttl
                 renew_at = begun + self._ttl / 3
+                if renewed is None or renewed.expires_at <= self._now() + self._span:
+                    deadline = begun + self._ttl
+                # A clock that jumped back behind the grant has left the expiry where it was, and that
+                # is the one that others believe.

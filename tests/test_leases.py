@@ -7,7 +7,7 @@ import contextlib
 import logging
 import selectors
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
@@ -71,18 +71,24 @@ class Holding:
 
     def __init__(self, *renewals: tuple[float, BaseException | None]) -> None:
         self.renewals = list(renewals)
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.expires_at = self.now + 30 * SECOND
         self.log: list[tuple[float, str]] = []
 
     def note(self, what: str) -> None:
         self.log.append((asyncio.get_running_loop().time(), what))
 
-    async def renew(self) -> None:
+    async def renew(self) -> Holding:
+        """Renew as the statements do: behind the grant, a clock leaves the expiry where it is."""
         self.note("renew")
         takes, error = self.renewals.pop(0) if len(self.renewals) > 1 else self.renewals[0]
         if takes:
             await asyncio.sleep(takes)
         if error is not None:
             raise error
+        if self.now >= datetime(2026, 1, 1, tzinfo=UTC):
+            self.expires_at = self.now + 30 * SECOND
+        return self
 
     async def end(self, error: BaseException | None) -> None:
         self.note(f"end {type(error).__name__}")
@@ -94,6 +100,7 @@ class Holding:
             ttl=30 * SECOND,
             remaining=remaining * SECOND,
             renew=self.renew,
+            now=lambda: self.now,
             end=self.end,
             lost=lambda: LeaseLost("worktrees", "id", 1),
         )
@@ -132,6 +139,30 @@ def test_renewer__a_slow_renewal_and_then_failures(takes: float, error: Any) -> 
         assert times["renew"] > 3, "it was tried again"
         [ended] = [when for when, what in holding.log if what == "cancelled"]
         assert ended == pytest.approx(40, abs=0.001)
+
+    simulate(main)
+
+
+@pytest.mark.parametrize("back", [timedelta(milliseconds=1), 10 * SECOND, timedelta(days=1)])
+def test_renewer__of_a_clock_behind_the_grant_ends_with_the_expiry_that_others_see(
+    back: timedelta,
+) -> None:
+    async def main() -> None:
+        holding = Holding((0, None))
+
+        async def jump() -> None:
+            await asyncio.sleep(15)
+            holding.now -= back
+
+        jumping = asyncio.ensure_future(jump())
+        with pytest.raises(LeaseLost):
+            async with holding.hold():
+                await holding.body()
+        await jumping
+        [ended] = [when for when, what in holding.log if what == "cancelled"]
+        # The renewal after 10 s still counted; those after 20 and 30 s changed nothing.
+        assert ended == pytest.approx(40, abs=0.001)
+        assert [when for when, what in holding.log if what == "renew"] == [10, 20, 30]
 
     simulate(main)
 

@@ -251,6 +251,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
             ttl=ttl,
             remaining=lock.expires_at - self._now(),
             renew=lambda: self.renew(lock, ttl=ttl),
+            now=self._now,
             end=lambda _: self.release(lock),
             lost=lambda: _lost(lock),
         ):

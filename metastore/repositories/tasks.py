@@ -7,7 +7,7 @@ import secrets
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from metastore.statements import Call
 
 __all__ = ["Task", "TaskLease", "TaskStatus", "Tasks"]
+
+Step = TypeVar("Step")
 
 MAX_TYPES = 100
 """How many types of task a claim may name; each costs a look into the index."""
@@ -436,6 +438,7 @@ class Tasks(TableRepository[Task]):
             ttl=ttl,
             remaining=lease.expires_at - self._now(),
             renew=lambda: self._unless_ended(lease, self.renew(lease, ttl=ttl)),
+            now=self._now,
             end=end,
             lost=lambda: _lost(lease),
         ):
@@ -557,15 +560,16 @@ class Tasks(TableRepository[Task]):
             self._sql.abandon_task_claim(lease_token=token, after=LONG_AGO, now=self._now())
         )
 
-    async def _unless_ended(self, lease: TaskLease, step: Awaitable[object]) -> None:
-        """Take a step under a claim; that it is over is no loss if its holder ended the task."""
+    async def _unless_ended(self, lease: TaskLease, step: Awaitable[Step]) -> Step | None:
+        """Take a step under a claim; None if its holder has ended the task, which is no loss."""
         try:
-            await step
+            return await step
         except LeaseLost:
             task = await self._find(self._sql.get_task(id=lease.task.id))
             ended = (TaskStatus.COMPLETED, TaskStatus.FAILED)
             if task is None or task.status not in ended or task.version != lease.fencing_number:
                 raise
+            return None
 
 
 def _checked(task_types: Collection[str]) -> list[str]:

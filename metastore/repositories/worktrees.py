@@ -384,6 +384,7 @@ class Worktrees(TableRepository[Worktree]):
             ttl=ttl,
             remaining=lease.expires_at - self._now(),
             renew=lambda: self.renew(lease, ttl=ttl),
+            now=self._now,
             end=lambda _: self.release(lease),
             lost=lambda: _lost(lease),
         ):

@@ -148,7 +148,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Filled:
         # As processes leave it that die while they delete something large.
         with connection:
             connection.execute(
-                "INSERT INTO deletions (resource, resource_id) SELECT 'workflows', id FROM workflows"
+                "INSERT INTO deletions (resource, resource_id)"
+                " SELECT 'workflows', id FROM workflows"
             )
         tables = [
             name

@@ -261,9 +261,6 @@ class Judge:
     def believes(self, operation: Operation) -> None:
         """Judge a body that goes on: its last renewal must not be longer ago than its ttl."""
         _, ttl, until = self._beliefs[operation.name]
-        if operation.process.clock() < operation.clock_at_begin:
-            # Behind the take, a renewal succeeds and leaves the expiry where it is.
-            return
         if operation.process.uptime > until:
             self.violation(f"{operation} works on {ttl} s after its lease was last renewed")
 
