@@ -238,7 +238,10 @@ class Runner:
             return
         path = lease.worktree.path
         # Unknown until git is done: should this runner die in between, nobody trusts the old value.
-        await self.store.worktrees.record_checkout(lease, branch=None, commit_sha=None)
+        # So are the hashes: `git clean` takes away what was prepared.
+        await self.store.worktrees.record_checkout(
+            lease, branch=None, commit_sha=None, environment_hashes={}
+        )
         await git("checkout", "--quiet", "--force", "--detach", commit, cwd=path)
         await git("clean", "--quiet", "-ffdx", cwd=path)
         await self.store.worktrees.record_checkout(lease, branch=None, commit_sha=commit)
