@@ -104,6 +104,7 @@ def test_to_nano__whatever_the_context(context: decimal.Context) -> None:
 
 def test_to_signed_nano__goes_as_far_down_as_up() -> None:
     assert to_signed_nano("-9223372036.854775807") == -MAX_NANO
-    for amount in ("-9223372036.854775808", "9223372036.854775808", -0.5, "-1e-10"):
+    amounts: list[Any] = ["-9223372036.854775808", "9223372036.854775808", -0.5, "-1e-10"]
+    for amount in amounts:
         with pytest.raises(InvalidValue):
             to_signed_nano(amount)
