@@ -220,6 +220,11 @@ async def test_correct__is_an_entry_of_its_own(
     assert await store.cost_entries.get(call.id) == call
     more = await store.cost_entries.correct(call.id, request_id="more", amount_usd="0.25")
     assert (more.job.cost_usd, more.job.requests_made) == (Decimal("1.75"), 1)
+    # A correction is none of a correction, though there would be enough to take back.
+    for corrected_before in (entry, more.entry):
+        with pytest.raises(InvalidValue) as refused:
+            await store.cost_entries.correct(corrected_before.id, request_id="x", amount_usd="-0.1")
+        assert refused.value.column == "corrects"
     assert (await store.jobs.get(other.id)).cost_usd == 5
     [day, later] = await store.cost_entries.summary(by="day")
     assert (day.cost_usd, day.totals.requests) == (Decimal(8), 2)
