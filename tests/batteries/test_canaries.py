@@ -130,6 +130,10 @@ def _environment(**settings: Callable[[], str]) -> Any:
     return scene
 
 
+async def _given_environment(_: MetadataStore, __: pytest.MonkeyPatch) -> object:
+    return keyring({KEYS_VARIABLE: CAGE.keys[2]})
+
+
 async def _without_cryptography(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     return await store.configurations.set("new", CANARY, is_secret=True)
@@ -251,6 +255,7 @@ SCENES: dict[str, tuple[type[BaseException], Any]] = {
         SecretKeyUnavailable,
         _environment(METASTORE_SECRET_KEYS=lambda: CAGE.keys[2]),
     ),
+    "a malformed key in an environment that is given": (SecretKeyUnavailable, _given_environment),
     "one malformed key among good ones": (
         SecretKeyUnavailable,
         _environment(METASTORE_SECRET_KEYS=lambda: ",".join(CAGE.keys)),
