@@ -1,6 +1,7 @@
 """metastore: the metadata database of an execution service, in plain SQL."""
 
 from metastore.audit import Finding
+from metastore.environment import clean_environment
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
@@ -73,6 +74,7 @@ from metastore.repositories.tool_executions import ToolExecution, ToolExecutionS
 from metastore.repositories.workflow_tasks import WorkflowTask
 from metastore.repositories.workflows import Workflow, WorkflowProgress, WorkflowStatus
 from metastore.repositories.worktrees import Lease, Worktree, WorktreeState
+from metastore.secrets import Secret
 from metastore.store import MetadataStore, Transaction
 
 __all__ = [
@@ -144,6 +146,7 @@ __all__ = [
     "Reserved",
     "SchemaOutdated",
     "SchemaTooNew",
+    "Secret",
     "SecretKeyUnavailable",
     "SecretRejected",
     "Session",
@@ -177,4 +180,5 @@ __all__ = [
     "Worktree",
     "WorktreeState",
     "WrongLoop",
+    "clean_environment",
 ]

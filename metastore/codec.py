@@ -34,7 +34,7 @@ from metastore import vectors
 from metastore.errors import InvalidValue, StoreCorrupt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
 __all__ = [
     "MAX_JSON",
@@ -381,15 +381,20 @@ def _encoder(column: _Column) -> Encoder:
     return dict(_BY_TYPE)[kind]
 
 
-def parameter_encoders(row_type: type[Row], parameters: Iterable[str]) -> dict[str, Encoder]:
+def parameter_encoders(
+    row_type: type[Row], parameters: Iterable[str], optional: Container[str] = ()
+) -> dict[str, Encoder]:
     """Return the encoder of each parameter of a statement that deals with `row_type`.
 
     A parameter that is named as a column takes that column's type, and `after` and `after_id`
-    what pages are read from; any other is encoded by the type of its value. An encoder raises
-    `RefusedError`.
+    what pages are read from; any other is encoded by the type of its value. One that is
+    `optional` may be None whatever its column takes. An encoder raises `RefusedError`.
     """
     encoders = _column_encoders(row_type)
-    return {name: encoders.get(name) or _CURSORS.get(name, untyped) for name in parameters}
+    chosen = {name: encoders.get(name) or _CURSORS.get(name, untyped) for name in parameters}
+    return {
+        name: _nullable(encode) if name in optional else encode for name, encode in chosen.items()
+    }
 
 
 @cache

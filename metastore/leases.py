@@ -256,8 +256,10 @@ class _Renewer:
                     return
                 renew_at = min(loop.time() + min(RETRY_INTERVAL, self._ttl / 3), deadline)
             else:
-                renew_at = begun + self._ttl / 3
                 if renewed is None or renewed.expires_at <= self._now() + self._span:
                     deadline = begun + self._ttl
-                # A clock that jumped back behind the grant has left the expiry where it was, and that
-                # is the one that others believe.
+                elif loop.time() >= deadline:
+                    # A clock that jumped back behind the grant leaves the expiry where it was, and
+                    # others believe that one.
+                    return
+                renew_at = min(begun + self._ttl / 3, deadline)

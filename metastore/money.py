@@ -6,12 +6,12 @@ Nothing is rounded: an amount that is no whole number of nano-dollars is refused
 
 from __future__ import annotations
 
-from decimal import Context, Decimal, Inexact, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation, localcontext
 
 from metastore.codec import RefusedError
 from metastore.errors import InvalidValue
 
-__all__ = ["MAX_NANO", "Amount", "from_nano", "to_nano"]
+__all__ = ["MAX_NANO", "Amount", "from_nano", "to_nano", "to_signed_nano"]
 
 Amount = Decimal | int | str
 """What is taken for an amount of dollars: 3, `"0.25"` or `Decimal("0.000000125")`."""
@@ -19,7 +19,7 @@ Amount = Decimal | int | str
 MAX_NANO = (1 << 63) - 1
 """The largest amount, nine billion dollars, in nano-dollars."""
 
-_RANGE = "must be from 0 to 9223372036.854775807 dollars"
+_RANGE = "must be from {} to 9223372036.854775807 dollars"
 _NANO = Decimal("1e-9")
 # Nine digits behind the point and more in front of it than MAX_NANO has; whatever would be lost
 # is an error instead.
@@ -33,13 +33,29 @@ def to_nano(amount: Amount, *, table: str | None = None, column: str = "amount_u
         InvalidValue: it is a float, not a number, negative, too large, or has more than nine
             decimals; names `table` and `column`.
     """
+    return _checked(amount, 0, table, column)
+
+
+def to_signed_nano(amount: Amount, *, table: str | None = None, column: str = "amount_usd") -> int:
+    """Return `amount` dollars, which may be negative, in nano-dollars, exactly.
+
+    Raises:
+        InvalidValue: as for `to_nano`, but for a negative amount.
+    """
+    return _checked(amount, -MAX_NANO, table, column)
+
+
+def _checked(amount: Amount, lowest: int, table: str | None, column: str) -> int:
+    # The caller's decimal context must not matter: its traps would escape as they are, from
+    # comparisons and conversions too.
     try:
-        return _to_nano(amount)
+        with localcontext(_EXACT):
+            return _to_nano(amount, lowest)
     except RefusedError as refused:
         raise InvalidValue(table, column, str(refused), value_type=type(amount).__name__) from None
 
 
-def _to_nano(amount: Amount) -> int:
+def _to_nano(amount: Amount, lowest: int) -> int:
     if isinstance(amount, bool) or not isinstance(amount, Decimal | int | str):
         raise RefusedError("must be dollars as a Decimal, an int or a str, never a float")
     try:
@@ -48,14 +64,15 @@ def _to_nano(amount: Amount) -> int:
         raise RefusedError("must be a number of dollars") from None
     if not dollars.is_finite():
         raise RefusedError("must be a finite number of dollars")
+    out_of_range = _RANGE.format("-9223372036.854775807" if lowest else 0)
     try:
-        nano = int(dollars.quantize(_NANO, context=_EXACT).scaleb(9, _EXACT))
+        nano = int(dollars.quantize(_NANO).scaleb(9))
     except Inexact:
         raise RefusedError("must have at most 9 decimals") from None
     except InvalidOperation:
-        raise RefusedError(_RANGE) from None
-    if not 0 <= nano <= MAX_NANO:
-        raise RefusedError(_RANGE)
+        raise RefusedError(out_of_range) from None
+    if not lowest <= nano <= MAX_NANO:
+        raise RefusedError(out_of_range)
     return nano
 
 

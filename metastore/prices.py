@@ -5,7 +5,8 @@ The price list is part of the package `genai-prices`, so nothing is asked over t
 
 from __future__ import annotations
 
-from decimal import ROUND_CEILING, Context, Decimal
+from datetime import UTC
+from decimal import ROUND_CEILING, Context, localcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 from metastore.errors import PriceUnknown
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Price", "price"]
 
-_ROUNDED_UP = Context(prec=60, rounding=ROUND_CEILING)
+# More digits than any price times any number of tokens has, and nothing of the caller's context,
+# which would round, or raise, in the middle of the price list's own arithmetic.
+_EXACT = Context(prec=60, rounding=ROUND_CEILING, traps=[])
 
 
 class Price(NamedTuple):
@@ -23,7 +26,8 @@ class Price(NamedTuple):
 
     Attributes:
         nano_usd: the cost, rounded up to a whole nano-dollar.
-        priced_by: the price list that says so, with its version.
+        priced_by: the price list that says so, with its version; and with the date if the process
+            has since replaced it with a newer one.
     """
 
     nano_usd: int
@@ -37,6 +41,8 @@ def price(
     tokens_in: int,
     tokens_out: int,
     tokens_cached: int,
+    tokens_cache_write: int = 0,
+    tokens_reasoning: int = 0,
     at: datetime,
 ) -> Price:
     """Return what a call of `model` at `provider` costs by the prices of the day `at`.
@@ -49,22 +55,29 @@ def price(
         import genai_prices
     except ImportError:
         raise PriceUnknown(provider, model, "pass cost_usd, or install metastore[prices]") from None
-    # There, cached tokens are a part of the input.
-    usage = genai_prices.Usage(
-        input_tokens=tokens_in + tokens_cached,
-        output_tokens=tokens_out,
-        cache_read_tokens=tokens_cached,
-    )
-    try:
-        found = genai_prices.calc_price(
-            usage, model, provider_id=provider, genai_request_timestamp=at
+    # There, cached tokens are a part of the input, and reasoning is a part of the output.
+    tokens_read = tokens_in + tokens_cached + tokens_cache_write
+    tokens_written = tokens_out + tokens_reasoning
+    with localcontext(_EXACT):
+        usage = genai_prices.Usage(
+            input_tokens=tokens_read,
+            output_tokens=tokens_written,
+            cache_read_tokens=tokens_cached,
+            cache_write_tokens=tokens_cache_write,
+            output_reasoning_tokens=tokens_reasoning,
         )
-    except LookupError as error:
-        raise PriceUnknown(provider, model, str(error)) from error
-    # What is sold by the image or the hour has no price of tokens, which would make them free.
-    if (tokens_in + tokens_cached and not found.input_price) or (
-        tokens_out and not found.output_price
-    ):
-        raise PriceUnknown(provider, model, "the price list has no price of its tokens")
-    nano = (found.total_price * Decimal(1_000_000_000)).to_integral_value(context=_ROUNDED_UP)
-    return Price(int(nano), f"genai-prices {genai_prices.__version__}")
+        try:
+            found = genai_prices.calc_price(
+                usage, model, provider_id=provider, genai_request_timestamp=at
+            )
+        except LookupError as error:
+            raise PriceUnknown(provider, model, str(error)) from error
+        # What is sold by the image or the hour has no price of tokens, which would make them free.
+        if (tokens_read and not found.input_price) or (tokens_written and not found.output_price):
+            raise PriceUnknown(provider, model, "the price list has no price of its tokens")
+        nano = int((found.total_price * 1_000_000_000).to_integral_value())
+    priced_by = f"genai-prices {genai_prices.__version__}"
+    # The list in the package is what its version says; one that was fetched since has a date.
+    if found.auto_update_timestamp is not None:
+        priced_by += f" of {found.auto_update_timestamp.astimezone(UTC):%Y-%m-%d}"
+    return Price(nano, priced_by)

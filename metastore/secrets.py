@@ -1,8 +1,12 @@
 """Encryption of secrets, under keys that never live in the database.
 
 A secret is sealed with AES-256-GCM and a fresh nonce. What identifies its place (the key it is
-stored under, the row's version, its type) is authenticated with it, so that a ciphertext that
-is moved to another row, or kept from an earlier version, does not open.
+stored under, the row's version and incarnation, its type) is authenticated with it, so that a
+ciphertext that is moved to another row, or kept from an earlier version, does not open.
+
+Tools that report errors show the variables of every frame. So plaintexts and keys travel in a
+`Secret`, which shows nothing of itself, and are taken out of it only in expressions that nothing
+refers to afterwards.
 
 The keys come from the environment: `METASTORE_SECRET_KEYS` holds them, the newest first, or
 `METASTORE_SECRET_KEY_FILE` names a file that does, readable by its owner alone. The newest key
@@ -17,14 +21,17 @@ import hashlib
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from metastore.errors import SecretKeyUnavailable, SecretRejected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import SupportsIndex
 
-__all__ = ["KEYS_VARIABLE", "KEY_FILE_VARIABLE", "Keyring", "generate_key", "keyring"]
+__all__ = ["KEYS_VARIABLE", "KEY_FILE_VARIABLE", "Keyring", "Secret", "generate_key", "keyring"]
+
+Value = TypeVar("Value")
 
 KEYS_VARIABLE = "METASTORE_SECRET_KEYS"
 KEY_FILE_VARIABLE = "METASTORE_SECRET_KEY_FILE"
@@ -34,12 +41,37 @@ _NONCE_BYTES = 12
 _MAX_KEY_FILE = 1 << 16
 
 
+class Secret(Generic[Value]):
+    """A value that is shown nowhere: not printed, not formatted, neither pickled nor copied.
+
+    `reveal` returns it. Use the result in place: a variable that holds it is in the next traceback.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Value) -> None:
+        self._value = value
+
+    def reveal(self) -> Value:
+        """Return the value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "<Secret>"
+
+    def __format__(self, _: str) -> str:
+        return repr(self)
+
+    def __reduce_ex__(self, _: SupportsIndex) -> NoReturn:
+        raise TypeError("a secret is neither pickled nor copied")
+
+
 class Keyring:
     """The keys, the newest first. Neither its repr nor its pickle gives them away."""
 
     __slots__ = ("_keys", "newest")
 
-    def __init__(self, keys: Iterable[bytes]) -> None:
+    def __init__(self, keys: Iterable[Secret[bytes]]) -> None:
         self._keys = {_fingerprint(key): key for key in keys}
         self.newest = next(iter(self._keys))
 
@@ -49,7 +81,10 @@ class Keyring:
     def __reduce__(self) -> NoReturn:
         raise TypeError("keys are not pickled")
 
-    def seal(self, plaintext: str, place: Iterable[str]) -> str:
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self._keys
+
+    def seal(self, plaintext: Secret[str], place: Iterable[str]) -> str:
         """Encrypt `plaintext` for `place` under the newest key.
 
         Raises:
@@ -57,10 +92,10 @@ class Keyring:
         """
         nonce = os.urandom(_NONCE_BYTES)
         aes = _cipher(self._keys[self.newest])
-        sealed = aes.encrypt(nonce, plaintext.encode(), _associated(place))
+        sealed = aes.encrypt(nonce, plaintext.reveal().encode(), _associated(place))
         return base64.b64encode(nonce + sealed).decode()
 
-    def open(self, sealed: str, key_id: str, place: Iterable[str]) -> str:
+    def open(self, sealed: str, key_id: str, place: Iterable[str]) -> Secret[str]:
         """Decrypt what was sealed for `place` under the key `key_id`.
 
         Raises:
@@ -77,17 +112,18 @@ class Keyring:
         if plaintext is None:
             # Outside of the handler, so that no cause holds what was to be decrypted.
             raise SecretRejected(key_id)
-        return plaintext.decode()
+        return plaintext
 
 
-def keyring(environment: Mapping[str, str] = os.environ) -> Keyring:
-    """Return the keys that the environment gives.
+def keyring(environment: Mapping[str, str] | None = None) -> Keyring:
+    """Return the keys that the environment gives; None stands for that of this process.
 
     Raises:
         SecretKeyUnavailable: it gives none, or one that is malformed, or a file that others may
             read.
     """
-    keys, path = environment.get(KEYS_VARIABLE), environment.get(KEY_FILE_VARIABLE)
+    keys, path = _settings(os.environ if environment is None else environment)
+    del environment
     if keys and path:
         raise SecretKeyUnavailable(f"both {KEYS_VARIABLE} and {KEY_FILE_VARIABLE} are set")
     if path:
@@ -100,20 +136,31 @@ def keyring(environment: Mapping[str, str] = os.environ) -> Keyring:
     )
 
 
+def _settings(environment: Mapping[str, str]) -> list[Secret[str] | None]:
+    """Return the keys and the path of a file of keys, which may be keys put there by mistake."""
+    found = [environment.get(name) for name in (KEYS_VARIABLE, KEY_FILE_VARIABLE)]
+    return [Secret(text) if text else None for text in found]
+
+
 def generate_key() -> str:
     """Return a fresh key as the environment takes it."""
     return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
 
 
-def _parsed(text: str, source: str) -> Keyring:
-    words = re.sub(r"(?m)^\s*#.*$", "", text).replace(",", " ").split()
-    keys = [_key(word) for word in words]
-    found = [key for key in keys if key is not None]
-    if not found or len(found) != len(keys):
+def _parsed(text: Secret[str], source: str) -> Keyring:
+    keys = _keys(text)
+    if not keys:
         raise SecretKeyUnavailable(
             f"{source} must hold keys of {_KEY_BYTES} bytes in base64 or hex, the newest first"
         )
-    return Keyring(found)
+    return Keyring(keys)
+
+
+def _keys(text: Secret[str]) -> list[Secret[bytes]]:
+    """Return the keys in a text; none if one of them is malformed."""
+    words = re.sub(r"(?m)^\s*#.*$", "", text.reveal()).replace(",", " ").split()
+    keys = [_key(word) for word in words]
+    return [] if None in keys else [Secret(key) for key in keys if key is not None]
 
 
 def _key(text: str) -> bytes | None:
@@ -127,31 +174,47 @@ def _key(text: str) -> bytes | None:
     return key if len(key) == _KEY_BYTES else None
 
 
-def _read_key_file(path: str) -> str:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE}: {path}: {error.strerror}") from None
+def _read_key_file(path: Secret[str]) -> Secret[str]:
+    # No message names the path: it may be a key that was put there by mistake.
+    descriptor, reason = _opened(path)
+    if descriptor is None:
+        raise SecretKeyUnavailable(f"the file that {KEY_FILE_VARIABLE} names: {reason}")
     try:
         # Of the open file, so that nothing can be put in its place in between.
         status = os.fstat(descriptor)
         mode = stat.S_IMODE(status.st_mode)
         if not stat.S_ISREG(status.st_mode):
-            raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE}: {path} is no file")
+            raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE} names something that is no file")
         if mode & ~0o600:
             raise SecretKeyUnavailable(
-                f"{KEY_FILE_VARIABLE}: {path} has mode {mode:04o}, others may get at the keys: "
-                "run chmod 600"
+                f"the file that {KEY_FILE_VARIABLE} names has mode {mode:04o}, others may get at "
+                "the keys: run chmod 600"
             )
         if status.st_uid not in (os.geteuid(), 0):
-            raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE}: {path} belongs to another user")
-        return os.read(descriptor, _MAX_KEY_FILE).decode("ascii", "replace")
+            raise SecretKeyUnavailable(
+                f"the file that {KEY_FILE_VARIABLE} names belongs to another user"
+            )
+        return Secret(os.read(descriptor, _MAX_KEY_FILE).decode("ascii", "replace"))
     finally:
         os.close(descriptor)
 
 
-def _fingerprint(key: bytes) -> str:
-    return hashlib.sha256(b"metastore secret key\0" + key).hexdigest()[:16]
+def _opened(path: Secret[str]) -> tuple[int | None, str]:
+    """Return a descriptor of a file, or why there is none. The error itself names the path."""
+    try:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(path.reveal(), flags), ""
+    except OSError as error:
+        reason = error.strerror or "it cannot be opened"
+    except ValueError:
+        reason = "it has a malformed name"
+    if _keys(path):
+        reason = f"it is a key, not a path; set {KEYS_VARIABLE} to it"
+    return None, reason
+
+
+def _fingerprint(key: Secret[bytes]) -> str:
+    return hashlib.sha256(b"metastore secret key\0" + key.reveal()).hexdigest()[:16]
 
 
 def _associated(place: Iterable[str]) -> bytes:
@@ -159,13 +222,13 @@ def _associated(place: Iterable[str]) -> bytes:
     return b"".join(b"%d:%s," % (len(part), part) for part in map(str.encode, place))
 
 
-def _decrypt(key: bytes, sealed: str, associated: bytes) -> bytes | None:
+def _decrypt(key: Secret[bytes], sealed: str, associated: bytes) -> Secret[str] | None:
     aes = _cipher(key)
     from cryptography.exceptions import InvalidTag
 
     try:
         raw = base64.b64decode(sealed, validate=True)
-        return aes.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], associated)
+        return Secret(aes.decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], associated).decode())
     except (InvalidTag, ValueError):
         return None
 
@@ -174,11 +237,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 
-def _cipher(key: bytes) -> AESGCM:
+def _cipher(key: Secret[bytes]) -> AESGCM:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
         raise SecretKeyUnavailable(
             "secrets need the package cryptography: pip install 'metastore[secrets]'"
         ) from None
-    return AESGCM(key)
+    return AESGCM(key.reveal())

@@ -44,6 +44,7 @@ _READS = {
     SQLOperationType.SELECT_VALUE,
 }
 _SCANS = re.compile(r"^Scans: \S", re.MULTILINE)
+_LEFT_AS_IT_IS = re.compile(r"\bcoalesce\(:(\w+),", re.IGNORECASE)
 _EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
 
 
@@ -76,7 +77,12 @@ class Statement:
         )
         self.parameters = tuple(datum.parameters or ())
         self.sql = _numbered(datum.sql, self.parameters)
-        self._encoders = tuple(codec.parameter_encoders(row_type, self.parameters).items())
+        # `coalesce(:max_items, max_items)`: None leaves the column as it is, also one that is
+        # never NULL.
+        optional = set(_LEFT_AS_IT_IS.findall(datum.sql))
+        self._encoders = tuple(
+            codec.parameter_encoders(row_type, self.parameters, optional).items()
+        )
 
     def __repr__(self) -> str:
         return f"<Statement {self.table}.{self.name}>"

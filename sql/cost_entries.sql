@@ -1,7 +1,8 @@
 -- cost_entries: what each model call has cost.
--- An entry, the end of its reservation and the job's new totals are one operation.
+-- An entry, the end of its reservation and the job's new totals are one operation. A job has two kinds of
+-- tokens less: cache writes were read in full and count as input there, reasoning counts as output.
 
--- name: create_cost_entry(id, job_id, request_id, provider, model, tokens_in, tokens_out, tokens_cached, cost_nano_usd, priced_by, created_at)<!
+-- name: create_cost_entry(id, job_id, request_id, provider, model, tokens_in, tokens_out, tokens_cached, tokens_cache_write, tokens_reasoning, cost_nano_usd, priced_by, created_at)<!
 -- Record a call. No row: it was recorded before, and is not charged again.
 INSERT INTO cost_entries (
     id,
@@ -12,6 +13,8 @@ INSERT INTO cost_entries (
     tokens_in,
     tokens_out,
     tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
     cost_nano_usd,
     priced_by,
     created_at
@@ -25,6 +28,8 @@ VALUES (
     :tokens_in,
     :tokens_out,
     :tokens_cached,
+    :tokens_cache_write,
+    :tokens_reasoning,
     :cost_nano_usd,
     :priced_by,
     :created_at
@@ -39,8 +44,11 @@ RETURNING
     tokens_in,
     tokens_out,
     tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
     cost_nano_usd,
     priced_by,
+    corrects,
     created_at;
 
 -- name: settle_reservation(job_id, request_id)!
@@ -48,18 +56,114 @@ RETURNING
 DELETE FROM budget_reservations
 WHERE job_id = :job_id AND request_id = :request_id;
 
--- name: charge_job(job_id, tokens_in, tokens_out, tokens_cached, cost_nano_usd, now)<!
+-- name: charge_job(job_id, tokens_in, tokens_out, tokens_cached, tokens_cache_write, tokens_reasoning, cost_nano_usd, now)<!
 -- Add an entry to its job's totals. The money is spent, so no limit is asked here but that of the column.
 -- No row: the total would pass it.
 UPDATE jobs
 SET
     cost_nano_usd = cost_nano_usd + :cost_nano_usd,
-    tokens_in = tokens_in + :tokens_in,
-    tokens_out = tokens_out + :tokens_out,
+    tokens_in = tokens_in + :tokens_in + :tokens_cache_write,
+    tokens_out = tokens_out + :tokens_out + :tokens_reasoning,
     tokens_cached = tokens_cached + :tokens_cached,
     requests_made = requests_made + 1,
     updated_at = :now
 WHERE id = :job_id AND cost_nano_usd <= 9223372036854775807 - :cost_nano_usd
+RETURNING
+    id,
+    task,
+    repo_owner,
+    repo_name,
+    branch_base,
+    status,
+    budget_nano_usd,
+    max_requests,
+    max_minutes,
+    model_cto,
+    model_coder,
+    cost_nano_usd,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    requests_made,
+    started_at,
+    finished_at,
+    cancelled,
+    last_action,
+    pr_links,
+    agents_hash,
+    created_at,
+    updated_at;
+
+-- name: create_cost_correction(id, corrects, request_id, cost_nano_usd, created_at)<!
+-- Correct what a call has cost, by an entry of its own. What is taken back is compared with what the call and
+-- its corrections so far add up to where it is written: of two refunds at once, the second sees the first.
+-- No row: it was recorded before, there is no such call, or it did not cost that much.
+INSERT INTO cost_entries (
+    id,
+    job_id,
+    request_id,
+    provider,
+    model,
+    tokens_in,
+    tokens_out,
+    cost_nano_usd,
+    corrects,
+    created_at
+)
+SELECT
+    :id,
+    e.job_id,
+    :request_id,
+    e.provider,
+    e.model,
+    0,
+    0,
+    :cost_nano_usd,
+    e.id,
+    :created_at
+FROM cost_entries AS e
+WHERE
+    e.id = :corrects
+    AND e.corrects IS NULL
+    AND e.cost_nano_usd + coalesce(
+        (
+            SELECT sum(c.cost_nano_usd)
+            FROM cost_entries AS c
+            WHERE c.corrects = e.id
+        ),
+        0
+    ) >= -:cost_nano_usd
+ON CONFLICT (job_id, request_id) DO NOTHING
+RETURNING
+    id,
+    job_id,
+    request_id,
+    provider,
+    model,
+    tokens_in,
+    tokens_out,
+    tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
+    cost_nano_usd,
+    priced_by,
+    corrects,
+    created_at;
+
+-- name: charge_correction(id, cost_nano_usd, now)<!
+-- Add the correction :id to the total of its job, or take it off. It is no call.
+-- No row: the total would pass what the column holds.
+UPDATE jobs
+SET
+    cost_nano_usd = cost_nano_usd + :cost_nano_usd,
+    updated_at = :now
+WHERE
+    id = (
+        SELECT c.job_id
+        FROM cost_entries AS c
+        WHERE c.id = :id
+    )
+    AND cost_nano_usd <= 9223372036854775807 - CASE WHEN :cost_nano_usd > 0 THEN :cost_nano_usd ELSE 0 END
 RETURNING
     id,
     task,
@@ -127,8 +231,11 @@ SELECT
     tokens_in,
     tokens_out,
     tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
     cost_nano_usd,
     priced_by,
+    corrects,
     created_at
 FROM cost_entries
 WHERE id = :id;
@@ -144,8 +251,11 @@ SELECT
     tokens_in,
     tokens_out,
     tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
     cost_nano_usd,
     priced_by,
+    corrects,
     created_at
 FROM cost_entries
 WHERE job_id = :job_id AND request_id = :request_id;
@@ -161,8 +271,11 @@ SELECT
     tokens_in,
     tokens_out,
     tokens_cached,
+    tokens_cache_write,
+    tokens_reasoning,
     cost_nano_usd,
     priced_by,
+    corrects,
     created_at
 FROM cost_entries
 WHERE job_id = :job_id AND id > :after_id
@@ -181,19 +294,19 @@ SELECT
     j.requests_made,
     coalesce(sum(c.cost_nano_usd / 1000000000), 0) AS whole_usd,
     coalesce(sum(c.cost_nano_usd % 1000000000), 0) AS rest_nano_usd,
-    coalesce(sum(c.tokens_in), 0) AS sum_tokens_in,
-    coalesce(sum(c.tokens_out), 0) AS sum_tokens_out,
+    coalesce(sum(c.tokens_in + c.tokens_cache_write), 0) AS sum_tokens_in,
+    coalesce(sum(c.tokens_out + c.tokens_reasoning), 0) AS sum_tokens_out,
     coalesce(sum(c.tokens_cached), 0) AS sum_tokens_cached,
-    count(c.id) AS entries
+    count(c.id) - count(c.corrects) AS calls
 FROM jobs AS j
 LEFT JOIN cost_entries AS c ON j.id = c.job_id
 GROUP BY j.id
 HAVING
     j.cost_nano_usd <> coalesce(sum(c.cost_nano_usd / 1000000000), 0) * 1000000000
     + coalesce(sum(c.cost_nano_usd % 1000000000), 0)
-    OR j.tokens_in <> coalesce(sum(c.tokens_in), 0)
-    OR j.tokens_out <> coalesce(sum(c.tokens_out), 0)
+    OR j.tokens_in <> coalesce(sum(c.tokens_in + c.tokens_cache_write), 0)
+    OR j.tokens_out <> coalesce(sum(c.tokens_out + c.tokens_reasoning), 0)
     OR j.tokens_cached <> coalesce(sum(c.tokens_cached), 0)
-    OR j.requests_made <> count(c.id)
+    OR j.requests_made <> count(c.id) - count(c.corrects)
 ORDER BY j.id
 LIMIT :limit;

@@ -17,6 +17,8 @@ SELECT
     sum(d.tokens_in) AS tokens_in,
     sum(d.tokens_out) AS tokens_out,
     sum(d.tokens_cached) AS tokens_cached,
+    sum(d.tokens_cache_write) AS tokens_cache_write,
+    sum(d.tokens_reasoning) AS tokens_reasoning,
     sum(d.whole_usd) AS whole_usd,
     sum(d.rest_nano_usd) AS rest_nano_usd
 FROM (
@@ -24,10 +26,12 @@ FROM (
         substr(created_at, 1, 10) AS day,
         provider,
         model,
-        count(*) AS requests,
+        count(*) - count(corrects) AS requests,
         sum(tokens_in) AS tokens_in,
         sum(tokens_out) AS tokens_out,
         sum(tokens_cached) AS tokens_cached,
+        sum(tokens_cache_write) AS tokens_cache_write,
+        sum(tokens_reasoning) AS tokens_reasoning,
         sum(cost_nano_usd / 1000000000) AS whole_usd,
         sum(cost_nano_usd % 1000000000) AS rest_nano_usd
     FROM cost_entries
@@ -56,10 +60,12 @@ SELECT
     CASE WHEN :by_model THEN model END AS model,
     job_id,
     CASE WHEN :by_day THEN substr(created_at, 1, 10) END AS day,
-    count(*) AS requests,
+    count(*) - count(corrects) AS requests,
     sum(tokens_in) AS tokens_in,
     sum(tokens_out) AS tokens_out,
     sum(tokens_cached) AS tokens_cached,
+    sum(tokens_cache_write) AS tokens_cache_write,
+    sum(tokens_reasoning) AS tokens_reasoning,
     sum(cost_nano_usd / 1000000000) AS whole_usd,
     sum(cost_nano_usd % 1000000000) AS rest_nano_usd
 FROM cost_entries

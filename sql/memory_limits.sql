@@ -47,7 +47,9 @@ FROM memory_limits
 WHERE job_id IS NULL;
 
 -- name: set_memory_limits(id, job_id, max_items, max_item_bytes, max_item_tags, max_files, max_file_bytes, max_job_file_bytes, created_at)<!
--- Give a job its own limits, or others.
+-- Give a job its own limits, or others. NULL leaves a limit as it is for the job, and so is decided where
+-- it is written: of two callers who change different limits, neither undoes the other.
+-- A job without its own begins with the default.
 INSERT INTO memory_limits (
     id,
     job_id,
@@ -60,26 +62,27 @@ INSERT INTO memory_limits (
     created_at,
     updated_at
 )
-VALUES (
+SELECT
     :id,
     :job_id,
-    :max_items,
-    :max_item_bytes,
-    :max_item_tags,
-    :max_files,
-    :max_file_bytes,
-    :max_job_file_bytes,
+    coalesce(:max_items, common.max_items),
+    coalesce(:max_item_bytes, common.max_item_bytes),
+    coalesce(:max_item_tags, common.max_item_tags),
+    coalesce(:max_files, common.max_files),
+    coalesce(:max_file_bytes, common.max_file_bytes),
+    coalesce(:max_job_file_bytes, common.max_job_file_bytes),
     :created_at,
     :created_at
-)
+FROM memory_limits AS common
+WHERE common.job_id IS NULL
 ON CONFLICT (job_id)
 DO UPDATE SET
-    max_items = excluded.max_items,
-    max_item_bytes = excluded.max_item_bytes,
-    max_item_tags = excluded.max_item_tags,
-    max_files = excluded.max_files,
-    max_file_bytes = excluded.max_file_bytes,
-    max_job_file_bytes = excluded.max_job_file_bytes,
+    max_items = coalesce(:max_items, memory_limits.max_items),
+    max_item_bytes = coalesce(:max_item_bytes, memory_limits.max_item_bytes),
+    max_item_tags = coalesce(:max_item_tags, memory_limits.max_item_tags),
+    max_files = coalesce(:max_files, memory_limits.max_files),
+    max_file_bytes = coalesce(:max_file_bytes, memory_limits.max_file_bytes),
+    max_job_file_bytes = coalesce(:max_job_file_bytes, memory_limits.max_job_file_bytes),
     updated_at = excluded.updated_at
 RETURNING
     id,
@@ -94,15 +97,15 @@ RETURNING
     updated_at;
 
 -- name: set_default_memory_limits(max_items, max_item_bytes, max_item_tags, max_files, max_file_bytes, max_job_file_bytes, updated_at)<!
--- Change what holds for jobs without their own limits.
+-- Change what holds for jobs without their own limits. NULL leaves a limit as it is.
 UPDATE memory_limits
 SET
-    max_items = :max_items,
-    max_item_bytes = :max_item_bytes,
-    max_item_tags = :max_item_tags,
-    max_files = :max_files,
-    max_file_bytes = :max_file_bytes,
-    max_job_file_bytes = :max_job_file_bytes,
+    max_items = coalesce(:max_items, max_items),
+    max_item_bytes = coalesce(:max_item_bytes, max_item_bytes),
+    max_item_tags = coalesce(:max_item_tags, max_item_tags),
+    max_files = coalesce(:max_files, max_files),
+    max_file_bytes = coalesce(:max_file_bytes, max_file_bytes),
+    max_job_file_bytes = coalesce(:max_job_file_bytes, max_job_file_bytes),
     updated_at = :updated_at
 WHERE job_id IS NULL
 RETURNING

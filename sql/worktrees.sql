@@ -205,12 +205,12 @@ RETURNING
     updated_at;
 
 -- name: record_worktree_checkout(id, version, lease_owner, lease_token, branch, commit_sha, environment_hashes, now, horizon)<!
--- Note what the holder has checked out. No row: the lease is lost.
+-- Note what the holder has checked out; the hashes stay unless there are others. No row: the lease is lost.
 UPDATE worktrees
 SET
     branch = :branch,
     commit_sha = :commit_sha,
-    environment_hashes = :environment_hashes,
+    environment_hashes = coalesce(:environment_hashes, environment_hashes),
     updated_at = :now
 WHERE
     id = :id

@@ -37,8 +37,6 @@ MORE_HOPS = {
         ("sessions.delete", "jobs.delete", "tasks.delete", "workflows.delete", "worktrees.delete"),
         (2, "what goes with the row is weighed first"),
     ),
-    "memory_limits.set": (2, "what is not given stays as it is read"),
-    "memory_limits.set_default": (2, "what is not given stays as it is read"),
     "project_locks.count": (2, "the live and the expired are two counts"),
     "worktrees.count_leases": (2, "the live and the expired are two counts"),
 }
@@ -258,6 +256,7 @@ async def jobs(store: Any, _make: Factories) -> None:
         job, request_id="r", provider="p", model="m", tokens_in=1, tokens_out=1, cost_usd=0
     )
     await store.cost_entries.get(recorded.entry.id)
+    await store.cost_entries.correct(recorded.entry.id, request_id="c", amount_usd=1)
     await store.cost_entries.find_by_request(job, "r")
     await store.cost_entries.list_by_job(job)
     await store.cost_entries.summary()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore
+from metastore.money import MAX_NANO, from_nano
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,3 +92,29 @@ async def test_cost_by_day(path: Path) -> None:
         ("2026-01-01", "acme", "large", 2, 20, 4, 6, 1.5),
         ("2026-01-02", "acme", "small", 1, 10, 2, 3, 0.75),
     ]
+
+
+async def test_cost_by_day__holds_what_the_api_holds(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.db"
+    url = f"sqlite:///{path}"
+    async with MetadataStore.open(url, migrate=True) as store:
+        for request in ("1", "2", "3"):
+            job = await store.jobs.create(task=request, repo_owner="acme", repo_name="shop")
+            recorded = await store.cost_entries.record(
+                job.id,
+                request_id=request,
+                provider="acme",
+                model="large",
+                tokens_in=1,
+                tokens_out=1,
+                tokens_cache_write=2,
+                tokens_reasoning=3,
+                cost_usd=from_nano(MAX_NANO),
+            )
+        await store.cost_entries.correct(recorded.entry.id, request_id="back", amount_usd="-0.25")
+        [total] = await store.cost_entries.summary()
+    [(requests, cache_write, reasoning, cost)] = rows(
+        path, "SELECT requests, tokens_cache_write, tokens_reasoning, cost_usd FROM cost_by_day"
+    )
+    assert (requests, cache_write, reasoning) == (3, 6, 9)
+    assert cost == pytest.approx(float(total.cost_usd))

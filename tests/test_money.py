@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metastore import InvalidValue
-from metastore.money import MAX_NANO, from_nano, to_nano
+from metastore.money import MAX_NANO, from_nano, to_nano, to_signed_nano
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,36 @@ def test_from_nano__comes_back_under_any_context(nano: int) -> None:
 )
 def test_from_nano__has_the_decimals_it_takes(nano: int, text: str) -> None:
     assert f"{from_nano(nano):f}" == text
+
+
+def _hostile_contexts() -> list[decimal.Context]:
+    every_trap = list(decimal.Context().traps)
+    return [
+        decimal.Context(prec=1),
+        decimal.Context(prec=6, rounding=decimal.ROUND_DOWN),
+        decimal.Context(prec=28, traps=every_trap),
+        decimal.Context(prec=3, Emax=1, Emin=-1, traps=every_trap),
+        decimal.Context(prec=3, traps=[]),
+    ]
+
+
+@pytest.mark.parametrize("context", _hostile_contexts())
+def test_to_nano__whatever_the_context(context: decimal.Context) -> None:
+    before = context.copy()
+    with decimal.localcontext(context) as active:
+        assert to_nano("9223372036.854775807") == MAX_NANO
+        assert to_nano(Decimal("0.000000001")) == 1
+        assert to_signed_nano("-0.123456789") == -123_456_789
+        for amount in ("x", "nan", Decimal("sNaN"), "1e-10", "-1", "1e999999999", Decimal("1e-99")):
+            with pytest.raises(InvalidValue):
+                to_nano(amount)
+        # Nothing is left behind in it either.
+        assert active.flags == before.flags
+
+
+def test_to_signed_nano__goes_as_far_down_as_up() -> None:
+    assert to_signed_nano("-9223372036.854775807") == -MAX_NANO
+    amounts: list[Any] = ["-9223372036.854775808", "9223372036.854775808", -0.5, "-1e-10"]
+    for amount in amounts:
+        with pytest.raises(InvalidValue):
+            to_signed_nano(amount)

@@ -75,6 +75,7 @@ NOT_COLUMNS = {
     "latest_credible_beat": "compared with last_heartbeat",
     "position": "a place in a line of lease_waiters",
     "unused_since": "compared with last_used_at",
+    "known_key_id": "compared with the secret_key_id of all secrets",
     "after": "where a page begins",
     "after_id": "where a page begins",
     "after_key": "where a page begins",

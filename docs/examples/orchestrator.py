@@ -29,6 +29,7 @@ from metastore import (
     NotFound,
     TaskStatus,
     WorkflowStatus,
+    clean_environment,
 )
 
 if TYPE_CHECKING:
@@ -150,6 +151,8 @@ class Worker:
         process = await asyncio.create_subprocess_shell(
             task.config["command"],
             cwd=task.workspace_path,
+            # What it prints ends up in the database, so the store's keys are not for it.
+            env=clean_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -37,6 +37,7 @@ from metastore import (
     SessionMode,
     SessionStatus,
     SessionType,
+    clean_environment,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +45,11 @@ if TYPE_CHECKING:
 
     from metastore import Lease, Session, Transaction, Worktree
 
-# Started from a git hook, GIT_DIR would point every git below at the wrong place.
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+# What a command prints ends up in events, so the store's keys are not for it. Started from a git
+# hook, GIT_DIR would point every git below at the wrong place.
+ENVIRONMENT = {
+    name: value for name, value in clean_environment().items() if not name.startswith("GIT_")
+}
 
 ARTIFACT_TYPES = {".log": ArtifactType.LOG, ".xml": ArtifactType.JUNIT_XML}
 """What a file is, by the end of its name; any other is a report."""
@@ -238,7 +242,10 @@ class Runner:
             return
         path = lease.worktree.path
         # Unknown until git is done: should this runner die in between, nobody trusts the old value.
-        await self.store.worktrees.record_checkout(lease, branch=None, commit_sha=None)
+        # So are the hashes: `git clean` takes away what was prepared.
+        await self.store.worktrees.record_checkout(
+            lease, branch=None, commit_sha=None, environment_hashes={}
+        )
         await git("checkout", "--quiet", "--force", "--detach", commit, cwd=path)
         await git("clean", "--quiet", "-ffdx", cwd=path)
         await self.store.worktrees.record_checkout(lease, branch=None, commit_sha=commit)
@@ -247,7 +254,9 @@ class Runner:
     async def execute(self, lease: Lease, session: Session, argv: Sequence[str]) -> Session:
         """Run the command, record what came of it, and return the session as it ended."""
         folder = self.folder / session.id
-        folder.mkdir(parents=True)
+        # What commands print and leave behind is for this user only.
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
         log = folder / "output.log"
         async with self.store.transaction(lease=lease) as tx:
             command = await tx.commands.create(
@@ -334,6 +343,7 @@ async def read_lines(process: asyncio.subprocess.Process, log: Path) -> AsyncIte
 
 def append(log: Path, chunk: bytes) -> None:
     """Write on at the end of a file."""
+    log.touch(mode=0o600)
     with log.open("ab") as file:
         file.write(chunk)
 
@@ -344,11 +354,12 @@ def text_of(line: bytes) -> str:
 
 
 def describe(folder: Path) -> list[dict[str, Any]]:
-    """Return the columns of an artifact for each file in `folder`."""
+    """Return the columns of an artifact for each file in `folder`, made private."""
     files = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.is_symlink():
             with path.open("rb") as file:
+                os.fchmod(file.fileno(), 0o600)
                 digest = hashlib.file_digest(file, "sha256")
                 size = file.tell()
             kind = ARTIFACT_TYPES.get(path.suffix, ArtifactType.REPORT)

@@ -118,6 +118,13 @@ class Executor(Protocol):
             MetastoreError: the database refused one of them; nothing was changed.
         """
 
+    def erase(self) -> Awaitable[bool]:
+        """Take what was deleted or overwritten out of the log too; tell whether that was done.
+
+        It is tried for a moment, while nobody reads what is to go. A transaction does it when it
+        has committed, and returns False.
+        """
+
 
 class Backend(Executor, Protocol):
     """An open database."""

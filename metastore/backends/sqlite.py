@@ -49,6 +49,12 @@ Result = TypeVar("Result")
 PROBE_TIMEOUT = 3.0
 """How long an inspection waits for a connection of this process to be free, in seconds."""
 
+ERASE_ATTEMPTS = 20
+"""How often the WAL is tried to be emptied while somebody reads from it."""
+
+ERASE_PAUSE = 0.01
+"""How long to wait between two attempts, in seconds."""
+
 
 class SqliteBackend:
     """An open SQLite database."""
@@ -149,6 +155,24 @@ class SqliteBackend:
             # Whatever happened, cancellation included: the writer is handed on only after a
             # ROLLBACK, which stands in the thread's queue behind any statement in flight.
             await transaction.end()
+        if transaction.erases:
+            await self.erase()
+
+    async def erase(self) -> bool:
+        """Take what was deleted or overwritten out of the WAL too. See `Executor.erase`."""
+        refuse_inside_transaction(self._writer)
+        for attempt in range(ERASE_ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(ERASE_PAUSE)
+            # What was deleted is committed, and stays so whatever becomes of this.
+            with contextlib.suppress(MetastoreError):
+                await self._writer.take_turn()
+                try:
+                    if await self._writer.call(self._writer.empty_wal):
+                        return True
+                finally:
+                    self._writer.release_turn()
+        return False
 
     @property
     def changes(self) -> int:

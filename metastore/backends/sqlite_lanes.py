@@ -741,6 +741,29 @@ class WriterLane(Lane):
         finally:
             roll_back(connection)
 
+    def empty_wal(self, connection: sqlite3.Connection) -> bool:
+        """Checkpoint the WAL and cut it down to a frame; tell whether no reader was in the way.
+
+        Not `wal_checkpoint(TRUNCATE)`, which goes on beside a writer when it does not get the
+        write lock. The first commit after a complete checkpoint begins the WAL anew, and then cuts
+        off what is longer than the limit.
+        """
+        self._checkpoint(connection)
+        begin = partial(connection.execute, "BEGIN IMMEDIATE")
+        connection.execute("PRAGMA journal_size_limit = 0")
+        try:
+            self._when_free(connection, begin, self._loop.time() + CHECKPOINT_PATIENCE)
+            [version] = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {version}")
+            self.check_files()
+            connection.execute("COMMIT")
+        finally:
+            roll_back(connection)
+            connection.execute(f"PRAGMA journal_size_limit = {sqlite_file.WAL_SIZE_LIMIT}")
+        self.check_files()
+        [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
+        return self.files.wal_bytes < 2 * int(page_bytes)
+
     def _before_close(self) -> None:
         if self.holder is not None:
             self.holder.abort("the store is closed")

@@ -30,6 +30,7 @@ class OpenTransaction:
         self._begun = False
         self._ended: str | None = None
         self._released = False
+        self.erases = False
         lane.holder = self
 
     @property
@@ -50,6 +51,11 @@ class OpenTransaction:
         """Run several statements as one. See `Executor.run_all`."""
         answers: list[list[Values]] = await self._hop(calls, self._run)
         return answers
+
+    async def erase(self) -> bool:
+        """Have the log emptied after the commit. See `Executor.erase`."""
+        self.erases = True
+        return False
 
     async def check_guard(self) -> None:
         """Ask whether what guards the transaction holds, in the transaction itself."""

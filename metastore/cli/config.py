@@ -19,6 +19,7 @@ from metastore.cli import (
     printable,
     with_store,
 )
+from metastore.secrets import Secret
 
 if TYPE_CHECKING:
     from metastore.repositories.configurations import Configuration
@@ -58,12 +59,18 @@ def set_(
     """Give KEY a VALUE; without VALUE it is read from standard input."""
     if secret and value is not None:
         raise click.UsageError("A secret is no argument: give it on standard input.")
-    text = _read_value(key, hidden=secret) if value is None else value
+    text = _read_value(key, hidden=secret) if value is None else Secret(value)
+    del value
     parsed = _parsed(text, value_type)
     row = with_store(
         url,
         lambda store: store.configurations.set(
-            key, parsed, value_type, description, secret, if_version=if_version
+            key,
+            parsed if secret else parsed.reveal(),
+            value_type,
+            description,
+            secret,
+            if_version=if_version,
         ),
     )
     if as_json:
@@ -116,10 +123,8 @@ def list_(url: DatabaseUrl, as_json: bool) -> None:
 @database_option
 def reveal(key: str, url: DatabaseUrl) -> None:
     """Print the value of KEY, decrypted if it is a secret."""
-    import msgspec
-
-    value = with_store(url, lambda store: store.configurations.reveal(key))
-    click.echo(value if isinstance(value, str) else msgspec.json.encode(value).decode())
+    value = Secret(with_store(url, lambda store: store.configurations.reveal(key)))
+    click.echo(_shown(value.reveal()))
 
 
 @config.command()
@@ -173,26 +178,33 @@ def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
     click.echo(f"{count} settings changed.", err=True)
 
 
-def _read_value(key: str, *, hidden: bool) -> str:
+def _shown(value: Any) -> str:
+    import msgspec
+
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _read_value(key: str, *, hidden: bool) -> Secret[str]:
     if sys.stdin.isatty():
-        text: str = click.prompt(
-            f"Value of {printable(key)}",
-            hide_input=hidden,
-            confirmation_prompt=hidden,
-            err=True,
+        return Secret(
+            click.prompt(
+                f"Value of {printable(key)}",
+                hide_input=hidden,
+                confirmation_prompt=hidden,
+                err=True,
+            )
         )
-        return text
-    return sys.stdin.read().removesuffix("\n")
+    return Secret(sys.stdin.read().removesuffix("\n"))
 
 
-def _parsed(text: str, value_type: str) -> Any:
+def _parsed(text: Secret[str], value_type: str) -> Secret[Any]:
     """Return the Python value of a text from the command line."""
     import msgspec
 
     if value_type == "string":
         return text
     try:
-        return msgspec.json.decode(text)
+        return Secret(msgspec.json.decode(text.reveal()))
     except (msgspec.DecodeError, ValueError):
         pass
     # Outside of the handler, which knows the text: it may be a secret.

@@ -77,7 +77,7 @@ def costs(
     """Show what model calls have cost, the dearest first, or day by day.
 
     Every sum is exact. No token is counted in two columns: tokens in were read in full, cached ones
-    from the provider's cache.
+    from the provider's cache. Cache writes and reasoning are shown where there are any.
     """
     groups = with_store(
         url, lambda store: store.cost_entries.summary(by=by, since=since, until=until)
@@ -98,26 +98,35 @@ def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
 
     total = sum(group.totals.cost_nano_usd for group in groups)
     highest = max(group.totals.cost_nano_usd for group in groups)
+    counts = {
+        "tokens in": [group.totals.tokens_in for group in groups],
+        "cached": [group.totals.tokens_cached for group in groups],
+        "cache writes": [group.totals.tokens_cache_write for group in groups],
+        "tokens out": [group.totals.tokens_out for group in groups],
+        "reasoning": [group.totals.tokens_reasoning for group in groups],
+    }
+    for name in ("cache writes", "reasoning"):
+        if not any(counts[name]):
+            del counts[name]
     rows = [
         (
             *(printable(_name(group, column)) for column in columns),
             f"{group.totals.requests:,}",
-            f"{group.totals.tokens_in:,}",
-            f"{group.totals.tokens_cached:,}",
-            f"{group.totals.tokens_out:,}",
+            *(f"{values[index]:,}" for values in counts.values()),
             f"{group.cost_usd:,f}",
             _bar(group.totals.cost_nano_usd, highest),
         )
-        for group in groups
+        for index, group in enumerate(groups)
     ]
-    print_table((*columns, "calls", "tokens in", "cached", "tokens out", "USD", ""), rows)
+    print_table((*columns, "calls", *counts, "USD", ""), rows)
     calls = sum(group.totals.requests for group in groups)
     click.echo(f"\n{calls:,} calls, {from_nano(total):,f} USD")
 
 
 def _bar(amount: int, highest: int) -> str:
     """Return a bar as long as `amount` is of `highest`, in eighths of a character."""
-    if not highest:
+    if amount <= 0:
+        # Nothing, or more refunds than costs.
         return ""
     full, eighths = divmod(amount * BAR * 8 // highest, 8)
     if not _writes("█▏"):
@@ -147,7 +156,9 @@ def _as_json(group: CostSummary, columns: Sequence[str]) -> dict[str, str | int]
         "requests": totals.requests,
         "tokens_in": totals.tokens_in,
         "tokens_cached": totals.tokens_cached,
+        "tokens_cache_write": totals.tokens_cache_write,
         "tokens_out": totals.tokens_out,
+        "tokens_reasoning": totals.tokens_reasoning,
         # Text, for a number of JSON is a float to most who read it.
         "cost_usd": f"{group.cost_usd:f}",
     }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from metastore import clean_environment
 from metastore.demo.ledger import Entry
 from metastore.demo.worker_process import BOOT
 
@@ -91,12 +92,14 @@ class Fleet:
     async def start(self, setting: Setting) -> Member:
         """Start a process."""
         path = self._folder / f"{setting.name}.stderr"
+        path.touch(mode=0o600)
         with path.open("wb") as errors:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", BOOT, msgspec.json.encode(sys.path).decode()),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
+                env=clean_environment(),
                 limit=LONGEST_ENTRY,
                 # Ctrl-C is for the one that started them, which then stops them in order.
                 start_new_session=True,

@@ -87,6 +87,7 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Write an entry down."""
+        self._path.touch(mode=0o600)
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(entry) + b"\n")
         self._note_rows(entry)

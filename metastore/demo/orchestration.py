@@ -126,7 +126,8 @@ class Demo:
         places = [commits[number % len(commits)] for number in range(plan.worktrees)]
         async with MetadataStore.open(url, migrate=True) as store:
             with _alone(database.parent):
-                self._folder.mkdir(parents=True)
+                plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700)
                 ledger = Ledger(self._folder / "ledger.jsonl")
                 repository = await _register(store, top)
                 await self._clear_up(store, repository, top)

@@ -34,6 +34,7 @@ from metastore.errors import (
 )
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -243,19 +244,20 @@ class AuthTokens(TableRepository[AuthToken]):
         """
         return await self._one(self._sql.get_auth_token(id=token_id), token_id)
 
-    async def verify(self, token: str, scope: str | None = None) -> AuthToken:
+    async def verify(self, token: str | Secret[str], scope: str | None = None) -> AuthToken:
         """Return the record of a live token that opens `scope`.
 
         With `scope` None the token only says who its user is. A mistyped token is refused
         without a look at the database. The use is noted in `last_used_at` at most once a
-        minute, and not at all while the store takes no writes: that locks nobody out.
+        minute, and not at all while the store takes no writes: that locks nobody out. In a
+        `Secret` the token stays out of the tracebacks of its callers.
 
         Raises:
             TokenRejected: the token opens nothing of the kind. Whether it is mistyped, unknown,
                 expired, revoked or lacks the scope is not told.
             InvalidValue: `scope` is none that can be asked for.
         """
-        token_hash = _hash_if_well_formed(token)
+        token_hash = _hash_if_well_formed(token.reveal() if isinstance(token, Secret) else token)
         # Tracebacks may show the variables of their frames.
         del token
         if scope is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,6 +31,11 @@ __all__ = ["Budget", "BudgetReservation", "BudgetReservations", "Reserved"]
 
 WARN_AT = Decimal("0.8")
 """The share of a limit from which on a budget warns, unless the caller says otherwise."""
+
+# A share may have as many digits as any float. What is longer is refused: nobody means it.
+_SHARES = Context(traps=[])
+_SMALLEST_EXPONENT = -400
+_MOST_DIGITS = 1_000
 
 _NOTHING = ""
 """The request id that no request has."""
@@ -285,12 +290,31 @@ def _share(warn_at: Decimal | float) -> Fraction:
     Raises:
         InvalidValue: it is not a share from 0 to 1.
     """
-    try:
-        share = Fraction(str(warn_at))
-    except ValueError:
-        share = Fraction(-1)
-    if not 0 <= share <= 1:
+    share = _fraction(warn_at)
+    if share is None:
         raise InvalidValue(
             None, "warn_at", "must be a number from 0 to 1", value_type=type(warn_at).__name__
         )
     return share
+
+
+def _fraction(warn_at: object) -> Fraction | None:
+    """Return a share from 0 to 1 as it is written, or None if it is none.
+
+    The range is checked before the fraction is made, which writes out every digit: of
+    Decimal("1e999999999") there are a billion, and of a tiny share as many zeros.
+    """
+    if isinstance(warn_at, bool) or not isinstance(warn_at, Decimal | float | int):
+        return None
+    if isinstance(warn_at, int):
+        return Fraction(warn_at) if 0 <= warn_at <= 1 else None
+    with localcontext(_SHARES):
+        share = Decimal(str(warn_at)) if isinstance(warn_at, float) else warn_at
+        if not share.is_finite() or not 0 <= share <= 1:
+            return None
+        if not share:
+            return Fraction(0)
+        is_long = (
+            share.adjusted() < _SMALLEST_EXPONENT or len(share.as_tuple().digits) > _MOST_DIGITS
+        )
+        return None if is_long else Fraction(share)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from metastore import codec, secrets
-from metastore.codec import Label, Row
+from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import (
     InvalidValue,
+    NotFound,
     SecretKeyUnavailable,
     SecretRejected,
     StoreCorrupt,
@@ -21,6 +22,7 @@ from metastore.errors import (
 )
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.secrets import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +58,7 @@ class Configuration(Row, frozen=True):
         value: its text, as the column holds it; `HIDDEN` if it is a secret.
         version: grows with every change of the value.
         secret_key_id: the fingerprint of the key that a secret is encrypted under.
+        incarnation: tells a secret from others that its key had before it was deleted.
     """
 
     key: Label
@@ -67,6 +70,7 @@ class Configuration(Row, frozen=True):
     secret_key_id: str | None
     created_at: datetime
     updated_at: datetime
+    incarnation: Id | None
 
 
 class Configurations(TableRepository[Configuration]):
@@ -113,7 +117,8 @@ class Configurations(TableRepository[Configuration]):
 
         Args:
             key: 1 to 255 characters.
-            value: what `value` or `reveal` return.
+            value: what `value` or `reveal` return; for a secret also as a `Secret`, which keeps it
+                out of the tracebacks of its callers.
             value_type: a `ConfigurationType`; None takes it from the type of `value`.
             description: what it is for, in a person's words.
             is_secret: Whether it is encrypted, and shown by `reveal` only.
@@ -121,19 +126,32 @@ class Configurations(TableRepository[Configuration]):
 
         Raises:
             VersionConflict: the key is not at `if_version`; carries the row as it is now, or None.
-            InvalidValue: a value is refused, or the key is a secret and `is_secret` is not set.
-            SecretKeyUnavailable: there is no key to encrypt a secret with.
+            InvalidValue: a value is refused, or it or the key is a secret and `is_secret` is not
+                set.
+            SecretKeyUnavailable: there is no key to encrypt a secret with, or none that the
+                database's secrets are encrypted under: they would not all open under one keyring.
         """
-        kind, text = _encoded(value, value_type, is_secret=is_secret)
+        is_wrapped = isinstance(value, Secret)
+        held: Secret[Any] = value if is_wrapped else Secret(value)
+        # Tracebacks may show the variables of their frames.
+        del value
+        if is_wrapped and not is_secret:
+            raise InvalidValue(self.table, "is_secret", "must be set to store a Secret")
+        kind, text = _encoded(held, value_type, is_secret=is_secret)
         keys = secrets.keyring() if is_secret else None
+        known_key_id = keys.newest if keys else None
         while True:
             current = await self._find(self._sql.get_configuration(key=key))
             if if_version is not None and if_version != (current.version if current else 0):
                 raise VersionConflict(self.table, if_version, current and _hidden(current))
-            call = self._write(current, key, text, kind, description, keys)
+            call = self._write(current, key, text, kind, description, keys, known_key_id)
             row = await self._find(call)
             if row is not None:
+                if current is not None and current.is_secret:
+                    await self._erase()
                 return _hidden(row)
+            if keys is not None:
+                known_key_id = await self._known_key_id(keys)
 
     async def value(self, key: str) -> Any:
         """Return the value of a key, of the Python type that it was set with.
@@ -163,25 +181,38 @@ class Configurations(TableRepository[Configuration]):
         return page_of([_hidden(row) for row in rows], limit, lambda row: row.key)
 
     async def reveal(self, key: str) -> Any:
-        """Return the value of a key, decrypted if it is a secret.
+        """Return the value of a secret, decrypted.
 
         Raises:
             NotFound: the key has no value.
+            InvalidValue: it is no secret. Whoever can write the database can make it a plain value
+                of their own, which `value` returns and this does not.
             SecretKeyUnavailable: the key that it is encrypted under is not there.
             SecretRejected: its ciphertext was altered, or comes from elsewhere.
         """
         row = await self._one(self._sql.get_configuration(key=key), key)
         if not row.is_secret:
-            return _value(row, row.value)
-        return _value(row, _opened(row, secrets.keyring()))
+            raise InvalidValue(self.table, "key", "names a plain value, which only value returns")
+        return _decoded_secret(row, _opened(row, secrets.keyring()))
 
     async def delete(self, key: str) -> None:
         """Forget a key. Set again, its versions begin at 1.
 
+        Nothing of a secret is left in the WAL, unless another process reads the database all the
+        while; within a transaction from its commit on.
+
         Raises:
             NotFound: it has no value.
         """
-        await self._one(self._sql.delete_configuration(key=key), key)
+        answers = await self._run_all(
+            self._sql.overwrite_secret_configuration(key=key),
+            self._sql.delete_configuration(key=key),
+        )
+        rows = self._decode(answers[-1])
+        if not rows:
+            raise NotFound(self.table, key)
+        if rows[0].is_secret:
+            await self._erase()
 
     async def rotate_keys(self, *, batch: int = 100) -> int:
         """Encrypt every secret under the newest key that is not, and return how many there were.
@@ -203,10 +234,12 @@ class Configurations(TableRepository[Configuration]):
             )
             calls = []
             for row in rows[:batch]:
-                if row.secret_key_id == keys.newest:
+                if row.secret_key_id == keys.newest and row.incarnation is not None:
                     continue
+                incarnation = row.incarnation or new_id()
+                place = _place(row.key, row.version, row.value_type, incarnation)
                 try:
-                    sealed = keys.seal(_opened(row, keys), _place(row.key, row.version, row))
+                    sealed = keys.seal(_opened(row, keys), place)
                 except (SecretKeyUnavailable, SecretRejected) as error:
                     failed = failed or error
                     continue
@@ -216,6 +249,7 @@ class Configurations(TableRepository[Configuration]):
                         value=sealed,
                         version=row.version,
                         secret_key_id=keys.newest,
+                        incarnation=incarnation,
                         updated_at=self._now(),
                     )
                 )
@@ -225,6 +259,9 @@ class Configurations(TableRepository[Configuration]):
             if len(rows) <= batch:
                 break
             after = rows[batch - 1].key
+        if rotated:
+            # What the old keys open goes with them.
+            await self._erase()
         if failed is not None:
             raise failed
         return rotated
@@ -273,10 +310,11 @@ class Configurations(TableRepository[Configuration]):
         self,
         current: Configuration | None,
         key: str,
-        text: str,
+        text: Secret[str],
         kind: ConfigurationType,
         description: str | None,
         keys: secrets.Keyring | None,
+        known_key_id: str | None = None,
     ) -> Call:
         """Return the statement that makes the version behind `current`."""
         if current is not None and current.is_secret and keys is None:
@@ -284,7 +322,12 @@ class Configurations(TableRepository[Configuration]):
                 self.table, "is_secret", "must be set: the key is a secret; delete it first if not"
             )
         version = current.version + 1 if current else 1
-        value = keys.seal(text, _place(key, version, kind)) if keys else text
+        incarnation = current and current.incarnation
+        if keys is not None:
+            incarnation = incarnation or new_id()
+            value = keys.seal(text, _place(key, version, kind, incarnation))
+        else:
+            value = text.reveal()
         secret_key_id = keys.newest if keys else None
         if current is None:
             return self._sql.create_configuration(
@@ -294,6 +337,8 @@ class Configurations(TableRepository[Configuration]):
                 description=description,
                 is_secret=keys is not None,
                 secret_key_id=secret_key_id,
+                incarnation=incarnation,
+                known_key_id=known_key_id,
                 created_at=self._now(),
             )
         return self._sql.update_configuration(
@@ -304,18 +349,60 @@ class Configurations(TableRepository[Configuration]):
             is_secret=keys is not None,
             version=version,
             secret_key_id=secret_key_id,
+            incarnation=incarnation,
+            known_key_id=known_key_id,
             updated_at=self._now(),
         )
 
+    async def _known_key_id(self, keys: secrets.Keyring) -> str:
+        """Return which of `keys` shows that they belong to this database: any, if it has no secret.
 
-def _place(key: str, version: int, kind: ConfigurationType | Configuration) -> tuple[str, ...]:
+        Raises:
+            SecretKeyUnavailable: it has secrets, and none under one of these keys.
+        """
+        used = [key_id for [key_id] in await self._run(self._sql.list_secret_key_ids())]
+        for key_id in used:
+            if key_id in keys:
+                return str(key_id)
+        if used:
+            raise SecretKeyUnavailable(
+                "the database's secrets are encrypted under other keys than those given, the "
+                f"first of them under key {used[0]}; give that too, or delete what no longer opens",
+                key_id=used[0],
+            )
+        return keys.newest
+
+    async def _erase(self) -> None:
+        """Take what was deleted or overwritten out of the WAL too."""
+        await self._scope.executor.erase()
+
+
+def _place(
+    key: str, version: int, kind: ConfigurationType, incarnation: str | None
+) -> tuple[str, ...]:
     """Return what a secret's ciphertext is bound to."""
-    value_type = kind.value_type if isinstance(kind, Configuration) else kind
-    return ("configurations", key, str(version), value_type.value)
+    place = ("configurations", key, str(version), kind.value)
+    # Sealed before there were incarnations.
+    return place if incarnation is None else (*place, incarnation)
 
 
-def _opened(row: Configuration, keys: secrets.Keyring) -> str:
-    return keys.open(row.value, row.secret_key_id or "", _place(row.key, row.version, row))
+def _opened(row: Configuration, keys: secrets.Keyring) -> Secret[str]:
+    place = _place(row.key, row.version, row.value_type, row.incarnation)
+    return keys.open(row.value, row.secret_key_id or "", place)
+
+
+def _decoded_secret(row: Configuration, text: Secret[str]) -> Any:
+    """Return a secret's value.
+
+    Raises:
+        SecretRejected: the text is not of the row's type.
+    """
+    try:
+        return _decoded(row.value_type, text.reveal())
+    except ValueError:
+        pass
+    # Outside of the handler, which knows the text.
+    raise SecretRejected(row.secret_key_id or "")
 
 
 def _hidden(row: Configuration) -> Configuration:
@@ -341,15 +428,15 @@ def _inferred(value: Any) -> ConfigurationType:
 
 
 def _encoded(
-    value: Any, value_type: str | None, *, is_secret: bool
-) -> tuple[ConfigurationType, str]:
+    value: Secret[Any], value_type: str | None, *, is_secret: bool
+) -> tuple[ConfigurationType, Secret[str]]:
     """Return a value's type and text.
 
     Raises:
         InvalidValue: the type is none, or not the value's.
     """
     try:
-        kind = _inferred(value) if value_type is None else ConfigurationType(value_type)
+        kind = _inferred(value.reveal()) if value_type is None else ConfigurationType(value_type)
     except ValueError:
         raise InvalidValue(
             Configurations.table,
@@ -359,13 +446,14 @@ def _encoded(
         ) from None
     reason = None
     try:
-        return kind, _text(kind, value)
+        return kind, Secret(_text(kind, value.reveal()))
     except codec.RefusedError as refused:
         reason = str(refused)
     # Outside of the handler: what went wrong while encoding may hold the value.
     if is_secret:
         reason = f"is refused as {kind.value}"
-    raise InvalidValue(Configurations.table, "value", reason, value_type=type(value).__name__)
+    kind_of_value = type(value.reveal()).__name__
+    raise InvalidValue(Configurations.table, "value", reason, value_type=kind_of_value)
 
 
 def _text(kind: ConfigurationType, value: Any) -> str:
@@ -445,7 +533,7 @@ def _parsed(document: str, form: Format) -> dict[str, Any]:
 
 def _read_entry(
     key: str, entry: Any, form: Format
-) -> tuple[str, ConfigurationType, str, str | None]:
+) -> tuple[str, ConfigurationType, Secret[str], str | None]:
     if not isinstance(entry, dict):
         entry = {"value": entry}
     if "value" not in entry or not entry.keys() <= _FIELDS:
@@ -458,15 +546,15 @@ def _read_entry(
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise InvalidValue(None, f"document: {key!r}", "must hold JSON as text") from None
-    kind, text = _encoded(value, value_type, is_secret=False)
+    kind, text = _encoded(Secret(value), value_type, is_secret=False)
     return key, kind, text, entry.get("description")
 
 
 def _differs(
-    row: Configuration, kind: ConfigurationType, text: str, description: str | None
+    row: Configuration, kind: ConfigurationType, text: Secret[str], description: str | None
 ) -> bool:
     return (
         row.is_secret
-        or (row.value_type, row.value) != (kind, text)
+        or (row.value_type, row.value) != (kind, text.reveal())
         or description not in (None, row.description)
     )

@@ -11,7 +11,7 @@ import msgspec
 
 from metastore import money, prices
 from metastore.codec import Id, Label, Row, decoder, new_id, timestamp
-from metastore.errors import InvalidReference, InvalidValue
+from metastore.errors import AlreadyExists, InvalidReference, InvalidValue
 from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job
@@ -47,13 +47,19 @@ _decode_jobs = decoder(Job, table="jobs")
 
 
 class CostEntry(Row, frozen=True):
-    """A model call that was paid for.
+    """A model call that was paid for, or a correction of what one has cost.
 
     Attributes:
-        request_id: the caller's name for the call.
+        request_id: the caller's name for the call, or for the correction.
+        provider: in lower case.
         tokens_in: input that was read in full; no token is counted twice.
+        tokens_out: output without what `tokens_reasoning` counts.
         tokens_cached: input that was read from the provider's cache.
+        tokens_cache_write: input that was read in full and written to the provider's cache.
+        tokens_reasoning: output that the model spent on reasoning.
+        cost_nano_usd: what it cost; below zero only in a correction.
         priced_by: which price list the cost was worked out with; None if the caller knew it.
+        corrects: the entry that this one corrects; None in that of a call.
     """
 
     id: Id
@@ -64,8 +70,11 @@ class CostEntry(Row, frozen=True):
     tokens_in: Tokens
     tokens_out: Tokens
     tokens_cached: Tokens
-    cost_nano_usd: Annotated[int, msgspec.Meta(ge=0, le=money.MAX_NANO)]
+    tokens_cache_write: Tokens
+    tokens_reasoning: Tokens
+    cost_nano_usd: Annotated[int, msgspec.Meta(ge=-money.MAX_NANO, le=money.MAX_NANO)]
     priced_by: str | None
+    corrects: Id | None
     created_at: datetime
 
     @property
@@ -89,13 +98,19 @@ class RecordedCost(msgspec.Struct, frozen=True):
 
 
 class Totals(msgspec.Struct, frozen=True, gc=False):
-    """Model calls added up."""
+    """Model calls and their corrections added up.
+
+    Attributes:
+        requests: how many calls; corrections are none.
+    """
 
     requests: int
     tokens_in: int
     tokens_out: int
     tokens_cached: int
     cost_nano_usd: int
+    tokens_cache_write: int = 0
+    tokens_reasoning: int = 0
 
     @property
     def cost_usd(self) -> Decimal:
@@ -130,7 +145,8 @@ class CostDiscrepancy(msgspec.Struct, frozen=True):
     Attributes:
         job_id: the job.
         kept: the totals on the job.
-        summed: the sum of its entries.
+        summed: the sum of its entries, counted as a job counts them: cache writes as input,
+            reasoning as output.
     """
 
     job_id: str
@@ -154,6 +170,8 @@ class CostEntries(TableRepository[CostEntry]):
         tokens_in: int,
         tokens_out: int,
         tokens_cached: int = 0,
+        tokens_cache_write: int = 0,
+        tokens_reasoning: int = 0,
         cost_usd: money.Amount | None = None,
         id: str | None = None,
     ) -> RecordedCost:
@@ -163,14 +181,15 @@ class CostEntries(TableRepository[CostEntry]):
         once: whoever records it again gets the first entry. Calls are recorded whatever the job's
         limits and state are, for the money is spent; see `RecordedCost.job`.
 
-        No token belongs to two of `tokens_in`, `tokens_out` and `tokens_cached`. Without `cost_usd`
-        the extra `prices` prices the call, rounded up to a nano-dollar, and the entry remembers
-        which price list it was.
+        No token belongs to two of `tokens_in`, `tokens_cached` and `tokens_cache_write`, nor of
+        `tokens_out` and `tokens_reasoning`. Without `cost_usd` the extra `prices` prices the call,
+        rounded up to a nano-dollar, and the entry remembers which price list it was. Blanks around
+        `provider` and `model` are removed, and `provider` is put into lower case.
 
         Raises:
             InvalidReference: there is no such job.
             PriceUnknown: `cost_usd` is left out, and no price list knows this model.
-            AlreadyExists: another entry has this `id`.
+            AlreadyExists: another entry has this `id`, or `request_id` names a correction.
             InvalidValue: a value is refused; money is a Decimal, an int or a str, never a float.
                 The job's totals hold nine billion dollars.
         """
@@ -179,7 +198,12 @@ class CostEntries(TableRepository[CostEntry]):
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "tokens_cached": tokens_cached,
+            "tokens_cache_write": tokens_cache_write,
+            "tokens_reasoning": tokens_reasoning,
         }
+        # What is no text is refused below.
+        if isinstance(provider, str) and isinstance(model, str):
+            provider, model = provider.strip().lower(), model.strip()
         if cost_usd is None:
             nano, priced_by = await self._priced(provider, model, tokens, now)
         else:
@@ -206,6 +230,44 @@ class CostEntries(TableRepository[CostEntry]):
             raise self._refused("cost_usd", "is more than the job's total can hold", cost_usd)
         [entry] = self._decode(answers[0])
         [job] = _decode_jobs(answers[2])
+        return RecordedCost(entry, job, charged=True)
+
+    async def correct(
+        self, entry_id: str, *, request_id: str, amount_usd: money.Amount, id: str | None = None
+    ) -> RecordedCost:
+        """Correct what a call has cost by `amount_usd`: below zero it is a refund.
+
+        The correction is an entry of its own that names the call's, on the day that it is made,
+        and changes the job's total with it. A call never costs less than nothing, however many
+        refunds race. Repeated under the same `request_id` it is counted once.
+
+        Raises:
+            NotFound: there is no such entry.
+            AlreadyExists: `request_id` names a call or another correction of the job, or another
+                entry has this `id`.
+            InvalidValue: a value is refused; more is taken back than the call has cost; or
+                `entry_id` names a correction.
+        """
+        nano = money.to_signed_nano(amount_usd, table=self.table, column="amount_usd")
+        if nano == 0:
+            raise self._refused("amount_usd", "must not be 0", amount_usd)
+        now = self._now()
+        answers = await self._run_all(
+            self._sql.create_cost_correction(
+                id=(correction_id := id or new_id()),
+                corrects=entry_id,
+                request_id=request_id,
+                cost_nano_usd=nano,
+                created_at=now,
+            ),
+            self._sql.charge_correction(id=correction_id, cost_nano_usd=nano, now=now),
+        )
+        if not answers[0]:
+            return await self._corrected_before(entry_id, request_id, amount_usd)
+        if not answers[1]:
+            raise self._refused("amount_usd", "is more than the job's total can hold", amount_usd)
+        [entry] = self._decode(answers[0])
+        [job] = _decode_jobs(answers[1])
         return RecordedCost(entry, job, charged=True)
 
     async def get(self, entry_id: str) -> CostEntry:
@@ -292,6 +354,23 @@ class CostEntries(TableRepository[CostEntry]):
         if entry is None or not jobs:
             # Deleted since, with its job.
             raise InvalidReference(self.table, "job_id", "jobs")
+        if entry.corrects is not None:
+            raise AlreadyExists(self.table, ("job_id", "request_id"))
+        return RecordedCost(entry, jobs[0], charged=False)
+
+    async def _corrected_before(
+        self, entry_id: str, request_id: str, amount_usd: money.Amount
+    ) -> RecordedCost:
+        """Return the correction that was recorded before, or raise why there is none."""
+        corrected = await self.get(entry_id)
+        if corrected.corrects is not None:
+            raise self._refused("corrects", "must name the entry of a call", entry_id)
+        entry = await self.find_by_request(corrected.job_id, request_id)
+        jobs = _decode_jobs(await self._run(self._sql.get_charged_job(job_id=corrected.job_id)))
+        if entry is None or not jobs:
+            raise self._refused("amount_usd", "takes back more than the call has cost", amount_usd)
+        if entry.corrects != entry_id:
+            raise AlreadyExists(self.table, ("job_id", "request_id"))
         return RecordedCost(entry, jobs[0], charged=False)
 
 
@@ -327,16 +406,31 @@ def _summary(row: Values) -> CostSummary:
 
 
 def _totals(
-    requests: int, tokens_in: int, tokens_out: int, tokens_cached: int, whole: int, rest: int
+    requests: int,
+    tokens_in: int,
+    tokens_out: int,
+    tokens_cached: int,
+    tokens_cache_write: int,
+    tokens_reasoning: int,
+    whole: int,
+    rest: int,
 ) -> Totals:
-    return Totals(requests, tokens_in, tokens_out, tokens_cached, whole * _WHOLE + rest)
+    return Totals(
+        requests,
+        tokens_in,
+        tokens_out,
+        tokens_cached,
+        whole * _WHOLE + rest,
+        tokens_cache_write,
+        tokens_reasoning,
+    )
 
 
 def _discrepancy(row: Values) -> CostDiscrepancy:
     job_id, cost, tokens_in, tokens_out, tokens_cached, requests = row[:_JOB_TOTALS]
-    whole, rest, sum_in, sum_out, sum_cached, entries = row[_JOB_TOTALS:]
+    whole, rest, sum_in, sum_out, sum_cached, calls = row[_JOB_TOTALS:]
     return CostDiscrepancy(
         job_id=job_id,
         kept=Totals(requests, tokens_in, tokens_out, tokens_cached, cost),
-        summed=_totals(entries, sum_in, sum_out, sum_cached, whole, rest),
+        summed=Totals(calls, sum_in, sum_out, sum_cached, whole * _WHOLE + rest),
     )

@@ -56,7 +56,8 @@ class Job(Row, frozen=True):
         model_cto: the model that plans.
         model_coder: the model that writes the code.
         cost_nano_usd: what it has spent, as the tokens and requests_made are the totals of its
-            cost entries. No token is counted in two of them.
+            cost entries. No token is counted in two of them; tokens_in includes cache writes,
+            and tokens_out reasoning.
         finished_at: when it ended, well or badly.
         cancelled: whether somebody has called it off; its status tells whether it has ended.
         last_action: what the agent did last, in its own words.

@@ -73,17 +73,16 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
             InvalidReference: there is no such job.
             InvalidValue: a limit is refused.
         """
-        now = await self.get(job_id)
         return await self._created(
             self._sql.set_memory_limits(
                 id=new_id(),
                 job_id=job_id,
-                max_items=_either(max_items, now.max_items),
-                max_item_bytes=_either(max_item_bytes, now.max_item_bytes),
-                max_item_tags=_either(max_item_tags, now.max_item_tags),
-                max_files=_either(max_files, now.max_files),
-                max_file_bytes=_either(max_file_bytes, now.max_file_bytes),
-                max_job_file_bytes=_either(max_job_file_bytes, now.max_job_file_bytes),
+                max_items=max_items,
+                max_item_bytes=max_item_bytes,
+                max_item_tags=max_item_tags,
+                max_files=max_files,
+                max_file_bytes=max_file_bytes,
+                max_job_file_bytes=max_job_file_bytes,
                 created_at=self._now(),
             )
         )
@@ -105,15 +104,14 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
         Raises:
             InvalidValue: a limit is refused.
         """
-        now = await self.get_default()
         return await self._created(
             self._sql.set_default_memory_limits(
-                max_items=_either(max_items, now.max_items),
-                max_item_bytes=_either(max_item_bytes, now.max_item_bytes),
-                max_item_tags=_either(max_item_tags, now.max_item_tags),
-                max_files=_either(max_files, now.max_files),
-                max_file_bytes=_either(max_file_bytes, now.max_file_bytes),
-                max_job_file_bytes=_either(max_job_file_bytes, now.max_job_file_bytes),
+                max_items=max_items,
+                max_item_bytes=max_item_bytes,
+                max_item_tags=max_item_tags,
+                max_files=max_files,
+                max_file_bytes=max_file_bytes,
+                max_job_file_bytes=max_job_file_bytes,
                 updated_at=self._now(),
             )
         )
@@ -125,7 +123,3 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
             NotFound: it has none.
         """
         await self._one(self._sql.delete_memory_limits(job_id=job_id), job_id)
-
-
-def _either(given: int | None, current: int) -> int:
-    return current if given is None else given

@@ -319,6 +319,8 @@ class Worktrees(TableRepository[Worktree]):
     ) -> Lease:
         """Note what the holder has checked out, so that later holders can prefer it.
 
+        Without `environment_hashes` those of the worktree stay as they are; `{}` clears them.
+
         Raises:
             LeaseLost: the lease ran out or went to another holder; nothing was changed.
         """
@@ -328,7 +330,9 @@ class Worktrees(TableRepository[Worktree]):
                 **_held(lease),
                 branch=branch,
                 commit_sha=commit_sha,
-                environment_hashes=_canonical(environment_hashes),
+                environment_hashes=(
+                    None if environment_hashes is None else _canonical(environment_hashes)
+                ),
                 now=now,
                 horizon=latest_credible_expiry(now),
             )

@@ -34,6 +34,9 @@ async def main(database: str, session_id: str) -> None:
                     sys.stdout.flush()
                 return answers
 
+            async def erase(self) -> bool:
+                return await backend.erase()
+
         await Sessions(Scope(Telling(), store._clock, backend)).delete(session_id)
 
 

@@ -86,7 +86,9 @@ def test_costs__by_model_since_30_days(url: str) -> None:
             "requests": 2,
             "tokens_in": 2000,
             "tokens_cached": 6,
+            "tokens_cache_write": 0,
             "tokens_out": 40,
+            "tokens_reasoning": 0,
             "cost_usd": "2.25",
         },
         {
@@ -94,7 +96,9 @@ def test_costs__by_model_since_30_days(url: str) -> None:
             "requests": 1,
             "tokens_in": 1000,
             "tokens_cached": 3,
+            "tokens_cache_write": 0,
             "tokens_out": 20,
+            "tokens_reasoning": 0,
             "cost_usd": "1.00000001",
         },
     ]
@@ -149,7 +153,7 @@ def test_costs__a_name_does_not_steer_the_terminal(url: str) -> None:
         async with MetadataStore.open(url) as store:
             [job] = (await store.jobs.list_recent()).items
             await store.cost_entries.record(
-                job.id, request_id="x", provider="\x1b[2J", model="m", tokens_in=0, tokens_out=0,
+                job.id, request_id="x", provider="p", model="\x1b[2J", tokens_in=0, tokens_out=0,
                 cost_usd=0,
             )  # fmt: skip
 

@@ -263,6 +263,11 @@ async def test_reserve__refusals(store: MetadataStore) -> None:
         ("1", 1, {"warn_at": -0.1}),
         ("1", 1, {"warn_at": float("nan")}),
         ("1", 1, {"warn_at": None}),
+        ("1", 1, {"warn_at": True}),
+        ("1", 1, {"warn_at": Decimal("sNaN")}),
+        ("1", 1, {"warn_at": Decimal("1e999999999")}),
+        ("1", 1, {"warn_at": Decimal("1e-999999999")}),
+        ("1", 1, {"warn_at": Decimal("-0.1")}),
     ):
         with pytest.raises(InvalidValue):
             await reserve(store, job, request_id, amount, **options)

@@ -17,10 +17,13 @@ from metastore import (
     InvalidValue,
     MetadataStore,
     NotFound,
+    Secret,
     SecretKeyUnavailable,
     SecretRejected,
     StoreCorrupt,
     VersionConflict,
+    migrations,
+    urls,
 )
 from metastore.repositories.configurations import HIDDEN
 from metastore.secrets import KEY_FILE_VARIABLE, KEYS_VARIABLE, Keyring, generate_key, keyring
@@ -79,7 +82,8 @@ async def test_set__value_comes_back_with_its_type(
     assert await store.configurations.get("key") == row
     found = await store.configurations.value("key")
     assert (found, type(found)) == (value, type(value))
-    assert await store.configurations.reveal("key") == value
+    with pytest.raises(InvalidValue):
+        await store.configurations.reveal("key")
 
 
 @pytest.mark.parametrize(
@@ -388,6 +392,127 @@ async def test_secret__a_ciphertext_that_moved_is_refused(
             await store.configurations.reveal("key")
 
 
+async def test_reveal__demands_a_secret(
+    file_store: MetadataStore, store_url: str, secret_key: str
+) -> None:
+    for key in ("key", "other"):
+        await file_store.configurations.set(key, CANARY, is_secret=True)
+    await file_store.close()
+    connection = database_of(store_url)
+    connection.execute(
+        "UPDATE configurations SET is_secret = 0, secret_key_id = NULL, value = 'planted'"
+        " WHERE key = 'key'"
+    )
+    connection.close()
+    async with MetadataStore.open(store_url) as store:
+        with pytest.raises(InvalidValue) as refused:
+            await store.configurations.reveal("key")
+        assert refused.value.column == "key"
+        assert await store.configurations.reveal("other") == CANARY
+
+
+@pytest.mark.parametrize("again", [1, 2])
+async def test_secret__an_old_ciphertext_does_not_come_back_after_a_deletion(
+    file_store: MetadataStore, store_url: str, secret_key: str, again: int
+) -> None:
+    """Key, version and type are the same again, and the clock may be too."""
+    for _ in range(again):
+        await file_store.configurations.set("key", "old", is_secret=True)
+    await file_store.configurations.set("other", "beside", is_secret=True)
+    copy = "SELECT value FROM configurations WHERE key = 'key'"
+    connection = database_of(store_url)
+    [old] = connection.execute(copy).fetchone()
+    connection.close()
+    await file_store.configurations.delete("key")
+    for _ in range(again):
+        row = await file_store.configurations.set("key", "new", is_secret=True)
+    assert row.version == again
+    assert await file_store.configurations.reveal("key") == "new"
+    await file_store.close()
+    connection = database_of(store_url)
+    connection.execute("UPDATE configurations SET value = ? WHERE key = 'key'", (old,))
+    connection.close()
+    async with MetadataStore.open(store_url) as store:
+        with pytest.raises(SecretRejected):
+            await store.configurations.reveal("key")
+        assert await store.configurations.reveal("other") == "beside"
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new key", "known key"])
+async def test_set__under_a_stranger_s_key_is_refused(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, exists: bool
+) -> None:
+    ours, stranger = generate_key(), generate_key()
+    monkeypatch.setenv(KEYS_VARIABLE, ours)
+    known = [await store.configurations.set(key, CANARY, is_secret=True) for key in ("a", "b")]
+    before = (await store.configurations.list()).items
+    monkeypatch.setenv(KEYS_VARIABLE, stranger)
+    with pytest.raises(SecretKeyUnavailable) as refused:
+        await store.configurations.set("a" if exists else "c", "new", is_secret=True)
+    assert refused.value.key_id == known[0].secret_key_id
+    assert (await store.configurations.list()).items == before
+    # Plain settings need no key; and who has the old key too may begin with another.
+    await store.configurations.set("plain", 1)
+    monkeypatch.setenv(KEYS_VARIABLE, f"{stranger},{ours}")
+    await store.configurations.set("a" if exists else "c", "new", is_secret=True)
+    monkeypatch.setenv(KEYS_VARIABLE, stranger)
+    await store.configurations.set("c", "newer", is_secret=True)
+    # Without secrets there are no strangers.
+    for key in ("a", "b", "c"):
+        await store.configurations.delete(key)
+    monkeypatch.setenv(KEYS_VARIABLE, ours)
+    await store.configurations.set("d", CANARY, is_secret=True)
+
+
+async def test_set__of_two_keys_at_once_only_one_seals(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rings = [keyring({KEYS_VARIABLE: generate_key()}) for _ in range(2)]
+    turns = iter(rings * 10)
+    monkeypatch.setattr("metastore.secrets.keyring", lambda: next(turns))
+    results = await asyncio.gather(
+        *(store.configurations.set(f"key {n}", CANARY, is_secret=True) for n in range(20)),
+        return_exceptions=True,
+    )
+    refused = [result for result in results if isinstance(result, SecretKeyUnavailable)]
+    assert len(refused) == 10
+    rows = (await store.configurations.list()).items
+    assert len(rows) == 10
+    assert len({row.secret_key_id for row in rows}) == 1
+
+
+async def test_migration__secrets_from_before_open_until_they_are_rotated(
+    tmp_path: Path, secret_key: str
+) -> None:
+    path = tmp_path / "metadata.db"
+    url = urls.resolve(f"sqlite:///{path}")
+    migrations.upgrade(url, "0035-distrust-future-times-in-views")
+    keys = keyring()
+    connection = sqlite3.connect(path, isolation_level=None)
+    for key in ("a", "b"):
+        connection.execute(
+            "INSERT INTO configurations (key, value, value_type, is_secret, secret_key_id)"
+            " VALUES (?, ?, 'string', 1, ?)",
+            (key, keys.seal(Secret(f"old {key}"), ("configurations", key, "1", "string")),
+             keys.newest),
+        )  # fmt: skip
+    connection.close()
+    migrations.upgrade(url)
+    assert migrations.verify(url) == []
+    async with MetadataStore.open(f"sqlite:///{path}") as store:
+        await store.configurations.set("c", "new c", is_secret=True)
+        assert (await store.configurations.get("a")).incarnation is None
+        assert await store.configurations.reveal("a") == "old a"
+        # It needs no other key to bind them.
+        assert await store.configurations.rotate_keys() == 2
+        assert await store.configurations.rotate_keys() == 0
+        rows = (await store.configurations.list()).items
+        assert len({row.incarnation for row in rows}) == 3
+        assert None not in {row.incarnation for row in rows}
+        for row, value in zip(rows, ("old a", "old b", "new c"), strict=True):
+            assert await store.configurations.reveal(row.key) == value
+
+
 async def test_secret__errors_tell_nothing_of_it(store: MetadataStore, secret_key: str) -> None:
     refusals: list[tuple[Any, dict[str, Any]]] = [
         (f"{CANARY}\0", {}),
@@ -487,10 +612,10 @@ def test_keyring__shows_no_key() -> None:
 
 
 def test_keyring__seals_never_the_same_twice() -> None:
-    keys = Keyring([b"k" * 32])
-    sealed = {keys.seal("x", ("a",)) for _ in range(100)}
+    keys = Keyring([Secret(b"k" * 32)])
+    sealed = {keys.seal(Secret("x"), ("a",)) for _ in range(100)}
     assert len(sealed) == 100
-    assert {keys.open(one, keys.newest, ("a",)) for one in sealed} == {"x"}
+    assert {keys.open(one, keys.newest, ("a",)).reveal() for one in sealed} == {"x"}
     with pytest.raises(SecretRejected):
         keys.open(sealed.pop(), keys.newest, ("b",))
 
@@ -523,7 +648,7 @@ async def test_rotate_keys__without_the_old_key_does_the_others_and_says_so(
     lost, old, new = generate_key(), generate_key(), generate_key()
     monkeypatch.setenv(KEYS_VARIABLE, lost)
     lost_id = (await store.configurations.set("a", CANARY, is_secret=True)).secret_key_id
-    monkeypatch.setenv(KEYS_VARIABLE, old)
+    monkeypatch.setenv(KEYS_VARIABLE, f"{old},{lost}")
     await store.configurations.set("b", CANARY, is_secret=True)
     monkeypatch.setenv(KEYS_VARIABLE, f"{new} {old}")
     with pytest.raises(SecretKeyUnavailable) as missing:

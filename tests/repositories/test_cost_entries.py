@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 import itertools
+import math
 import random
 import sqlite3
 import sys
@@ -22,11 +24,13 @@ from metastore import (
     InvalidValue,
     Job,
     MetadataStore,
+    MigrationFailed,
     NotFound,
     PriceUnknown,
     RecordedCost,
     Totals,
     migrations,
+    prices,
     urls,
 )
 from metastore.codec import new_id
@@ -197,6 +201,153 @@ async def test_list_by_job__walks_every_page(store: MetadataStore, job: Job) -> 
         await store.cost_entries.get(new_id())
 
 
+# Corrections
+
+
+async def test_correct__is_an_entry_of_its_own(
+    store: MetadataStore, job: Job, clock: Clock
+) -> None:
+    other = await a_running_job(store)
+    await record(store, other, cost_usd=5)
+    call = (await record(store, job, cost_usd=3, tokens_cached=7)).entry
+    clock.advance(timedelta(days=2))
+    corrected = await store.cost_entries.correct(call.id, request_id="refund", amount_usd="-1.5")
+    entry = corrected.entry
+    assert (entry.corrects, entry.cost_usd) == (call.id, Decimal("-1.50"))
+    assert (entry.job_id, entry.provider, entry.model) == (job.id, call.provider, call.model)
+    assert (entry.tokens_in, entry.tokens_out, entry.tokens_cached) == (0, 0, 0)
+    assert entry.created_at == clock.now
+    assert await store.cost_entries.get(call.id) == call
+    more = await store.cost_entries.correct(call.id, request_id="more", amount_usd="0.25")
+    assert (more.job.cost_usd, more.job.requests_made) == (Decimal("1.75"), 1)
+    # A correction is none of a correction, though there would be enough to take back.
+    for corrected_before in (entry, more.entry):
+        with pytest.raises(InvalidValue) as refused:
+            await store.cost_entries.correct(corrected_before.id, request_id="x", amount_usd="-0.1")
+        assert refused.value.column == "corrects"
+    assert (await store.jobs.get(other.id)).cost_usd == 5
+    [day, later] = await store.cost_entries.summary(by="day")
+    assert (day.cost_usd, day.totals.requests) == (Decimal(8), 2)
+    assert (later.cost_usd, later.totals.requests) == (Decimal("-1.25"), 0)
+    assert await store.cost_entries.discrepancies() == []
+    budget = await store.budget_reservations.budget(job.id)
+    assert budget.spent == Decimal("1.75")
+    # They go with their job.
+    await store.jobs.delete(job.id)
+    with pytest.raises(NotFound):
+        await store.cost_entries.get(entry.id)
+
+
+async def test_correct__of_many_refunds_at_once_none_takes_too_much(
+    store: MetadataStore, job: Job
+) -> None:
+    call = (await record(store, job, cost_usd=1)).entry
+    beside = (await record(store, job, "2", cost_usd=1)).entry
+    results = await asyncio.gather(
+        *(
+            store.cost_entries.correct(call.id, request_id=f"refund {n}", amount_usd="-0.3")
+            for n in range(8)
+        ),
+        return_exceptions=True,
+    )
+    refused = [result for result in results if isinstance(result, InvalidValue)]
+    assert (len(results), len(refused)) == (8, 5)
+    assert {error.column for error in refused} == {"amount_usd"}
+    assert (await store.jobs.get(job.id)).cost_usd == Decimal("1.1")
+    await store.cost_entries.correct(beside.id, request_id="all of it", amount_usd=-1)
+    assert (await store.jobs.get(job.id)).cost_usd == Decimal("0.1")
+    assert await store.cost_entries.discrepancies() == []
+
+
+async def test_correct__the_same_request_counts_once(store: MetadataStore, job: Job) -> None:
+    call = (await record(store, job, "call", cost_usd=1)).entry
+    beside = (await record(store, job, "beside", cost_usd=1)).entry
+    results = await asyncio.gather(
+        *(store.cost_entries.correct(call.id, request_id="refund", amount_usd=-1) for _ in range(5))
+    )
+    assert sum(result.charged for result in results) == 1
+    assert {result.entry.id for result in results} == {results[0].entry.id}
+    assert results[-1].job.cost_usd == 1
+    for entry, request_id in ((beside, "refund"), (call, "call"), (call, "beside")):
+        with pytest.raises(AlreadyExists):
+            await store.cost_entries.correct(entry.id, request_id=request_id, amount_usd="0.1")
+    # Nor is a call recorded that a correction has the name of.
+    with pytest.raises(AlreadyExists):
+        await record(store, job, "refund")
+    assert (await store.jobs.get(job.id)).cost_usd == 1
+
+
+async def test_correct__refusals(store: MetadataStore, job: Job) -> None:
+    call = (await record(store, job, cost_usd=1)).entry
+    full = (await record(store, job, "full", cost_usd=from_nano(MAX_NANO - 10**9))).entry
+    with pytest.raises(NotFound):
+        await store.cost_entries.correct(new_id(), request_id="x", amount_usd=-1)
+    refund = (
+        await store.cost_entries.correct(call.id, request_id="refund", amount_usd="-0.5")
+    ).entry
+    attempts: list[tuple[str, Any]] = [
+        (call.id, 0),
+        (call.id, -0.5),
+        (call.id, "-0.500000001"),
+        (call.id, Decimal("-1e999999")),
+        (full.id, from_nano(5 * 10**8 + 1)),
+        (refund.id, "0.1"),
+        (refund.id, "-0.1"),
+    ]
+    for entry_id, amount in attempts:
+        with pytest.raises(InvalidValue):
+            await store.cost_entries.correct(entry_id, request_id="x", amount_usd=amount)
+    assert await store.cost_entries.find_by_request(job.id, "x") is None
+    assert (await store.jobs.get(job.id)).cost_nano_usd == MAX_NANO - 5 * 10**8
+    # What is left can be taken back, and the column be filled to the brim.
+    await store.cost_entries.correct(full.id, request_id="x", amount_usd="0.5")
+    assert (await store.jobs.get(job.id)).cost_nano_usd == MAX_NANO
+    await store.cost_entries.correct(call.id, request_id="y", amount_usd="-0.5")
+
+
+async def test_record__names_are_the_same_however_they_are_written(
+    store: MetadataStore, job: Job
+) -> None:
+    for n, (provider, model) in enumerate(
+        [("Acme", "Large"), (" acme ", "Large\n"), ("ACME", "\tLarge"), ("acme", "large")]
+    ):
+        await record(store, job, f"{n}", provider=provider, model=model)
+    groups = await store.cost_entries.summary()
+    # Models are told apart by case: it is their name.
+    assert [(it.provider, it.model, it.totals.requests) for it in groups] == [
+        ("acme", "Large", 3),
+        ("acme", "large", 1),
+    ]
+    for column in ("provider", "model"):
+        with pytest.raises(InvalidValue) as refused:
+            await record(store, job, "x", **{column: " \n"})
+        assert refused.value.column == column
+
+
+async def test_record__every_kind_of_token_is_in_the_totals(store: MetadataStore, job: Job) -> None:
+    kinds: dict[str, Any] = {
+        "tokens_in": 1,
+        "tokens_out": 10,
+        "tokens_cached": 100,
+        "tokens_cache_write": 1_000,
+        "tokens_reasoning": 10_000,
+    }
+    recorded = await record(store, job, **kinds)
+    await record(store, await a_running_job(store), tokens_reasoning=5)
+    assert {name: recorded.entry[name] for name in kinds} == kinds
+    # A job counts what was read and what was written; no token is left out.
+    charged = await store.jobs.get(job.id)
+    assert (charged.tokens_in, charged.tokens_out, charged.tokens_cached) == (1_001, 10_010, 100)
+    own = {it.job_id: it.totals for it in await store.cost_entries.summary(by="job")}[job.id]
+    assert {name: getattr(own, name) for name in kinds} == kinds
+    assert await store.cost_entries.discrepancies() == []
+    for name in kinds:
+        for count in (-1, 10**9 + 1, 1.5, True):
+            with pytest.raises(InvalidValue) as refused:
+                await record(store, job, "x", **{name: count})
+            assert refused.value.column == name
+
+
 class TestPrices:
     """The extra `prices`, whose price list comes with it."""
 
@@ -219,6 +370,64 @@ class TestPrices:
         assert cached.job.cost_usd == cached.entry.cost_usd + plain.cost_usd
         nothing = await record(store, job, "3", tokens_in=0, tokens_out=0, **call)
         assert nothing.entry.cost_usd == 0
+
+    async def test_cache_writes_and_reasoning_have_prices_of_their_own(
+        self, store: MetadataStore, job: Job
+    ) -> None:
+        pytest.importorskip("genai_prices")
+        call = {"tokens_in": 0, "tokens_out": 0, "cost_usd": None}
+        claude = call | {"provider": "anthropic", "model": "claude-sonnet-4-0"}
+        read = (await record(store, job, "1", **claude | {"tokens_in": 1_000})).entry
+        written = (await record(store, job, "2", **claude, tokens_cache_write=1_000)).entry
+        assert (read.cost_usd, written.cost_usd) == (Decimal("0.003"), Decimal("0.00375"))
+        gpt = call | {"provider": "openai", "model": "o3"}
+        said = (await record(store, job, "3", **gpt | {"tokens_out": 1_000})).entry
+        thought = (await record(store, job, "4", **gpt, tokens_reasoning=1_000)).entry
+        assert said.cost_usd == thought.cost_usd > 0
+
+    @pytest.mark.parametrize("name", ["precise", "coarse", "trapping", "tiny"])
+    def test_every_model_is_exact_whatever_the_context(
+        self, name: str, record_property: Callable[[str, object], None]
+    ) -> None:
+        pytest.importorskip("genai_prices")
+        context = {
+            "precise": decimal.Context(prec=100),
+            "coarse": decimal.Context(prec=6, rounding=decimal.ROUND_DOWN),
+            "trapping": decimal.Context(prec=28, traps=list(decimal.Context().traps)),
+            "tiny": decimal.Context(prec=1, Emax=1, Emin=-1, traps=list(decimal.Context().traps)),
+        }[name]
+        dice, at, priced = random.Random(7), datetime(2026, 6, 1, tzinfo=UTC), 0
+        for provider, model in priced_models():
+            tokens = {kind: dice.randrange(10**9) for kind in KINDS}
+            expected = exact_price(provider.id, model.id, tokens, at)
+            with decimal.localcontext(context):
+                try:
+                    found = prices.price(provider.id, model.id, at=at, **tokens)
+                except PriceUnknown:
+                    assert expected is None
+                    continue
+            assert expected is not None
+            assert found.nano_usd == math.ceil(expected * 10**9), (provider.id, model.id)
+            priced += 1
+        record_property("figures", f"{priced} models, priced exactly under a {name} context")
+        assert priced >= 1_500
+
+    async def test_the_date_of_a_list_that_was_fetched_since(
+        self, store: MetadataStore, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        genai_prices = pytest.importorskip("genai_prices")
+        from genai_prices import data_snapshot
+
+        bundled = data_snapshot.get_snapshot()
+        fetched = data_snapshot.DataSnapshot(
+            providers=bundled.providers,
+            from_auto_update=True,
+            timestamp=datetime(2026, 3, 4, 12, tzinfo=UTC),
+        )
+        monkeypatch.setattr(data_snapshot, "get_snapshot", lambda: fetched)
+        call: dict[str, Any] = {"provider": "openai", "model": "gpt-4o", "cost_usd": None}
+        entry = (await record(store, job, **call)).entry
+        assert entry.priced_by == f"genai-prices {genai_prices.__version__} of 2026-03-04"
 
     @pytest.mark.parametrize(
         ("provider", "model"),
@@ -253,10 +462,77 @@ class TestPrices:
         assert refused.value.column == column
 
 
+KINDS = ("tokens_in", "tokens_out", "tokens_cached", "tokens_cache_write", "tokens_reasoning")
+
+
+def priced_models() -> Iterable[tuple[Any, Any]]:
+    from genai_prices import data_snapshot
+
+    return [
+        (provider, model)
+        for provider in data_snapshot.get_snapshot().providers
+        for model in provider.models
+    ]
+
+
+def exact_price(
+    provider_id: str, model_id: str, tokens: dict[str, int], at: datetime
+) -> Fraction | None:
+    """Return the price of a call worked out in fractions from the list's own numbers, or None."""
+    from genai_prices import data_snapshot, types
+
+    try:
+        provider, model = data_snapshot.get_snapshot().find_provider_model(
+            model_id, None, provider_id, None
+        )
+    except LookupError:
+        # The list does not find every one of its own models by its id.
+        return None
+    tiny = types.Usage(input_tokens=1)
+    listed = vars(model.calc_price(tiny, provider, genai_request_timestamp=at).model_price)
+    read = tokens["tokens_in"] + tokens["tokens_cached"] + tokens["tokens_cache_write"]
+
+    def per_token(name: str) -> Fraction | None:
+        value = listed.get(name)
+        if value is None:
+            return None
+        if isinstance(value, types.TieredPrices):
+            reached = [tier.price for tier in value.tiers if read > tier.start]
+            value = reached[-1] if reached else value.base
+        return Fraction(value) / 10**6
+
+    def either(name: str, other: str) -> Fraction | None:
+        found = per_token(name)
+        return per_token(other) if found is None else found
+
+    by_direction: dict[str, Fraction | None] = {}
+    for direction, rates in {
+        "input": {
+            "tokens_in": per_token("input_mtok"),
+            "tokens_cached": either("cache_read_mtok", "input_mtok"),
+            "tokens_cache_write": either("cache_write_mtok", "input_mtok"),
+        },
+        "output": {
+            "tokens_out": per_token("output_mtok"),
+            "tokens_reasoning": either("output_reasoning_mtok", "output_mtok"),
+        },
+    }.items():
+        by_direction[direction] = sum(
+            (tokens[kind] * (rate or Fraction(0)) for kind, rate in rates.items()), Fraction(0)
+        )
+    if not all(by_direction.values()):
+        return None
+    # What is sold by the request comes on top, once.
+    flat = listed.get("requests_kcount")
+    assert flat is None or not isinstance(flat, types.TieredPrices)
+    total = sum((part for part in by_direction.values() if part is not None), Fraction(0))
+    return total + (Fraction(flat) / 1000 if flat is not None else 0)
+
+
 def expected_summary(
     entries: Iterable[tuple[CostEntry, Fraction]], by: tuple[str, ...]
-) -> dict[tuple[Any, ...], tuple[int, int, int, int, Fraction]]:
-    sums: dict[tuple[Any, ...], Any] = defaultdict(lambda: (0, 0, 0, 0, Fraction(0)))
+) -> dict[tuple[Any, ...], tuple[int, int, int, int, int, int, Fraction]]:
+    sums: dict[tuple[Any, ...], Any] = defaultdict(lambda: (0, 0, 0, 0, 0, 0, Fraction(0)))
     for entry, cost in entries:
         found = {
             "provider": entry.provider,
@@ -265,7 +541,15 @@ def expected_summary(
             "day": entry.created_at.date(),
         }
         key = tuple(found[name] if name in by else None for name in GROUPS)
-        more = (1, entry.tokens_in, entry.tokens_out, entry.tokens_cached, cost)
+        more = (
+            int(entry.corrects is None),
+            entry.tokens_in,
+            entry.tokens_out,
+            entry.tokens_cached,
+            entry.tokens_cache_write,
+            entry.tokens_reasoning,
+            cost,
+        )
         sums[key] = tuple(a + b for a, b in zip(sums[key], more, strict=True))
     return sums
 
@@ -277,6 +561,8 @@ def as_dict(summary: list[CostSummary]) -> dict[tuple[Any, ...], tuple[Any, ...]
             group.totals.tokens_in,
             group.totals.tokens_out,
             group.totals.tokens_cached,
+            group.totals.tokens_cache_write,
+            group.totals.tokens_reasoning,
             Fraction(group.cost_usd),
         )
         for group in summary
@@ -315,6 +601,8 @@ async def test_summary__equals_the_sum_of_fractions(
                     tokens_in=dice.randrange(10_000),
                     tokens_out=dice.randrange(1_000),
                     tokens_cached=dice.randrange(100),
+                    tokens_cache_write=dice.randrange(100),
+                    tokens_reasoning=dice.randrange(100),
                     cost_usd=price,
                 )
                 for n, price in enumerate(prices)
@@ -323,7 +611,21 @@ async def test_summary__equals_the_sum_of_fractions(
         entries += [
             (result.entry, Fraction(price)) for result, price in zip(recorded, prices, strict=True)
         ]
-    assert len(entries) == count
+        # Some are taken back, some cost more after all.
+        for result, price in dice.sample(list(zip(recorded, prices, strict=True)), 3):
+            for share in (Fraction(price) / -2, Fraction(1)):
+                amount = from_nano(int(share * 10**9))
+                corrected = (
+                    await store.cost_entries.correct(
+                        result.entry.id, request_id=f"{result.entry.id} {share}", amount_usd=amount
+                    )
+                    if amount
+                    else None
+                )
+                if corrected:
+                    entries.append((corrected.entry, Fraction(amount)))
+    assert count < len(entries) <= count + 2 * 3 * count // 500
+    entries.sort(key=lambda pair: pair[0].created_at)
     since, until = (entries[index][0].created_at for index in (count // 5, count // 2))
     within = [pair for pair in entries if since <= pair[0].created_at < until]
     assert 0 < len(within) < count / 2
@@ -333,7 +635,9 @@ async def test_summary__equals_the_sum_of_fractions(
         assert as_dict(partly) == expected_summary(within, by)
     total = sum((cost for _, cost in entries), Fraction(0))
     record_property("figures", f"{count} entries in {len(EVERY_BY)} groupings: {float(total)}")
-    kept = [(await store.jobs.get(job.id)).cost_usd for job in jobs]
+    rows = [await store.jobs.get(job.id) for job in jobs]
+    assert sum(row.requests_made for row in rows) == count
+    kept = [row.cost_usd for row in rows]
     assert sum(map(Fraction, kept), Fraction(0)) == total
     assert await store.cost_entries.discrepancies() == []
 
@@ -476,3 +780,35 @@ async def test_discrepancies__name_what_was_changed_by_hand(tmp_path: Path) -> N
         assert second.kept == Totals(1, 0, 0, 0, 0)
         assert second.summed == Totals(0, 0, 0, 0, 0)
         assert await store.cost_entries.discrepancies(limit=1) == [first]
+
+
+CORRECT_COSTS = "0039-correct-costs"
+
+
+async def test_migration__carries_the_entries_over_and_back(tmp_path: Path) -> None:
+    path = tmp_path / "metadata.db"
+    url = urls.resolve(f"sqlite:///{path}")
+    migrations.upgrade(url, CORRECT_COSTS)
+    async with MetadataStore.open(f"sqlite:///{path}", migrate=True) as store:
+        first, second = await a_running_job(store), await a_running_job(store)
+        made = [
+            (await record(store, job, request_id, tokens_cached=n)).entry
+            for job in (first, second)
+            for n, request_id in enumerate(("1", "2"))
+        ]
+    migrations.downgrade(url, "0038-bind-secrets-to-incarnations")
+    with sqlite3.connect(path) as connection:
+        [count] = connection.execute("SELECT count(*) FROM cost_entries").fetchone()
+        assert count == len(made)
+        assert connection.execute("SELECT sum(cost_usd) FROM cost_by_day").fetchone() == (0.05,)
+    connection.close()
+    migrations.upgrade(url)
+    assert migrations.verify(url) == []
+    async with MetadataStore.open(f"sqlite:///{path}") as store:
+        assert [await store.cost_entries.get(entry.id) for entry in made] == made
+        refund = await store.cost_entries.correct(made[0].id, request_id="r", amount_usd="-0.01")
+    # A refund has no place in the table as it was: nothing is undone.
+    with pytest.raises(MigrationFailed):
+        migrations.downgrade(url, "0038-bind-secrets-to-incarnations")
+    async with MetadataStore.open(f"sqlite:///{path}") as store:
+        assert await store.cost_entries.get(refund.entry.id) == refund.entry

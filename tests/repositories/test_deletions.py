@@ -65,6 +65,9 @@ class Between:
         self.operations = 0
         self.repositories = RepositorySet(Scope(self, store._clock, store._backend))
 
+    async def erase(self) -> bool:
+        return await self._backend.erase()
+
     async def run(self, call: Call) -> list[Values]:
         rows = await self._backend.run(call)
         if call.statement.writes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -95,3 +96,31 @@ async def test_limits__go_with_their_job(store: MetadataStore, job_id: str) -> N
     await store.jobs.delete(job_id)
     with pytest.raises(NotFound):
         await store.memory_limits.delete(job_id)
+
+
+async def test_set__at_once_loses_no_change(store: MetadataStore, job_id: str) -> None:
+    other = await store.jobs.create(task="Another", repo_owner="acme", repo_name="shop")
+    await store.memory_limits.set(other.id, max_items=5)
+    for round_ in range(1, 11):
+        changes = {name: round_ * 10 + n for n, name in enumerate(LIMITS)}
+        await asyncio.gather(
+            *(store.memory_limits.set(job_id, **{name: n}) for name, n in changes.items()),
+            *(store.memory_limits.set_default(**{name: n + 1}) for name, n in changes.items()),
+        )
+        own = await store.memory_limits.get(job_id)
+        default = await store.memory_limits.get_default()
+        assert {name: own[name] for name in LIMITS} == changes
+        assert {name: default[name] - 1 for name in LIMITS} == changes
+    assert (await store.memory_limits.get(other.id)).max_items == 5
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+async def test_set__none_given_changes_nothing(
+    store: MetadataStore, job_id: str, is_own: bool
+) -> None:
+    await store.memory_limits.set_default(max_files=3)
+    if is_own:
+        await store.memory_limits.set(job_id, max_items=0)
+    expected = LIMITS | {"max_files": 3} | ({"max_items": 0} if is_own else {})
+    own = await store.memory_limits.set(job_id)
+    assert {name: own[name] for name in LIMITS} == expected

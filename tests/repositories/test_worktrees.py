@@ -203,6 +203,32 @@ HOLDER_WRITES: dict[str, Callable[[MetadataStore, Lease], Awaitable[object]]] = 
 }
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, {"uv.lock": "1"}),
+        ({}, {}),
+        ({"b": "2", "a": "1"}, {"a": "1", "b": "2"}),
+    ],
+)
+async def test_record_checkout__without_hashes_keeps_them(
+    store: MetadataStore, repository: Repository, given: Any, kept: dict[str, str]
+) -> None:
+    leases = []
+    for path in ("/one", "/two"):
+        worktree = await store.worktrees.create(
+            repository_id=repository.id, path=path, environment_hashes={"uv.lock": "1"}
+        )
+        leases.append(await store.worktrees.reserve(worktree, owner="a", ttl=MINUTE))
+    lease = await store.worktrees.record_checkout(
+        leases[0], branch="main", commit_sha="c", environment_hashes=given
+    )
+    assert (lease.worktree.branch, lease.worktree.commit_sha) == ("main", "c")
+    assert (await store.worktrees.get(lease.worktree.id)).environment_hashes == kept
+    other = await store.worktrees.get(leases[1].worktree.id)
+    assert other.environment_hashes == {"uv.lock": "1"}
+
+
 async def _guarded(store: MetadataStore, lease: Lease) -> None:
     async with store.transaction(lease=lease) as tx:
         await tx.repositories.create(name=f"guarded {lease.fencing_number}", remote_url="")
