@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -33,6 +34,7 @@ WARN_AT = Decimal("0.8")
 """The share of a limit from which on a budget warns, unless the caller says otherwise."""
 
 _NOTHING = ""
+_is_share = re.compile(r"[0-9](?:\.[0-9]{1,50})?(?:[eE]-[0-9]{1,3})?").fullmatch
 """The request id that no request has."""
 
 _MINUTE = timedelta(minutes=1)
@@ -139,20 +141,22 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         amount = money.to_nano(amount_usd, table=self.table, column="amount_usd")
         share = _share(warn_at)
         believed = latest_credible_expiry(now)
+        # Bound first: it names what it refuses as the caller does.
+        reserve = self._sql.reserve_budget(
+            id=new_id(),
+            job_id=job_id,
+            request_id=request_id,
+            amount_nano_usd=amount,
+            expires_at=now + duration("ttl", ttl),
+            created_at=now,
+            horizon=believed,
+        )
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
                 job_id=job_id, except_request=request_id, now=now, horizon=believed
             ),
-            self._sql.reserve_budget(
-                id=new_id(),
-                job_id=job_id,
-                request_id=request_id,
-                amount_nano_usd=amount,
-                expires_at=now + duration("ttl", ttl),
-                created_at=now,
-                horizon=believed,
-            ),
+            reserve,
         )
         if not answers[1]:
             raise NotFound("jobs", job_id)
@@ -192,7 +196,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         """Return a page of a job's reservations by request, also of some that have expired."""
         rows = await self._all(
             self._sql.list_reservations_by_job(
-                job_id=job_id, after_request=after or _NOTHING, limit=checked_limit(limit)
+                job_id=job_id, after_request=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.request_id)
@@ -285,12 +289,11 @@ def _share(warn_at: Decimal | float) -> Fraction:
     Raises:
         InvalidValue: it is not a share from 0 to 1.
     """
-    try:
+    # Read as text first: as a fraction, 1e999999999 has a billion digits.
+    if isinstance(warn_at, Decimal | float | int) and _is_share(str(warn_at)):
         share = Fraction(str(warn_at))
-    except ValueError:
-        share = Fraction(-1)
-    if not 0 <= share <= 1:
-        raise InvalidValue(
-            None, "warn_at", "must be a number from 0 to 1", value_type=type(warn_at).__name__
-        )
-    return share
+        if share <= 1:
+            return share
+    raise InvalidValue(
+        None, "warn_at", "must be a number from 0 to 1", value_type=type(warn_at).__name__
+    )
