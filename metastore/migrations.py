@@ -15,11 +15,12 @@ import contextlib
 import re
 import sqlite3
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from yoyo import default_migration_table
 
-from metastore import urls
+from metastore import resources, urls
 from metastore.backends import sqlite_file
 from metastore.errors import (
     InvalidValue,
@@ -301,11 +302,21 @@ def check(url: DatabaseUrl, connection: sqlite3.Connection) -> None:
     Raises:
         SchemaOutdated: a migration is not applied.
         SchemaTooNew: the database has a migration that the code does not know.
+        StoreCorrupt: a view has taken the place of a table. It may have no end.
     """
+    for (view,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'view'"):
+        if view in _tables():
+            raise StoreCorrupt("is a view where a table belongs", path=_file(url), table=view)
     applied: list[str] = []
     if has_table(connection, "_yoyo_migration"):
         applied = [id_ for (id_,) in connection.execute(APPLIED_SQL).fetchall()]
     check_revision(str(url), applied, ids(url.dialect))
+
+
+@cache
+def _tables() -> frozenset[str]:
+    """Return the names of the tables that statements are about."""
+    return frozenset(it.name.partition(".")[0] for it in resources.statements_directory().iterdir())
 
 
 def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
-from metastore.codec import timestamp
+from metastore.codec import FIRST_ID, timestamp
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ __all__ = ["FIRST_ID", "MAX_PAGE", "NEWEST", "Page", "TimeCursor", "checked_limi
 
 MAX_PAGE = 1_000
 """The most items a page may have."""
-
-FIRST_ID = "00000000-0000-0000-0000-000000000000"
-"""The id that sorts before every other: the cursor of a first page by id."""
 
 _LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
@@ -57,13 +55,16 @@ class TimeCursor(msgspec.Struct, frozen=True):
         """
         if text is None:
             return NEWEST
-        try:
+        if isinstance(text, str):
             moment, _, row_id = text.partition("/")
-            return cls(datetime.fromisoformat(moment), row_id)
-        except (AttributeError, ValueError):
-            raise InvalidValue(
-                None, "after", "must be the `next` of a page", value_type=type(text).__name__
-            ) from None
+            # Whatever is not written as a page writes it is refused, also what means the same.
+            with contextlib.suppress(ValueError, OverflowError):
+                cursor = cls(datetime.fromisoformat(moment), row_id)
+                if str(cursor) == text:
+                    return cursor
+        raise InvalidValue(
+            None, "after", "must be the `next` of a page", value_type=type(text).__name__
+        )
 
 
 NEWEST = TimeCursor(datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC), _LAST_ID)

@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import errno
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from metastore import health, migrations, urls
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
 from metastore.backends.sqlite_memory import MemoryFolder, sweep
+from metastore.codec import expect
+from metastore.errors import InvalidValue
 from metastore.leases import background_work
 from metastore.repositories import RepositorySet, repository_types
 from metastore.repositories.base import Scope, load_statements
@@ -22,7 +25,7 @@ from metastore.repositories.tasks import TaskLease
 from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Generator
     from pathlib import Path
     from types import TracebackType
 
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["MetadataStore", "Transaction", "write_template"]
 
 Durability = Literal["full", "normal"]
+
+MAX_READERS = 64
+"""The most connections that a store reads with; each is a thread."""
 
 GIVE_BACK_LIMIT = 2.0
 """How long a store that closes waits for leases and tickets to be given back, in seconds. What is
@@ -95,9 +101,19 @@ class MetadataStore(RepositorySet):
             StoreCorrupt: it is damaged, or no metastore.
             StoreReadOnly: it takes no writes.
             MigrationFailed: `migrate` failed; the schema is as it was.
-            InvalidValue: the URL is of no known form.
+            InvalidValue: the URL is of no known form, or another argument is refused.
         """
-        return _Opening(cls, url, migrate, durability, clock or _utc_now, readers)
+        expect("migrate", migrate, bool, "a boolean")
+        # It becomes part of a PRAGMA.
+        if not isinstance(durability, str) or durability not in get_args(Durability):
+            expect("durability", durability, (), f"one of {', '.join(get_args(Durability))}")
+        if type(readers) is not int or not 1 <= readers <= MAX_READERS:
+            expect("readers", readers, (), f"an integer from 1 to {MAX_READERS}")
+        if clock is not None:
+            expect("clock", clock, Callable, "a function without arguments")
+        return _Opening(
+            cls, url, migrate, durability, _utc_now if clock is None else clock, readers
+        )
 
     @contextlib.asynccontextmanager
     async def transaction(
@@ -112,6 +128,7 @@ class MetadataStore(RepositorySet):
         Raises:
             LeaseLost: the lease is gone; nothing was stored.
             TransactionActive: this task has a transaction open already.
+            InvalidValue: `lease` is none.
         """
         async with self._backend.transaction(self._guard(lease)) as executor:
             now = self._clock()
@@ -127,6 +144,14 @@ class MetadataStore(RepositorySet):
                 return self.project_locks.guard(lease)
             case TaskLease():
                 return self.tasks.guard(lease)
+            case _:
+                # Unguarded, it would commit whatever became of what the caller holds.
+                raise InvalidValue(
+                    None,
+                    "lease",
+                    "must be a lease, a project's lock or a task's claim",
+                    value_type=type(lease).__name__,
+                )
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.

@@ -47,6 +47,8 @@ def resolve(url: str | None) -> DatabaseUrl:
     Raises:
         InvalidValue: the URL is of no form that metastore knows.
     """
+    if url is not None and not isinstance(url, str):
+        raise InvalidValue(None, "url", "must begin with sqlite://", value_type=type(url).__name__)
     text = url if url is not None else os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT_URL
     scheme, separator, rest = text.partition("://")
     if not separator or scheme != "sqlite":

@@ -54,12 +54,12 @@ def encode(values: Sequence[float]) -> bytes:
     """
     if isinstance(values, str | bytes | bytearray | memoryview) or not hasattr(values, "__len__"):
         raise ValueError("must be a sequence of numbers")
-    if not 1 <= len(values) <= MAX_DIMENSIONS:
-        raise ValueError(f"must have 1 to {MAX_DIMENSIONS} dimensions")
     try:
-        floats = array("f", values)
-    except (TypeError, OverflowError, ValueError):
+        floats = array("f", values) if 1 <= len(values) <= MAX_DIMENSIONS else None
+    except Exception:  # noqa: BLE001 - whatever the caller's own type raises
         raise ValueError("must hold numbers only") from None
+    if floats is None:
+        raise ValueError(f"must have 1 to {MAX_DIMENSIONS} dimensions")
     if not all(map(math.isfinite, floats)):
         raise ValueError("must hold finite numbers of float32 only")
     if not any(floats):

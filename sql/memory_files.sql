@@ -72,7 +72,9 @@ WHERE job_id = :job_id AND path = :path;
 
 -- name: create_memory_file(id, job_id, path, size_bytes, sha256, created_at, bytes)<!
 -- Comes behind delete_memory_file_at, in its transaction. The limits that hold for the job are compared
--- where the file is written, so that no race gets past them. No row: one of them forbids it.
+-- where the file is written, so that no race gets past them; so is whether a path is a folder and a file at
+-- once, which no file system can hold. The job's files are few, and counted all the same.
+-- No row: one of them forbids it.
 INSERT INTO memory_files (id, job_id, path, size_bytes, sha256, created_at, bytes)
 SELECT
     :id,
@@ -107,10 +109,21 @@ WHERE
         FROM memory_files AS f
         WHERE f.job_id = :job_id
     ) + :size_bytes <= l.max_job_file_bytes
+    AND NOT EXISTS (
+        SELECT 1
+        FROM memory_files AS f
+        WHERE
+            f.job_id = :job_id
+            AND (
+                substr(f.path, 1, length(:path) + 1) = :path || '/'
+                OR substr(:path, 1, length(f.path) + 1) = f.path || '/'
+            )
+    )
 RETURNING id, job_id, path, size_bytes, sha256, created_at;
 
 -- name: measure_memory_files(job_id, path)^
--- The limits of a job's files, and what it has beside the file at a path.
+-- The limits of a job's files, what it has beside the file at a path, and whether one of them is a folder of
+-- that path, or it of one of them.
 SELECT
     l.max_file_bytes,
     l.max_files,
@@ -132,7 +145,17 @@ SELECT
             WHERE f.job_id = :job_id AND f.path = :path
         ),
         0
-    ) AS job_file_bytes
+    ) AS job_file_bytes,
+    (
+        SELECT count(*)
+        FROM memory_files AS f
+        WHERE
+            f.job_id = :job_id
+            AND (
+                substr(f.path, 1, length(:path) + 1) = :path || '/'
+                OR substr(:path, 1, length(f.path) + 1) = f.path || '/'
+            )
+    ) AS in_the_way
 FROM memory_limits AS l
 WHERE
     l.id = coalesce(

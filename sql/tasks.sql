@@ -524,8 +524,9 @@ WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
 LIMIT :limit;
 
--- name: list_tasks_by_workflow(workflow_id, after, limit)
--- A page of a workflow's tasks in their order, each with its place.
+-- name: list_tasks_by_workflow(workflow_id, after_id, limit)
+-- A page of a workflow's tasks, each with its place. By id, which never changes: places do while a reader
+-- goes from page to page, and it would skip some tasks and see others twice.
 SELECT
     t.id,
     t.title,
@@ -548,8 +549,8 @@ SELECT
     w.sequence
 FROM workflow_tasks AS w
 INNER JOIN tasks AS t ON w.task_id = t.id
-WHERE w.workflow_id = :workflow_id AND w.sequence > :after
-ORDER BY w.sequence
+WHERE w.workflow_id = :workflow_id AND w.task_id > :after_id
+ORDER BY w.task_id
 LIMIT :limit;
 
 -- name: weigh_task(id, limit)^

@@ -103,16 +103,16 @@ SELECT
 FROM workflow_tasks
 WHERE workflow_id = :workflow_id AND task_id = :task_id;
 
--- name: list_workflow_tasks(workflow_id, after, limit)
--- A page of a workflow's places, in order.
+-- name: list_workflow_tasks(workflow_id, after_id, limit)
+-- A page of a workflow's places, by task, as in list_tasks_by_workflow.
 SELECT
     workflow_id,
     task_id,
     sequence,
     created_at
 FROM workflow_tasks
-WHERE workflow_id = :workflow_id AND sequence > :after
-ORDER BY sequence
+WHERE workflow_id = :workflow_id AND task_id > :after_id
+ORDER BY task_id
 LIMIT :limit;
 
 -- name: list_workflow_tasks_by_task(task_id, after_id, limit)

@@ -30,6 +30,7 @@ __all__ = ["translate"]
 
 _CONSTRAINT = 19
 _COLUMN = re.compile(r"(\w+)\.(\w+)")
+_TRIGGER = re.compile(r"(\w+)\.(\w+) (must .+)")
 _NOT_UTF_8 = re.compile(r"Could not decode to UTF-8 column '(\w+)'")
 
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_IOERR_SHORT_READ")
@@ -243,12 +244,21 @@ def _constraint(
         return InvalidValue(at, column, message.partition(" in ")[0])
     if name == "SQLITE_CONSTRAINT_CHECK":
         return InvalidValue(table, detail, "is violated", value_type=_value_type(detail, call))
+    if refused := _TRIGGER.fullmatch(message):
+        at, column, reason = refused.groups()
+        return InvalidValue(at, column, reason, value_type=_type_of(column, call))
     return InvalidValue(table, "trigger", message)
 
 
 def _value_type(constraint: str, call: Call) -> str | None:
     """Return the type of the value that a CHECK named `<table>_<column>_check` refused."""
-    column = constraint.removeprefix(f"{call.statement.table}_").removesuffix("_check")
+    return _type_of(
+        constraint.removeprefix(f"{call.statement.table}_").removesuffix("_check"), call
+    )
+
+
+def _type_of(column: str, call: Call) -> str | None:
+    """Return the type of the value that a statement was given for a column."""
     if isinstance(call.parameters, tuple) and column in call.statement.parameters:
         return type(call.rows[0][column]).__name__
     return None

@@ -10,7 +10,9 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -20,10 +22,28 @@ PREFIX = "metastore-memory-"
 """How the names of the folders begin, and of nothing else: what has it is swept."""
 
 
-def place() -> Path:
-    """Return where the folders are: in memory where the machine lets us."""
-    shared_memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes private folders in it
+MOST_SWEPT = 1_000
+"""How many entries a sweep looks at: whatever is there, opening a store takes no longer."""
+
+
+def shared() -> Path:
+    """Return the folder that all users share: in memory where the machine lets us."""
+    shared_memory = Path("/dev/shm")  # noqa: S108 - each user has a private folder in it
     return shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())
+
+
+def place() -> Path:
+    """Return where the folders are: in a folder of this user's own, made if it is not there.
+
+    So a sweep sees the folders of this user alone. Where somebody else has taken its name, they are
+    in the shared folder, and just as private.
+    """
+    own = shared() / f"metastore-{os.geteuid()}"
+    with contextlib.suppress(FileExistsError):
+        own.mkdir(mode=0o700)
+    found = own.lstat()
+    is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return own if is_ours and not found.st_mode & 0o077 else shared()
 
 
 class MemoryFolder:
@@ -55,7 +75,9 @@ class MemoryFolder:
 
 def sweep() -> None:
     """Remove the folders of this user that nobody holds any more."""
-    for path in place().glob(f"{PREFIX}*"):
+    with os.scandir(place()) as entries:
+        seen = [it.path for it in islice(entries, MOST_SWEPT) if it.name.startswith(PREFIX)]
+    for path in map(Path, seen):
         with contextlib.suppress(OSError):
             lock = _lock(path)
             try:

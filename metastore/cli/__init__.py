@@ -11,7 +11,7 @@ import errno
 import importlib
 import pkgutil
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -27,9 +27,11 @@ __all__ = [
     "database_option",
     "json_option",
     "main",
+    "print_document",
     "print_json",
     "print_table",
     "printable",
+    "say",
     "with_store",
 ]
 
@@ -43,7 +45,7 @@ class Refused(click.ClickException):
     def show(self, file: Any = None) -> None:
         """Print the reason."""
         del file
-        click.echo(f"metastore: error: {' '.join(self.message.split())}", err=True)
+        say(f"metastore: error: {' '.join(self.message.split())}", err=True)
 
 
 class _CommandLine(click.Group):
@@ -134,7 +136,7 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not _is_interactive():
         raise Refused(f"{question} Nobody is there to ask: pass --yes.")
-    click.confirm(question, abort=True)
+    click.confirm(printable(question), abort=True)
 
 
 def _is_interactive() -> bool:
@@ -145,11 +147,42 @@ def print_json(value: Any) -> None:
     """Print `value`, built of anything msgspec encodes, as indented JSON."""
     import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+    text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    print_document(f"{text}\n", "json")
+
+
+def print_document(document: str, form: Literal["json", "toml"]) -> None:
+    r"""Print a document, with `\u` escapes for what a terminal would obey.
+
+    Both formats take them wherever stored text can be, so that it still means the same.
+    """
+    click.echo(
+        "".join(
+            character
+            if character.isprintable() or character in "\n\t"
+            else _escaped(character, form)
+            for character in document
+        ),
+        nl=False,
+    )
+
+
+def _escaped(character: str, form: Literal["json", "toml"]) -> str:
+    if form == "toml":
+        return f"\\U{ord(character):08x}"
+    # Beyond 16 bits, JSON has a pair.
+    code = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{code[index : index + 4]}" for index in range(0, len(code), 4))
+
+
+def say(line: str = "", *, err: bool = False) -> None:
+    """Print a line, with escapes for what a terminal would obey. All lines are printed by this."""
+    click.echo(printable(line), err=err)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows as a table when a person watches, and as aligned lines otherwise."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table
@@ -167,9 +200,15 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
 
 
-def printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: names and paths are chosen by users."""
+def printable(text: str, *, keep: str = "") -> str:
+    """Return `text` with escapes for what a terminal would obey: users choose names and paths.
+
+    That is every control character, C0 and C1, and what changes the direction of text, but for
+    those to `keep`.
+    """
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode()
+        character
+        if character.isprintable() or character in keep
+        else character.encode("unicode_escape").decode()
         for character in text
     )

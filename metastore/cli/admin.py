@@ -17,7 +17,7 @@ from metastore.cli import (
     json_option,
     print_json,
     print_table,
-    printable,
+    say,
     with_store,
 )
 from metastore.cli._options import DURATION
@@ -49,7 +49,7 @@ def bootstrap(url: DatabaseUrl, as_json: bool) -> None:
         return
     if as_json:
         print_json({"created": False})
-    click.echo("There is an admin token already; nothing was created.", err=True)
+    say("There is an admin token already; nothing was created.", err=True)
 
 
 @admin.command("create-token")
@@ -101,18 +101,18 @@ def list_tokens(user: str | None, url: DatabaseUrl, as_json: bool) -> None:
         print_json([_public(token, now) for token in tokens])
         return
     if not tokens:
-        click.echo("There are no tokens.", err=True)
+        say("There are no tokens.", err=True)
         return
     print_table(
         ("ID", "USER", "NAME", "TOKEN", "STATUS", "SCOPES", "CREATED", "EXPIRES", "LAST USED"),
         [
             (
                 token.id,
-                printable(token.user_name),
-                printable(token.name),
-                printable(token.token_prefix),
+                token.user_name,
+                token.name,
+                token.token_prefix,
                 token.status(now).value,
-                printable(" ".join(token.scopes)) or "-",
+                " ".join(token.scopes) or "-",
                 _shown(token.created_at),
                 _shown(token.expires_at),
                 _shown(token.last_used_at),
@@ -142,7 +142,7 @@ def rotate_token(token_id: str, grace: timedelta, url: DatabaseUrl, as_json: boo
 
     issued, old = with_store(url, rotate)
     _print_issued(issued, as_json, replaced=old)
-    click.echo(f"It replaces {old.id}, which works until {_shown(old.expires_at)}.", err=True)
+    say(f"It replaces {old.id}, which works until {_shown(old.expires_at)}.", err=True)
 
 
 @admin.command("revoke-token")
@@ -155,14 +155,14 @@ def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> N
     token = with_store(url, lambda store: store.auth_tokens.get(token_id))
     if token.revoked_at is None:
         confirm(
-            f"Revoke {token.token_prefix}... ({printable(token.name)}) of "
-            f"{printable(token.user_name)}? It stops working at once.",
+            f"Revoke {token.token_prefix}... ({token.name}) of "
+            f"{token.user_name}? It stops working at once.",
             yes=yes,
         )
         token = with_store(url, lambda store: store.auth_tokens.revoke(token_id))
     if as_json:
         print_json(_public(token, datetime.now(UTC)))
-    click.echo(f"{token.id} is revoked since {_shown(token.revoked_at)}.", err=True)
+    say(f"{token.id} is revoked since {_shown(token.revoked_at)}.", err=True)
 
 
 async def _all_tokens(store: MetadataStore, user_name: str | None) -> list[AuthToken]:
@@ -192,9 +192,9 @@ def _print_issued(issued: IssuedToken, as_json: bool, *, replaced: AuthToken | N
             document["replaced"] = _public(replaced, record.created_at)
         print_json(document)
     else:
-        click.echo(issued.token)
-    click.echo(
-        f"Token {record.id} of {printable(record.user_name)}, scopes: "
+        say(issued.token)
+    say(
+        f"Token {record.id} of {record.user_name}, scopes: "
         f"{' '.join(record.scopes) or 'none'}, expires: {_shown(record.expires_at)}. "
         "Keep it: it is not shown again, and only its hash is stored.",
         err=True,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, printable, with_store
+from metastore.cli import database_option, json_option, print_json, say, with_store
 
 if TYPE_CHECKING:
     from metastore.urls import DatabaseUrl
@@ -30,10 +30,8 @@ def verify(checkpoint: str | None, url: DatabaseUrl, as_json: bool) -> None:
         print_json(report)
     else:
         for finding in report.findings:
-            click.echo(printable(str(finding)))
-    click.echo(
-        f"{report.rows} rows in {report.chains} chains, {len(report.findings)} faults.", err=True
-    )
+            say(str(finding))
+    say(f"{report.rows} rows in {report.chains} chains, {len(report.findings)} faults.", err=True)
     if report.findings:
         raise click.exceptions.Exit(1)
 
@@ -47,4 +45,4 @@ def checkpoint(url: DatabaseUrl, as_json: bool) -> None:
     if as_json:
         print_json({"checkpoint": digest})
     else:
-        click.echo(digest)
+        say(digest)

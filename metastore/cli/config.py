@@ -14,9 +14,11 @@ import click
 from metastore.cli import (
     database_option,
     json_option,
+    print_document,
     print_json,
     print_table,
     printable,
+    say,
     with_store,
 )
 from metastore.secrets import Secret
@@ -75,7 +77,7 @@ def set_(
     )
     if as_json:
         print_json(row)
-    click.echo(f"{row.key} is at version {row.version}.", err=True)
+    say(f"{row.key} is at version {row.version}.", err=True)
 
 
 @config.command()
@@ -83,12 +85,15 @@ def set_(
 @database_option
 @json_option
 def get(key: str, url: DatabaseUrl, as_json: bool) -> None:
-    """Print the value of KEY; of a secret, that it is one."""
+    """Print the value of KEY; of a secret, that it is one.
+
+    Control characters are escaped, but for line ends and tabs; --json has the value as it is.
+    """
     row = with_store(url, lambda store: store.configurations.get(key))
     if as_json:
         print_json(row)
     else:
-        click.echo(row.value)
+        _print_value(row.value)
 
 
 @config.command("list")
@@ -101,17 +106,17 @@ def list_(url: DatabaseUrl, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        click.echo("There are no settings.", err=True)
+        say("There are no settings.", err=True)
         return
     print_table(
         ("KEY", "TYPE", "VALUE", "VERSION", "DESCRIPTION"),
         [
             (
-                printable(row.key),
+                row.key,
                 row.value_type.value,
-                printable(row.value),
+                row.value,
                 str(row.version),
-                printable(row.description or ""),
+                row.description or "",
             )
             for row in rows
         ],
@@ -123,8 +128,16 @@ def list_(url: DatabaseUrl, as_json: bool) -> None:
 @database_option
 def reveal(key: str, url: DatabaseUrl) -> None:
     """Print the value of KEY, decrypted if it is a secret."""
-    value = Secret(with_store(url, lambda store: store.configurations.reveal(key)))
-    click.echo(_shown(value.reveal()))
+    import msgspec
+
+    held = Secret(with_store(url, lambda store: store.configurations.reveal(key)))
+    is_text = isinstance(held.reveal(), str)
+    text = held.reveal() if is_text else msgspec.json.encode(held.reveal()).decode()
+    if _is_watched():
+        _print_value(text)
+    else:
+        # A program wants the secret as it is, also what looks like a colour.
+        click.echo(text, color=True)
 
 
 @config.command()
@@ -143,7 +156,7 @@ def rotate_keys(url: DatabaseUrl, as_json: bool) -> None:
     count = with_store(url, lambda store: store.configurations.rotate_keys())
     if as_json:
         print_json({"rotated": count})
-    click.echo(f"{count} secrets were put under the newest key.", err=True)
+    say(f"{count} secrets were put under the newest key.", err=True)
 
 
 @config.command("generate-key")
@@ -151,8 +164,8 @@ def generate_key() -> None:
     """Print a fresh key for METASTORE_SECRET_KEYS or a key file."""
     from metastore import secrets
 
-    click.echo(secrets.generate_key())
-    click.echo("Keep it outside of the database and its backups.", err=True)
+    say(secrets.generate_key())
+    say("Keep it outside of the database and its backups.", err=True)
 
 
 @config.command()
@@ -160,7 +173,7 @@ def generate_key() -> None:
 @database_option
 def dump(form: Any, url: DatabaseUrl) -> None:
     """Print every setting but the secrets as one document."""
-    click.echo(with_store(url, lambda store: store.configurations.dump(form)), nl=False)
+    print_document(with_store(url, lambda store: store.configurations.dump(form)), form)
 
 
 @config.command()
@@ -175,7 +188,15 @@ def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
     count = with_store(url, lambda store: store.configurations.load(document, form))
     if as_json:
         print_json({"changed": count})
-    click.echo(f"{count} settings changed.", err=True)
+    say(f"{count} settings changed.", err=True)
+
+
+def _is_watched() -> bool:
+    return sys.stdout.isatty()
+
+
+def _print_value(text: str) -> None:
+    click.echo(printable(text, keep="\n\t"))
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from metastore.cli import (
     json_option,
     print_json,
     print_table,
-    printable,
+    say,
     with_store,
 )
 
@@ -90,7 +90,7 @@ def costs(
     elif groups:
         _print(groups, columns)
     else:
-        click.echo("no calls were recorded")
+        say("no calls were recorded")
 
 
 def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
@@ -110,7 +110,7 @@ def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
             del counts[name]
     rows = [
         (
-            *(printable(_name(group, column)) for column in columns),
+            *(_name(group, column) for column in columns),
             f"{group.totals.requests:,}",
             *(f"{values[index]:,}" for values in counts.values()),
             f"{group.cost_usd:,f}",
@@ -120,7 +120,8 @@ def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
     ]
     print_table((*columns, "calls", *counts, "USD", ""), rows)
     calls = sum(group.totals.requests for group in groups)
-    click.echo(f"\n{calls:,} calls, {from_nano(total):,f} USD")
+    say()
+    say(f"{calls:,} calls, {from_nano(total):,f} USD")
 
 
 def _bar(amount: int, highest: int) -> str:

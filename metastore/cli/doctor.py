@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from metastore.cli import database_option, json_option, print_json, printable, with_store
+from metastore.cli import database_option, json_option, print_json, say, with_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -99,12 +99,12 @@ def _print_health(report: Health) -> None:
     _print_list("Tampering", map(str, report.tampering or ()))
     _print_list("Problems", report.problems)
     _print_list("Notes", report.notes)
-    click.echo()
-    click.echo("Nothing is wrong." if report.healthy else "Something is wrong.")
+    say()
+    say("Nothing is wrong." if report.healthy else "Something is wrong.")
 
 
 def _print_explanation(explanation: Explanation) -> None:
-    click.echo(f"{explanation.kind} {explanation.id} is {explanation.state}")
+    say(f"{explanation.kind} {explanation.id} is {explanation.state}")
     fence = explanation.fencing_number
     _print_facts(
         ("what", explanation.what),
@@ -120,16 +120,17 @@ def _print_explanation(explanation: Explanation) -> None:
 def _print_facts(*facts: tuple[str, str]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        click.echo(f"{name:<{width}}  {printable(value)}")
+        say(f"{name:<{width}}  {value}")
 
 
 def _print_list(title: str, lines: Iterable[str] | None) -> None:
     listed = list(lines or ())
     if not listed:
         return
-    click.echo(f"\n{title}:")
+    say()
+    say(f"{title}:")
     for line in listed:
-        click.echo(f"- {printable(line)}")
+        say(f"- {line}")
 
 
 def _yes(answer: bool) -> str:

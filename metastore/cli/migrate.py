@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from metastore.cli import confirm, database_option, json_option, print_json, print_table
+from metastore.cli import confirm, database_option, json_option, print_json, print_table, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -40,9 +40,9 @@ def upgrade(revision: str, url: DatabaseUrl, as_json: bool) -> None:
     if as_json:
         print_json({"applied": applied})
     for id_ in applied if not as_json else ():
-        click.echo(f"applied {id_}")
+        say(f"applied {id_}")
     if not applied and not as_json:
-        click.echo("nothing to apply")
+        say("nothing to apply")
 
 
 # `-1` is an argument here, not an option.
@@ -70,9 +70,9 @@ def downgrade(revision: str, url: DatabaseUrl, as_json: bool, yes: bool) -> None
         print_json({"rolled_back": rolled_back})
         return
     for id_ in rolled_back:
-        click.echo(f"rolled back {id_}")
+        say(f"rolled back {id_}")
     if not rolled_back:
-        click.echo("nothing to roll back")
+        say("nothing to roll back")
 
 
 @migrate.command()
@@ -152,11 +152,11 @@ def verify(ctx: click.Context, url: DatabaseUrl, as_json: bool, adopt: bool) -> 
         print_json({"differences": differences, "adopted": adopted})
     else:
         for id_ in adopted:
-            click.echo(f"recorded {id_}")
+            say(f"recorded {id_}")
         for difference in differences:
-            click.echo(str(difference))
+            say(str(difference))
         if not differences:
-            click.echo("the schema is what its migrations make")
+            say("the schema is what its migrations make")
     ctx.exit(1 if differences else 0)
 
 
@@ -167,7 +167,7 @@ def new(name: tuple[str, ...]) -> None:
     from metastore import migrations
 
     for path in migrations.new(" ".join(name)):
-        click.echo(os.path.relpath(path))
+        say(os.path.relpath(path))
 
 
 def _when(at: datetime | None) -> str:

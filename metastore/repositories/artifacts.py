@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["Artifact", "ArtifactType", "Artifacts"]
@@ -104,7 +104,7 @@ class Artifacts(TableRepository[Artifact]):
         """Return a page of a session's artifacts, oldest first."""
         rows = await self._all(
             self._sql.list_artifacts_by_session(
-                session_id=session_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                session_id=session_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -116,7 +116,7 @@ class Artifacts(TableRepository[Artifact]):
         rows = await self._all(
             self._sql.list_artifacts_by_type(
                 artifact_type=artifact_type,
-                after_id=after or FIRST_ID,
+                after_id=after,
                 limit=checked_limit(limit),
             )
         )

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from metastore import codec
 from metastore.audit import End, EventsJudge, Finding, Judge, ToolExecutionsJudge, digest_of
 from metastore.codec import Id, Row
 from metastore.errors import InvalidValue, StoreCorrupt
-from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.rows import off_loop
 
@@ -102,7 +103,7 @@ class AuditChains(TableRepository[AuditChain]):
         """Return a page of the chains of a table, stubs among them."""
         rows = await self._all(
             self._sql.list_audit_chains(
-                resource=resource, after_place=after or FIRST_ID, limit=checked_limit(limit)
+                resource=resource, after_place=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.resource_id)
@@ -314,6 +315,7 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _marks(self, checkpoint: str) -> Marks:
         """Return what the checkpoints up to `checkpoint` noted."""
+        codec.expect("checkpoint", checkpoint, str, "the digest of a checkpoint")
         marks: Marks = defaultdict(dict)
         if checkpoint == digest_of("", ()):
             return marks

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Label, Row, duration, new_id
+from metastore.codec import Id, Label, Row, duration, listed, new_id
 from metastore.errors import (
     InvalidTransition,
     InvalidValue,
@@ -32,7 +32,7 @@ from metastore.errors import (
     TokenRejected,
     TransactionActive,
 )
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.secrets import Secret
 
@@ -305,7 +305,7 @@ class AuthTokens(TableRepository[AuthToken]):
             InvalidTransition: it is revoked, expired or already replaced.
             InvalidValue: `grace` is negative or longer than `MAX_GRACE`.
         """
-        if grace != timedelta(0):
+        if not isinstance(grace, timedelta) or grace != timedelta(0):
             duration("grace", grace, longest=MAX_GRACE)
         # What the new token takes over never changes while the old one can be replaced.
         old = await self.get(token_id)
@@ -345,7 +345,7 @@ class AuthTokens(TableRepository[AuthToken]):
     async def list(self, *, after: str | None = None, limit: int = 50) -> Page[AuthToken, str]:
         """Return a page of the tokens, live or not, in the order in which they were issued."""
         rows = await self._all(
-            self._sql.list_auth_tokens(after_id=after or FIRST_ID, limit=checked_limit(limit))
+            self._sql.list_auth_tokens(after_id=after, limit=checked_limit(limit))
         )
         return page_of(rows, limit, lambda row: row.id)
 
@@ -355,7 +355,7 @@ class AuthTokens(TableRepository[AuthToken]):
         """Return a page of one user's tokens, live or not, in the order of their issue."""
         rows = await self._all(
             self._sql.list_auth_tokens_by_user(
-                user_name=user_name, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                user_name=user_name, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -413,11 +413,7 @@ def _granted(scopes: Iterable[str]) -> list[str]:
     Raises:
         InvalidValue: they are one text, or one of them is malformed.
     """
-    if isinstance(scopes, str | bytes):
-        raise InvalidValue(
-            "auth_tokens", "scopes", "must be a list of scopes", value_type=type(scopes).__name__
-        )
-    granted = list(scopes)
+    granted = listed("auth_tokens", "scopes", scopes, "scopes")
     for scope in granted:
         if not isinstance(scope, str) or len(scope) > _MAX_SCOPE or _is_grant(scope) is None:
             raise InvalidValue(

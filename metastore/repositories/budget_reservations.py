@@ -144,20 +144,22 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         amount = money.to_nano(amount_usd, table=self.table, column="amount_usd")
         share = _share(warn_at)
         believed = latest_credible_expiry(now)
+        # Bound first: it names what it refuses as the caller does.
+        reserve = self._sql.reserve_budget(
+            id=new_id(),
+            job_id=job_id,
+            request_id=request_id,
+            amount_nano_usd=amount,
+            expires_at=now + duration("ttl", ttl),
+            created_at=now,
+            horizon=believed,
+        )
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
                 job_id=job_id, except_request=request_id, now=now, horizon=believed
             ),
-            self._sql.reserve_budget(
-                id=new_id(),
-                job_id=job_id,
-                request_id=request_id,
-                amount_nano_usd=amount,
-                expires_at=now + duration("ttl", ttl),
-                created_at=now,
-                horizon=believed,
-            ),
+            reserve,
         )
         if not answers[1]:
             raise NotFound("jobs", job_id)
@@ -197,7 +199,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         """Return a page of a job's reservations by request, also of some that have expired."""
         rows = await self._all(
             self._sql.list_reservations_by_job(
-                job_id=job_id, after_request=after or _NOTHING, limit=checked_limit(limit)
+                job_id=job_id, after_request=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.request_id)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from metastore import deletion
 from metastore.codec import CLOCK_SKEW, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["HEARTBEAT_INTERVAL", "ClientConnectionType", "ClientSession", "ClientSessions"]
@@ -154,9 +154,7 @@ class ClientSessions(TableRepository[ClientSession]):
     ) -> Page[ClientSession, str]:
         """Return a page of the open sessions, in the order in which they were opened."""
         rows = await self._all(
-            self._sql.list_active_client_sessions(
-                after_id=after or FIRST_ID, limit=checked_limit(limit)
-            )
+            self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
         )
         return page_of(rows, limit, lambda row: row.id)
 
@@ -166,7 +164,7 @@ class ClientSessions(TableRepository[ClientSession]):
         """Return a page of a client's sessions, open or closed, the oldest first."""
         rows = await self._all(
             self._sql.list_client_sessions_by_client(
-                client_id=client_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                client_id=client_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -177,7 +175,7 @@ class ClientSessions(TableRepository[ClientSession]):
         """Return a page of a user's sessions, open or closed, the oldest first."""
         rows = await self._all(
             self._sql.list_client_sessions_by_user(
-                user_id=user_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                user_id=user_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)

@@ -6,7 +6,7 @@ import json
 import tomllib
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -131,6 +131,9 @@ class Configurations(TableRepository[Configuration]):
             SecretKeyUnavailable: there is no key to encrypt a secret with, or none that the
                 database's secrets are encrypted under: they would not all open under one keyring.
         """
+        codec.expect("is_secret", is_secret, bool, "a boolean")
+        if if_version is not None:
+            codec.expect("if_version", if_version, int, "an integer")
         is_wrapped = isinstance(value, Secret)
         held: Secret[Any] = value if is_wrapped else Secret(value)
         # Tracebacks may show the variables of their frames.
@@ -176,7 +179,7 @@ class Configurations(TableRepository[Configuration]):
     async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Configuration, str]:
         """Return a page of the settings in the order of their keys; secrets are hidden."""
         rows = await self._all(
-            self._sql.list_configurations(after_key=after or "", limit=checked_limit(limit))
+            self._sql.list_configurations(after_key=after, limit=checked_limit(limit))
         )
         return page_of([_hidden(row) for row in rows], limit, lambda row: row.key)
 
@@ -268,6 +271,7 @@ class Configurations(TableRepository[Configuration]):
 
     async def dump(self, form: Format = "toml") -> str:
         """Return every setting but the secrets as one document, which `load` takes."""
+        _check_format(form)
         document: dict[str, dict[str, Any]] = {}
         after: str | None = None
         while True:
@@ -436,6 +440,8 @@ def _encoded(
         InvalidValue: the type is none, or not the value's.
     """
     try:
+        if value_type is not None and not isinstance(value_type, str):
+            raise ValueError  # the enumeration would compare with whatever it is
         kind = _inferred(value.reveal()) if value_type is None else ConfigurationType(value_type)
     except ValueError:
         raise InvalidValue(
@@ -521,7 +527,19 @@ def _entry(row: Configuration, form: Format) -> dict[str, Any]:
     return entry if row.description is None else entry | {"description": row.description}
 
 
+def _check_format(form: Format) -> None:
+    if not isinstance(form, str) or form not in get_args(Format):
+        raise InvalidValue(
+            None,
+            "form",
+            f"must be one of {', '.join(get_args(Format))}",
+            value_type=type(form).__name__,
+        )
+
+
 def _parsed(document: str, form: Format) -> dict[str, Any]:
+    _check_format(form)
+    codec.expect("document", document, str, "text")
     try:
         parsed = tomllib.loads(document) if form == "toml" else json.loads(document)
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["ContextMetric", "ContextMetrics", "ContextTotals"]
@@ -81,13 +81,13 @@ class ContextMetrics(TableRepository[ContextMetric]):
         """
         return await self._created(
             self._sql.create_context_metric(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 job_id=job_id,
                 step_id=step_id,
                 tokens_final=tokens_final,
                 tokens_clipped=tokens_clipped,
                 compact_ops=compact_ops,
-                details=details or {},
+                details={} if details is None else details,
                 created_at=self._now(),
             )
         )
@@ -106,7 +106,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         """Return a page of a job's metrics, oldest first."""
         rows = await self._all(
             self._sql.list_context_metrics_by_job(
-                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                job_id=job_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -117,7 +117,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         """Return a page of a step's metrics, oldest first."""
         rows = await self._all(
             self._sql.list_context_metrics_by_step(
-                step_id=step_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                step_id=step_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore import money, prices
-from metastore.codec import Id, Label, Row, decoder, new_id, timestamp
+from metastore.codec import Id, Label, Row, decoder, listed, new_id, timestamp
 from metastore.errors import AlreadyExists, InvalidReference, InvalidValue
-from metastore.paging import FIRST_ID, MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job
 from metastore.rows import convert
@@ -211,7 +211,7 @@ class CostEntries(TableRepository[CostEntry]):
             priced_by = None
         answers = await self._run_all(
             self._sql.create_cost_entry(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 job_id=job_id,
                 request_id=request_id,
                 provider=provider,
@@ -290,7 +290,7 @@ class CostEntries(TableRepository[CostEntry]):
         """Return a page of a job's entries, in the order of recording."""
         rows = await self._all(
             self._sql.list_cost_entries_by_job(
-                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                job_id=job_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -375,9 +375,9 @@ class CostEntries(TableRepository[CostEntry]):
 
 
 def _groups(by: str | Iterable[str]) -> tuple[str, ...]:
-    names = (by,) if isinstance(by, str) else tuple(by)
+    names = (by,) if isinstance(by, str) else tuple(listed(None, "by", by, "groups"))
     for name in names:
-        if name not in GROUPS:
+        if not isinstance(name, str) or name not in GROUPS:
             raise InvalidValue(
                 None, "by", f"must be of {', '.join(GROUPS)}", value_type=type(name).__name__
             )
@@ -387,11 +387,13 @@ def _groups(by: str | Iterable[str]) -> tuple[str, ...]:
 def _moment(name: str, moment: datetime | None, default: datetime) -> datetime:
     if moment is None:
         return default
-    if not isinstance(moment, datetime) or moment.utcoffset() is None:
-        raise InvalidValue(
-            None, name, "must be a datetime with a time zone", value_type=type(moment).__name__
-        )
-    return moment
+    reason = "must be a datetime with a time zone"
+    if isinstance(moment, datetime) and moment.utcoffset() is not None:
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError:
+            reason = "must be in the years 1 to 9999 in UTC"
+    raise InvalidValue(None, name, reason, value_type=type(moment).__name__)
 
 
 def _summary(row: Values) -> CostSummary:

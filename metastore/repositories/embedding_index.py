@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated
@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from metastore import vectors
-from metastore.codec import Id, Label, Row, new_id
+from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import DimensionMismatch, InvalidValue, StoreCorrupt
 from metastore.paging import checked_limit
 from metastore.repositories.base import TableRepository
@@ -106,7 +106,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
             DimensionMismatch: the vectors of the scope, or of the call, have other dimensions.
             InvalidValue: a value is refused, or there are too many.
         """
-        texts = list(embeddings)
+        texts = listed(self.table, "embeddings", embeddings, "NewEmbedding", kind=NewEmbedding)
         if len(texts) > MAX_EMBEDDINGS:
             raise InvalidValue(
                 self.table, "embeddings", f"must be at most {MAX_EMBEDDINGS} at once"
@@ -245,7 +245,10 @@ def _same_dimensions(scope: str, embeddings: list[NewEmbedding]) -> int:
 
 
 def _check_score(score: float | None) -> None:
-    if score is not None and not (isinstance(score, float | int) and math.isfinite(score)):
+    # math.isfinite raises for an integer that no float can hold.
+    if score is not None and not (
+        isinstance(score, float | int) and abs(score) <= sys.float_info.max
+    ):
         raise InvalidValue(
             None, "min_score", "must be a finite number", value_type=type(score).__name__
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Row, new_id
+from metastore.codec import Id, JsonObject, Row, listed, new_id
 from metastore.errors import InvalidValue, TransactionActive
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
@@ -124,7 +124,7 @@ class Events(TableRepository[Event]):
                 "context": {} if event.context is None else event.context,
                 "created_at": now,
             }
-            for event in events
+            for event in listed(self.table, "events", events, "NewEvent", kind=NewEvent)
         ]
         if len(rows) > MAX_EVENTS:
             raise InvalidValue(self.table, "events", f"must be at most {MAX_EVENTS} at once")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Label, Row, decoder, new_id
 from metastore.errors import InvalidTransition, JobCancelled
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Jobs
 
@@ -82,7 +82,7 @@ class JobSteps(TableRepository[JobStep]):
         """
         step = await self._find(
             self._sql.create_job_step(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 job_id=job_id,
                 name=name,
                 step_type=step_type,
@@ -168,7 +168,7 @@ class JobSteps(TableRepository[JobStep]):
         """Return a page of a job's steps, in the order in which they were planned."""
         rows = await self._all(
             self._sql.list_job_steps_by_job(
-                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                job_id=job_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)

@@ -164,7 +164,7 @@ class Jobs(TableRepository[Job]):
         """
         return await self._created(
             self._sql.create_job(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 task=task,
                 repo_owner=repo_owner,
                 repo_name=repo_name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
@@ -140,7 +141,8 @@ class MemoryFiles(TableRepository[MemoryFile]):
             LimitExceeded: the file, or the job's files together, would have more bytes than the
                 limits that hold for the job allow, or the job more files.
             InvalidReference: there is no such job.
-            InvalidValue: the path leads out of the sandbox, or a value is refused.
+            InvalidValue: the path leads out of the sandbox, is a folder of another of the job's
+                files, or goes through one, or a value is refused.
             NotFound: the job was deleted, or a day went by, before the last piece came.
         """
         checked_path(self.table, path)
@@ -280,7 +282,12 @@ class MemoryFiles(TableRepository[MemoryFile]):
                 [entry] = _entries(answers[3])
                 return entry
             # Whoever makes room between the two is no reason to refuse: it is tried again.
-            [(max_bytes, max_files, max_all, files, all_bytes)] = await self._measure(job_id, path)
+            measured = await self._measure(job_id, path)
+            [(max_bytes, max_files, max_all, files, all_bytes, in_the_way)] = measured
+            if in_the_way:
+                raise InvalidValue(
+                    self.table, "path", "is a folder of another file, or lies in one that is a file"
+                )
             for limit, maximum, actual in (
                 ("max_file_bytes", max_bytes, size),
                 ("max_files", max_files, files + 1),
@@ -371,7 +378,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         """Return a page of what is known of a job's files, in the order of their paths."""
         rows = await self._run(
             self._sql.list_memory_files_by_job(
-                job_id=job_id, after_path=after or "", limit=checked_limit(limit)
+                job_id=job_id, after_path=after, limit=checked_limit(limit)
             )
         )
         return page_of(_entries(rows), limit, lambda row: row.path)
@@ -411,7 +418,8 @@ class MemoryFiles(TableRepository[MemoryFile]):
             StoreCorrupt: the bytes of a file are not those that were written.
             OSError: the file system refuses.
         """
-        directory = Path(directory)
+        directory = _folder(directory)
+        codec.expect("overwrite", overwrite, bool, "a boolean")
         target = Target(directory, overwrite=overwrite)
         written: list[Path] = []
         try:
@@ -434,6 +442,21 @@ class MemoryFiles(TableRepository[MemoryFile]):
             async for chunk in self._content(file):
                 await _in_thread(new.write, chunk)
             await _in_thread(new.complete)
+
+
+def _folder(directory: Path | str) -> Path:
+    """Return the folder to export to.
+
+    Raises:
+        InvalidValue: no folder can have this name.
+    """
+    codec.expect("directory", directory, (str, Path), "a path")
+    try:
+        if b"\0" not in os.fsencode(directory):
+            return Path(directory)
+    except UnicodeEncodeError:
+        pass
+    raise InvalidValue(None, "directory", "must be a name that a folder can have")
 
 
 async def _in_thread(work: Callable[..., None], *arguments: object) -> None:

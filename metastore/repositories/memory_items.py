@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Literal
 
-from metastore.codec import Id, Label, Row, new_id
+from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import InvalidValue, LimitExceeded
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["MemoryItem", "MemoryItems"]
@@ -120,12 +120,12 @@ class MemoryItems(TableRepository[MemoryItem]):
         Raises:
             InvalidValue: `match` is neither, or a value is refused.
         """
-        if match not in ("all", "any"):
+        if not isinstance(match, str) or match not in ("all", "any"):
             raise InvalidValue(
                 None, "match", "must be 'all' or 'any'", value_type=type(match).__name__
             )
         words = _words(tags)
-        page = {"job_id": job_id, "after_id": after or FIRST_ID, "limit": checked_limit(limit)}
+        page = {"job_id": job_id, "after_id": after, "limit": checked_limit(limit)}
         if kind is None:
             if not words:
                 call = self._sql.list_memory_items_by_job(**page)
@@ -154,12 +154,9 @@ class MemoryItems(TableRepository[MemoryItem]):
 
 def _words(tags: Iterable[str]) -> list[str]:
     """Return the tags in their order, each once."""
-    if isinstance(tags, str):
-        raise InvalidValue(
-            "memory_items", "tags", "must be several texts, not one", value_type="str"
-        )
+    words = listed("memory_items", "tags", tags, "texts")
     try:
-        return list(dict.fromkeys(tags))
+        return list(dict.fromkeys(words))
     except TypeError:
         raise InvalidValue(
             "memory_items", "tags", "must be several texts", value_type=type(tags).__name__

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from metastore.codec import Id, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["MessageSummaries", "MessageSummary"]
@@ -57,7 +57,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         """
         return await self._created(
             self._sql.create_message_summary(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 job_id=job_id,
                 step_id=step_id,
                 role=role,
@@ -81,7 +81,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         """Return a page of a job's summaries, oldest first."""
         rows = await self._all(
             self._sql.list_message_summaries_by_job(
-                job_id=job_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                job_id=job_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -92,7 +92,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         """Return a page of a step's summaries, oldest first."""
         rows = await self._all(
             self._sql.list_message_summaries_by_step(
-                step_id=step_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                step_id=step_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from metastore.backends.base import Guard
-from metastore.codec import Id, Row, duration, new_id
+from metastore.codec import Id, Row, duration, expect, new_id
 from metastore.errors import (
     InvalidReference,
     InvalidTransition,
@@ -83,6 +83,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
             InvalidValue: the session is not one of this project.
         """
         duration("ttl", ttl)
+        if wait is not None:
+            duration("wait", wait, shortest=timedelta(0))
         waiters = LeaseWaiters(self._scope)
         lock_id = new_id()
 
@@ -170,7 +172,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         self, *, after: str | None = None, limit: int = 50
     ) -> Page[ProjectLock, str]:
         """Return a page of the locks that ran out and were not taken over, the longest first."""
-        cursor = TimeCursor.parse(after) if after else TimeCursor(LONG_AGO, FIRST_ID)
+        cursor = TimeCursor(LONG_AGO, FIRST_ID) if after is None else TimeCursor.parse(after)
         now = self._now()
         rows = await self._all(
             self._sql.list_expired_project_locks(
@@ -307,6 +309,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
 
 
 def _held(lock: ProjectLock) -> dict[str, Any]:
+    expect("lock", lock, ProjectLock, "a lock that was acquired")
     return {
         "id": lock.id,
         "session_id": lock.session_id,

@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["Project", "Projects"]
@@ -73,9 +73,7 @@ class Projects(TableRepository[Project]):
 
     async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Project, str]:
         """Return a page of the projects, in the order in which they were first seen."""
-        rows = await self._all(
-            self._sql.list_projects(after_id=after or FIRST_ID, limit=checked_limit(limit))
-        )
+        rows = await self._all(self._sql.list_projects(after_id=after, limit=checked_limit(limit)))
         return page_of(rows, limit, lambda row: row.id)
 
     async def delete(self, project_id: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["Repositories", "Repository"]
@@ -72,7 +72,7 @@ class Repositories(TableRepository[Repository]):
     async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Repository, str]:
         """Return a page of the repositories, in the order in which they were registered."""
         rows = await self._all(
-            self._sql.list_repositories(after_id=after or FIRST_ID, limit=checked_limit(limit))
+            self._sql.list_repositories(after_id=after, limit=checked_limit(limit))
         )
         return page_of(rows, limit, lambda row: row.id)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Row, new_id
+from metastore.codec import Id, JsonObject, Row, expect, new_id
 from metastore.errors import InvalidTransition, InvalidValue, NotFound, TokenRejected
-from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.base import TableRepository
 from metastore.repositories.worktrees import Worktrees, WorktreeState
@@ -117,6 +117,7 @@ class Sessions(TableRepository[Session]):
             AlreadyExists: a session has this `id`.
             InvalidValue: a value is missing or refused.
         """
+        expect("session_type", session_type, str, "text")
         if session_type == SessionType.DEBUG and repository_id is None:
             raise InvalidValue(self.table, "repository_id", "must be given for a debug session")
         if session_type != SessionType.DEBUG and project_path is None:
@@ -286,7 +287,7 @@ class Sessions(TableRepository[Session]):
     async def list_active(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
         """Return a page of the sessions that are pending or in progress, oldest first."""
         rows = await self._all(
-            self._sql.list_active_sessions(after_id=after or FIRST_ID, limit=checked_limit(limit))
+            self._sql.list_active_sessions(after_id=after, limit=checked_limit(limit))
         )
         return page_of(rows, limit, lambda row: row.id)
 

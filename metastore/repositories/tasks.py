@@ -7,6 +7,7 @@ import secrets
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from uuid import UUID, uuid5
 
@@ -14,7 +15,7 @@ import msgspec
 
 from metastore import deletion
 from metastore.backends.base import Guard
-from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, expect, listed, new_id
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
 from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
@@ -28,8 +29,9 @@ from metastore.repositories.lease_waiters import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Collection
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
+    from metastore.backends.base import Values
     from metastore.statements import Call
 
 __all__ = ["Task", "TaskLease", "TaskStatus", "Tasks"]
@@ -147,7 +149,7 @@ class Tasks(TableRepository[Task]):
         """
         return await self._created(
             self._sql.create_task(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 title=title,
                 description=description,
                 task_type=task_type,
@@ -280,6 +282,9 @@ class Tasks(TableRepository[Task]):
             TransactionActive: `wait` was given in a transaction.
         """
         duration("ttl", ttl)
+        if wait is not None:
+            duration("wait", wait, shortest=timedelta(0))
+        expect("spread", spread, bool, "a boolean")
         types = None if task_types is None else _checked(task_types)
         line_id = _line_of(types)
         waiters = LeaseWaiters(self._scope)
@@ -527,16 +532,22 @@ class Tasks(TableRepository[Task]):
         return page_of(rows, limit, _cursor)
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: int = 0, limit: int = 50
-    ) -> Page[Task, int]:
-        """Return a page of a workflow's tasks in their order, from behind place `after`."""
+        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Task, str]:
+        """Return a page of a workflow's tasks, in order if they are no more than `limit`.
+
+        Of a longer workflow each page is in order, but which tasks it holds goes by their ids: a
+        task that stays in the workflow is on exactly one page, however often tasks are moved,
+        added and removed between two pages. `workflow_tasks.list_by_workflow` has their places.
+        """
         rows = await self._run(
             self._sql.list_tasks_by_workflow(
-                workflow_id=workflow_id, after=after, limit=checked_limit(limit)
+                workflow_id=workflow_id, after_id=after, limit=checked_limit(limit)
             )
         )
-        tasks = self._decode([row[:-1] for row in rows[:limit]])
-        return Page(tasks, rows[limit - 1][-1] if len(rows) > limit else None)
+        page = page_of(rows, limit, _id_of)
+        in_order = sorted(page.items, key=_place_of)
+        return Page(self._decode([row[:-1] for row in in_order]), page.next)
 
     async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
@@ -578,19 +589,24 @@ def _checked(task_types: Collection[str]) -> list[str]:
     Raises:
         InvalidValue: they are none, too many, or no texts.
     """
-    is_valid = (
-        not isinstance(task_types, str)
-        and 1 <= len(task_types) <= MAX_TYPES
-        and all(isinstance(each, str) for each in task_types)
-    )
-    if not is_valid:
+    what = f"texts, 1 to {MAX_TYPES}"
+    types = listed(Tasks.table, "task_types", task_types, what, kind=str)
+    if not 1 <= len(types) <= MAX_TYPES or not all(map(_is_encodable, types)):
         raise InvalidValue(
             Tasks.table,
             "task_types",
-            f"must be 1 to {MAX_TYPES} texts",
+            f"must be several {what}",
             value_type=type(task_types).__name__,
         )
-    return sorted(set(task_types))
+    return sorted(set(types))
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _line_of(task_types: list[str] | None) -> str:
@@ -605,6 +621,7 @@ def _described(error: Exception) -> str:
 
 
 def _held(lease: TaskLease) -> dict[str, Any]:
+    expect("lease", lease, TaskLease, "a claim that was granted")
     return {
         "id": lease.task.id,
         "version": lease.fencing_number,
@@ -621,6 +638,10 @@ def _unless_lost(lease: TaskLease, row: Task | None) -> Task:
     if row is None:
         raise _lost(lease)
     return row
+
+
+_id_of: Callable[[Values], str] = itemgetter(0)
+_place_of: Callable[[Values], int] = itemgetter(-1)
 
 
 def _cursor(task: Task) -> str:

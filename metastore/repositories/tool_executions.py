@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import Tasks
 
@@ -135,7 +135,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
         """Return a page of a task's calls, in their order."""
         rows = await self._all(
             self._sql.list_tool_executions_by_task(
-                task_id=task_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                task_id=task_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -146,7 +146,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
         """Return a page of a tool's calls, in their order."""
         rows = await self._all(
             self._sql.list_tool_executions_by_tool(
-                tool_name=tool_name, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                tool_name=tool_name, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)
@@ -157,7 +157,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
         """Return a page of the calls in `status`, in their order."""
         rows = await self._all(
             self._sql.list_tool_executions_by_status(
-                status=status, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                status=status, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.id)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.workflows import Workflows, WorkflowStatus
 
@@ -117,15 +117,21 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         )
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: int = 0, limit: int = 50
-    ) -> Page[WorkflowTask, int]:
-        """Return a page of a workflow's places in order, from behind place `after`."""
+        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[WorkflowTask, str]:
+        """Return a page of a workflow's places, in order if they are no more than `limit`.
+
+        Of a longer workflow each page is in order, but which tasks it holds goes by their ids: a
+        task that stays in the workflow is on exactly one page, however often tasks are moved,
+        added and removed between two pages. Put the pages together by `sequence`.
+        """
         rows = await self._all(
             self._sql.list_workflow_tasks(
-                workflow_id=workflow_id, after=after, limit=checked_limit(limit)
+                workflow_id=workflow_id, after_id=after, limit=checked_limit(limit)
             )
         )
-        return page_of(rows, limit, lambda row: row.sequence)
+        page = page_of(rows, limit, lambda row: row.task_id)
+        return Page(sorted(page.items, key=lambda row: row.sequence), page.next)
 
     async def list_by_task(
         self, task_id: str, *, after: str | None = None, limit: int = 50
@@ -133,7 +139,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         """Return a page of a task's places in the workflows that it belongs to."""
         rows = await self._all(
             self._sql.list_workflow_tasks_by_task(
-                task_id=task_id, after_id=after or FIRST_ID, limit=checked_limit(limit)
+                task_id=task_id, after_id=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.workflow_id)

@@ -95,7 +95,7 @@ class Workflows(TableRepository[Workflow]):
         """
         return await self._created(
             self._sql.create_workflow(
-                id=id or new_id(),
+                id=new_id() if id is None else id,
                 name=name,
                 description=description,
                 definition=definition,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -13,10 +14,10 @@ import msgspec
 
 from metastore import deletion
 from metastore.backends.base import Guard
-from metastore.codec import Id, Label, Row, duration, new_id
+from metastore.codec import Id, Label, Row, duration, expect, new_id
 from metastore.errors import LeaseLost, LeaseUnavailable
 from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.lease_waiters import (
     BACK_OF_QUEUE,
@@ -27,7 +28,7 @@ from metastore.repositories.lease_waiters import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from metastore.statements import Call
 
@@ -137,7 +138,7 @@ class Worktrees(TableRepository[Worktree]):
                 path=path,
                 branch=branch,
                 commit_sha=commit_sha,
-                environment_hashes=_canonical(environment_hashes),
+                environment_hashes=_canonical("environment_hashes", environment_hashes),
                 created_at=self._now(),
             )
         )
@@ -178,7 +179,7 @@ class Worktrees(TableRepository[Worktree]):
         rows = await self._all(
             self._sql.list_worktrees_by_repository(
                 repository_id=repository_id,
-                after_id=after or FIRST_ID,
+                after_id=after,
                 limit=checked_limit(limit),
             )
         )
@@ -195,6 +196,7 @@ class Worktrees(TableRepository[Worktree]):
                 it is now.
             NotFound: there is no such worktree any more.
         """
+        expect("worktree", worktree, Worktree, "a worktree as it was read")
         now = self._now()
         token = secrets.token_hex(16)
         taken = await self._take(
@@ -235,6 +237,8 @@ class Worktrees(TableRepository[Worktree]):
             LeaseUnavailable: none is free, or became free in time.
         """
         duration("ttl", ttl)
+        if wait is not None:
+            duration("wait", wait, shortest=timedelta(0))
         waiters = LeaseWaiters(self._scope)
         token = secrets.token_hex(16)
 
@@ -243,7 +247,7 @@ class Worktrees(TableRepository[Worktree]):
             return self._sql.acquire_worktree(
                 repository_id=repository_id,
                 commit_sha=prefer_commit,
-                environment_hashes=_canonical(prefer_environment),
+                environment_hashes=_canonical("prefer_environment", prefer_environment),
                 position=position,
                 lease_owner=owner,
                 lease_token=token,
@@ -331,7 +335,9 @@ class Worktrees(TableRepository[Worktree]):
                 branch=branch,
                 commit_sha=commit_sha,
                 environment_hashes=(
-                    None if environment_hashes is None else _canonical(environment_hashes)
+                    None
+                    if environment_hashes is None
+                    else _canonical("environment_hashes", environment_hashes)
                 ),
                 now=now,
                 horizon=latest_credible_expiry(now),
@@ -481,12 +487,22 @@ class Worktrees(TableRepository[Worktree]):
         )
 
 
-def _canonical(environment_hashes: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the hashes in the one order that makes equal environments equal text."""
-    return dict(sorted((environment_hashes or {}).items()))
+def _canonical(name: str, environment_hashes: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the hashes in the one order that makes equal environments equal text.
+
+    Raises:
+        InvalidValue: the argument `name` is no mapping of texts to texts.
+    """
+    if environment_hashes is None:
+        return {}
+    expect(name, environment_hashes, Mapping, "a mapping of texts to texts")
+    for text in (text for pair in environment_hashes.items() for text in pair):
+        expect(name, text, str, "a mapping of texts to texts")
+    return dict(sorted(environment_hashes.items()))
 
 
 def _held(lease: Lease) -> dict[str, Any]:
+    expect("lease", lease, Lease, "a lease that was granted")
     return {
         "id": lease.worktree.id,
         "version": lease.fencing_number,

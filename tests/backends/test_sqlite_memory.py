@@ -64,6 +64,9 @@ asyncio.run(main())
 """
 
 
+PLACE = sqlite_memory.place
+
+
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the folders are, apart from those of everybody else."""
@@ -128,6 +131,70 @@ def test_sweep__leaves_the_folders_of_others(place: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     sweep()
     assert dead.exists()
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The folder of all users, apart from the machine's."""
+    monkeypatch.setattr(sqlite_memory, "shared", lambda: tmp_path)
+    monkeypatch.setattr(sqlite_memory, "place", PLACE)
+    return tmp_path
+
+
+async def test_place__is_a_folder_of_the_users_own(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = [shared / f"metastore-memory-{n}" for n in range(50)]
+    for folder in foreign:
+        folder.mkdir()
+    looked_at: list[Path] = []
+    lock = sqlite_memory._lock
+
+    def noted(path: Path) -> int:
+        looked_at.append(path)
+        return lock(path)
+
+    monkeypatch.setattr(sqlite_memory, "_lock", noted)
+    for _ in range(2):
+        async with MetadataStore.open("sqlite://"):
+            own = shared / f"metastore-{os.geteuid()}"
+            assert own.stat().st_mode & 0o777 == 0o700
+            assert [path.parent for path in own.iterdir()] == [own]
+    assert {path.parent for path in looked_at} == {own}
+    assert all(folder.exists() for folder in foreign)
+
+
+def _link(own: Path) -> None:
+    own.with_name("theirs").mkdir(mode=0o700)
+    own.symlink_to(own.with_name("theirs"))
+
+
+def _writable(own: Path) -> None:
+    own.mkdir()
+    own.chmod(0o777)
+
+
+@pytest.mark.parametrize("take", [_link, _writable, lambda own: own.write_text("")])
+def test_place__that_somebody_else_has_taken_is_not_used(
+    shared: Path, take: Callable[[Path], object]
+) -> None:
+    take(shared / f"metastore-{os.geteuid()}")
+    with MemoryFolder() as folder:
+        assert folder.path.parent == shared
+        assert folder.path.stat().st_mode & 0o777 == 0o700
+        sweep()
+        assert folder.path.exists()
+
+
+def test_sweep__looks_at_so_many_and_no_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_memory, "MOST_SWEPT", 3)
+    for n in range(7):
+        (place / f"metastore-memory-{n}").mkdir()
+    left = []
+    for _ in range(3):
+        sweep()
+        left.append(len(list(place.iterdir())))
+    assert left == [4, 1, 0]
 
 
 @pytest.mark.parametrize("moment", ["mkdtemp", "open", "flock", "another sweeps"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import subprocess
+import tracemalloc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -25,7 +27,8 @@ from metastore import (
     StoreReadOnly,
     TokenRejected,
 )
-from metastore.codec import MAX_JSON, MAX_TEXT
+from metastore.codec import MAX_JSON, MAX_JSON_DEPTH, MAX_TEXT
+from metastore.paging import FIRST_ID
 from metastore.store import write_template
 
 if TYPE_CHECKING:
@@ -343,7 +346,9 @@ REFUSED_JSON = {
     "number-keys": {1: 2},
     "object": object(),
     "cycle": _CYCLE,
-    "too-deep": nested(100_000),
+    "too-deep": nested(MAX_JSON_DEPTH + 1),
+    "bottomless": nested(100_000),
+    "long-number-below": [[[10**18, 10**19]]],
     "oversize": "x" * MAX_JSON,
 }
 EXACT_JSON = {
@@ -354,7 +359,7 @@ EXACT_JSON = {
     "empty-key": {"": {"": [{}]}},
     "escapes": "\\u0000 \\\\u0000 \x01 \u2028",
     "numbers-as-text": ["9223372036854775808", "NaN", "1e999"],
-    "deep": nested(200),
+    "deep": nested(MAX_JSON_DEPTH - 1),
 }
 REFUSED_ID = {
     "empty": "",
@@ -363,6 +368,7 @@ REFUSED_ID = {
     "upper-case": OTHER_ID.upper().replace("9", "A"),
     "braces": "{" + OTHER_ID + "}",
     "no-hyphens": OTHER_ID.replace("-", ""),
+    "nil": FIRST_ID,
     "no-hex": OTHER_ID.replace("0", "g"),
     "newline": OTHER_ID + "\n",
     "space": " " + OTHER_ID,
@@ -503,15 +509,57 @@ async def test_value__comes_back_equal_or_leaves_no_trace(world: World, case: Ca
     assert world.dump() == before
 
 
-@pytest.mark.parametrize("depth", [500, 900, 1_000, 1_001, 2_000, 2_001, 5_000])
-async def test_json__of_any_depth_comes_back_or_leaves_no_trace(world: World, depth: int) -> None:
+@pytest.mark.parametrize("depth", [MAX_JSON_DEPTH + 1, 491, 984, 1_001, 2_001, 5_000])
+async def test_json__nested_too_deep_leaves_no_trace(world: World, depth: int) -> None:
     before = world.dump()
+    with pytest.raises(InvalidValue, match="nested at most"):
+        await checkpoint(world, state=nested(depth))
+    assert world.dump() == before
+
+
+async def test_json__of_any_depth_that_is_taken_is_read_on_a_deep_stack(world: World) -> None:
+    await checkpoint(world, state=nested(MAX_JSON_DEPTH))
+    await checkpoint(world, state={"a": "b"})
+
+    async def read(frames: int) -> list[Any]:
+        if frames:
+            return await read(frames - 1)
+        return (await world.store.debugger_state.list_by_session(world.session.id)).items
+
+    assert [row.state for row in await read(500)] == [nested(MAX_JSON_DEPTH), {"a": "b"}]
+
+
+def _ten_times(inner: Any, _: int) -> Any:
+    return [inner] * 10
+
+
+HUGE: dict[str, Callable[[], Any]] = {
+    "one text": lambda: "x" * (300 << 20),
+    "one list": lambda: ["x" * 1_000] * 300_000,
+    "a list of lists": lambda: [["x" * 1_000] * 1_000] * 300,
+    "many numbers": lambda: [1] * 30_000_000,
+    "one object in itself, again and again": lambda: functools.reduce(
+        _ten_times, range(100), ["x"]
+    ),
+    "keys": lambda: {"k" * 100_000 + str(n): n for n in range(200)},
+}
+
+
+@pytest.mark.parametrize("make", HUGE.values(), ids=HUGE)
+async def test_json__that_is_huge_is_refused_before_it_is_encoded(
+    world: World, make: Callable[[], Any]
+) -> None:
+    before = world.dump()
+    state = make()
+    tracemalloc.start()
     try:
-        row = await checkpoint(world, state=nested(depth))
-    except InvalidValue:
-        assert world.dump() == before
-    else:
-        assert row["state"] == nested(depth)
+        with pytest.raises(InvalidValue, match="bytes as JSON"):
+            await checkpoint(world, state=state)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 << 20
+    assert world.dump() == before
 
 
 # Calls that write nothing whatever they are handed.
@@ -554,6 +602,10 @@ CURSORS: dict[str, Callable[..., Awaitable[object]]] = {
 }
 REFUSED_CURSOR = {
     "word": "nonsense",
+    "before-year-1": "0001-01-01T00:00:00.000+14:00/" + OTHER_ID,
+    "after-year-9999": "9999-12-31T23:00:00.000-12:00/" + OTHER_ID,
+    "bytes": b"2026-01-01T00:00:00.000Z/" + OTHER_ID.encode(),
+    "empty": "",
     "no-date": "2026-13-45T00:00:00.000Z/" + OTHER_ID,
     "naive": "2026-01-01T00:00:00/" + OTHER_ID,
     "injection": "' OR 1=1 --",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.store import MetadataStore
-    from metastore.testing import Faults
+    from metastore.testing import Factories, Faults
     from tests.conftest import Clock
 
 UNKNOWN = "0190a5a4-7f62-7000-8000-000000000000"
@@ -373,7 +373,7 @@ async def test_verbs__want_a_file_that_is_there(store: MetadataStore, job_id: st
 async def test_list_by_job__walks_in_the_order_of_paths(store: MetadataStore, job_id: str) -> None:
     other = await store.jobs.create(task="Another", repo_owner="acme", repo_name="shop")
     await store.memory_files.write(other.id, path="other", data=b"")
-    for path in ("b", "a/c", "ä", "a", "a/b"):
+    for path in ("b", "a/c", "ä", "a.", "a/b"):
         await store.memory_files.write(job_id, path=path, data=path.encode())
     walked: list[str] = []
     page = await store.memory_files.list_by_job(job_id, limit=2)
@@ -381,7 +381,7 @@ async def test_list_by_job__walks_in_the_order_of_paths(store: MetadataStore, jo
     while page.next is not None:
         page = await store.memory_files.list_by_job(job_id, after=page.next, limit=2)
         walked += [entry.path for entry in page.items]
-    assert walked == ["a", "a/b", "a/c", "b", "ä"]
+    assert walked == ["a.", "a/b", "a/c", "b", "ä"]
 
 
 async def test_files__go_with_their_job(store: MetadataStore, job_id: str) -> None:
@@ -696,7 +696,7 @@ async def test_export__is_not_led_out_by_a_link_that_appears_at_the_end(
 async def test_export__refuses_a_file_where_a_folder_must_be(
     store: MetadataStore, job_id: str, tmp_path: Path
 ) -> None:
-    await store.memory_files.write(job_id, path="a", data=b"file")
+    (tmp_path / "a").write_bytes(b"file")
     await store.memory_files.write(job_id, path="a/b", data=b"below it")
     with pytest.raises(ExportRefused) as refused:
         await store.memory_files.export(job_id, tmp_path)
@@ -784,3 +784,41 @@ async def test_integrity__names_a_file_whose_bytes_were_changed(
         await store.memory_files.read(job_id, path="changed")
     assert caught.value.row_id == changed.id
     assert (await store.memory_files.read(job_id, path="sound")).id == sound.id
+
+
+@pytest.mark.parametrize(
+    ("there", "refused"),
+    [
+        ("a", ["a/b", "a/b/c"]),
+        ("a/b", ["a", "a/b/c"]),
+        ("a/b/c", ["a", "a/b"]),
+        ("%_", ["%_/x"]),
+    ],
+)
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES + 1], ids=["one chunk", "an upload"])
+async def test_write__no_path_is_a_file_and_a_folder(
+    store: MetadataStore,
+    factories: Factories,
+    tmp_path: Path,
+    there: str,
+    refused: list[str],
+    size: int,
+) -> None:
+    job, other = await factories.job(), await factories.job()
+    await store.memory_files.write(job.id, path=there, data=b"x")
+    for path in refused:
+        with pytest.raises(InvalidValue) as error:
+            await store.memory_files.write(job.id, path=path, data=b"y" * size)
+        assert error.value.column == "path"
+        await store.memory_files.write(other.id, path=path, data=b"z" * size)
+        await store.memory_files.delete(other.id, path=path)
+    beside = ["ab", "a.b", "a-b/c", "b/a", "x%_"]
+    for path in (*beside, there):
+        await store.memory_files.write(job.id, path=path, data=b"y" * size)
+    await store.memory_files.export(job.id, tmp_path / "exported")
+    written = {
+        str(path.relative_to(tmp_path / "exported")): path.read_bytes()
+        for path in (tmp_path / "exported").rglob("*")
+        if path.is_file()
+    }
+    assert written == dict.fromkeys((*beside, there), b"y" * size)

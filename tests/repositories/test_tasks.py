@@ -589,21 +589,21 @@ async def test_lists__are_read_page_by_page_newest_first(
     assert found == made[::-1]
 
 
-async def test_list_by_workflow__is_in_order_with_the_state_page_by_page(
-    store: MetadataStore,
-) -> None:
+async def test_list_by_workflow__is_in_order_with_the_state(store: MetadataStore) -> None:
     workflow = await store.workflows.create(name="w", definition={})
     made = [await store.tasks.create(title=f"{n}", task_type="a") for n in range(5)]
     for task in reversed(made):
         await store.workflow_tasks.add(workflow.id, task.id)
     await store.tasks.start(made[4].id)
-    first = await store.tasks.list_by_workflow(workflow.id, limit=2)
-    assert [(task.title, task.status) for task in first.items] == [
-        ("4", "running"), ("3", "pending"),
+    whole = await store.tasks.list_by_workflow(workflow.id, limit=5)
+    assert [(task.title, task.status) for task in whole.items] == [
+        ("4", "running"), ("3", "pending"), ("2", "pending"), ("1", "pending"), ("0", "pending"),
     ]  # fmt: skip
-    assert first.next == 2
+    assert whole.next is None
+    first = await store.tasks.list_by_workflow(workflow.id, limit=2)
+    assert [task.title for task in first.items] == ["1", "0"]
     rest = await store.tasks.list_by_workflow(workflow.id, after=first.next, limit=3)
-    assert ([task.title for task in rest.items], rest.next) == (["2", "1", "0"], None)
+    assert ([task.title for task in rest.items], rest.next) == (["4", "3", "2"], None)
     assert (await store.tasks.list_by_workflow(new_id())).items == []
 
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from metastore.codec import new_id
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 
 @pytest.fixture
@@ -161,10 +162,59 @@ async def test_list_by_workflow__is_read_page_by_page(
 ) -> None:
     await fill(store, workflow, tasks[:5])
     page = await store.workflow_tasks.list_by_workflow(workflow.id, limit=3)
-    assert page.next == 3
+    assert page.next == tasks[2].id
     rest = await store.workflow_tasks.list_by_workflow(workflow.id, after=page.next, limit=3)
     assert [row.task_id for row in [*page.items, *rest.items]] == [t.id for t in tasks[:5]]
     assert rest.next is None
+
+
+async def read_while(
+    store: MetadataStore,
+    verb: str,
+    workflow_id: str,
+    between: Callable[[], Awaitable[object]],
+) -> list[str]:
+    """Return the ids of the tasks on all pages of two, with `between` called between them."""
+    listed = getattr(store, verb).list_by_workflow
+    page = await listed(workflow_id, limit=2)
+    found = [*page.items]
+    while page.next is not None:
+        await between()
+        page = await listed(workflow_id, after=page.next, limit=2)
+        found += page.items
+    return [row.task_id if verb == "workflow_tasks" else row.id for row in found]
+
+
+@pytest.mark.parametrize("verb", ["tasks", "workflow_tasks"])
+@pytest.mark.parametrize("seed", range(5))
+async def test_list_by_workflow__each_task_that_stays_is_on_one_page_while_others_move(
+    store: MetadataStore, workflow: Workflow, verb: str, seed: int
+) -> None:
+    dice = random.Random(seed)
+    tasks = [await store.tasks.create(title=f"{n}", task_type="t") for n in range(12)]
+    other = await store.workflows.create(name="other", definition={})
+    order = dice.sample(tasks, len(tasks))
+    staying, coming = order[:-4], order[-2:]
+    await fill(store, other, order)
+    await fill(store, workflow, order[:-2])
+    leaving = iter(order[-4:-2])
+    joining = iter(coming)
+
+    async def rearrange() -> None:
+        places = [*range(1, len(staying) + 1)]
+        for _ in range(3):
+            await store.workflow_tasks.move(
+                workflow.id, dice.choice(staying).id, dice.choice(places)
+            )
+        if (gone := next(leaving, None)) is not None:
+            await store.workflow_tasks.remove(workflow.id, gone.id)
+        if (new := next(joining, None)) is not None:
+            await store.workflow_tasks.add(workflow.id, new.id, dice.choice(places))
+
+    found = Counter(await read_while(store, verb, workflow.id, rearrange))
+    assert {task.id: found[task.id] for task in staying} == {task.id: 1 for task in staying}
+    assert set(found.values()) == {1}
+    assert found.keys() <= {task.id for task in order}
 
 
 EDITS = 20
