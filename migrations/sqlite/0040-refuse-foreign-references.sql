@@ -6,7 +6,7 @@
 --           reference is NULL.
 -- Rollback: drops the triggers; nothing is lost.
 --
--- depends: 0035-distrust-future-times-in-views
+-- depends: 0039-correct-costs
 
 -- A debug session runs in a worktree of its repository. A workflow has no repository, and takes any.
 CREATE TRIGGER IF NOT EXISTS sessions_worktree_id_insert
