@@ -15,6 +15,7 @@ import contextlib
 import re
 import sqlite3
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from yoyo import default_migration_table
@@ -44,7 +45,14 @@ from metastore.migration_backend import (
     typed_errors,
 )
 from metastore.migration_files import Migration, find, head, ids, known, new
-from metastore.schema_comparison import Difference, compare, objects
+from metastore.schema_comparison import (
+    Difference,
+    SchemaObject,
+    compare,
+    from_rows,
+    objects,
+)
+from metastore.schema_comparison import fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +71,10 @@ __all__ = [
     "adopt",
     "check",
     "check_revision",
+    "differences",
     "downgrade",
+    "fingerprint",
+    "fingerprints",
     "head",
     "history",
     "known",
@@ -320,6 +331,44 @@ def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[st
         raise SchemaTooNew(url_text, unknown[-1], known_ids[-1])
     if set(known_ids) - set(applied):
         raise SchemaOutdated(url_text, max(applied, default=None), known_ids[-1])
+
+
+def differences(rows: Sequence[Sequence[str]], applied: Sequence[str]) -> list[Difference]:
+    """Compare an open database's schema with the one that its migrations make.
+
+    Args:
+        rows: type, name, table and text of each object of the schema.
+        applied: the ids of the migrations that the database has.
+    """
+    made = _schema_of(frozenset(applied))
+    return compare(from_rows(rows, BOOKKEEPING_TABLES), made)
+
+
+def fingerprint(rows: Sequence[Sequence[str]]) -> str:
+    """Return a hash over a schema, given as for `differences`; comments and spaces do not count."""
+    return fingerprint_of(from_rows(rows, BOOKKEEPING_TABLES))
+
+
+@cache
+def fingerprints() -> frozenset[str]:
+    """Return the hashes of all schemas that the migrations make, from the first to the last."""
+    found = set()
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        made = SchemaBackend(connection)
+        for migration in known():
+            made.run(migration, migration.path, migration.statements)
+            found.add(fingerprint_of(objects(connection, BOOKKEEPING_TABLES)))
+    return frozenset(found)
+
+
+@cache
+def _schema_of(applied: frozenset[str]) -> dict[tuple[str, str], SchemaObject]:
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        made = SchemaBackend(connection)
+        for migration in known():
+            if migration.id in applied:
+                made.run(migration, migration.path, migration.statements)
+        return objects(connection, BOOKKEEPING_TABLES)
 
 
 def _pending(
