@@ -270,6 +270,8 @@ class _Source(NamedTuple):
                 break
             place = page[-1][1]
             await _off_loop(judge.add, page)
+            if _is_last(page, limit):
+                break
             most = most and most - len(page)
         return place
 
@@ -745,17 +747,21 @@ class _Stream:
         self._after: Any = (b"", 0)
         self._page: Rows = []
         self._at = 0
-        self._ended = False
+        self._ended = self._is_last = False
 
     async def next_id(self) -> bytes | None:
         """Return the chain of the next row; None behind the last."""
         if self._at == len(self._page) and not self._ended:
             self._page, self._at = [], 0
+            if self._is_last:
+                self._ended = True
+                return None
             try:
                 self._page = await self._source.run(self._call(self._after))
             except StoreCorrupt as damage:
                 self._damaged(damage)
             self._ended = not self._page
+            self._is_last = _is_last(self._page, MAX_PAGE)
             if self._page:
                 self._after = self._page[-1][:2]
         return None if self._ended else self._page[self._at][0]
@@ -809,6 +815,11 @@ async def _off_loop(work: Callable[[Rows], None], rows: Rows) -> None:
         work(rows)
     else:
         await asyncio.to_thread(work, rows)
+
+
+def _is_last(page: Rows, limit: int) -> bool:
+    """Tell whether nothing was behind a page: beside a busy writer there always is more."""
+    return len(page) < limit and _bytes_of(page) < PAGE_BYTES
 
 
 def _bytes_of(rows: Rows) -> int:

@@ -24,7 +24,7 @@ from metastore import (
 )
 from metastore.audit import EventsJudge, link_hash
 from metastore.cli import main
-from metastore.codec import new_id
+from metastore.codec import new_id, timestamp
 from metastore.paging import MAX_PAGE
 from metastore.repositories import audit_chains
 from metastore.rows import FEW_ROWS
@@ -60,36 +60,49 @@ async def another(store: MetadataStore, repository: Repository) -> Session:
     return await store.sessions.create(session_type="debug", repository_id=repository.id)
 
 
-def unguard(shell: sqlite3.Connection) -> None:
-    for name in ("events_no_update", "events_no_delete", "events_chain"):
+@contextlib.contextmanager
+def unguarded(shell: sqlite3.Connection) -> Iterator[None]:
+    """Without triggers, which are back afterwards as they were."""
+    triggers = shell.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    shell.execute("BEGIN")
+    for name, _ in triggers:
         shell.execute(f"DROP TRIGGER {name}")
+    yield
+    for _, sql in triggers:
+        shell.execute(sql)
+    shell.execute("COMMIT")
 
 
-def unguard_updates(shell: sqlite3.Connection) -> None:
-    shell.execute("DROP TRIGGER events_no_update")
+def tamper(shell: sqlite3.Connection, *statements: str) -> None:
+    with unguarded(shell):
+        for statement in statements:
+            assert shell.execute(statement).rowcount != 0, statement
 
 
 def forge(shell: sqlite3.Connection, session_id: str, *, keep: int) -> None:
     """Rewrite a session's events as a whole: shorter, another message, every hash and end right."""
-    unguard(shell)
     rows = shell.execute(
         "SELECT position, id, event_type, level, context, created_at FROM events"
         " WHERE session_id = ? ORDER BY position",
         (session_id,),
     ).fetchall()
     last = ""
-    for position, id_, event_type, level, context, created_at in rows[:keep]:
-        hash_ = link_hash(last, id_, session_id, event_type, level, "forged", context, created_at)
+    with unguarded(shell):
+        for position, id_, event_type, level, context, created_at in rows[:keep]:
+            hash_ = link_hash(
+                last, id_, session_id, event_type, level, "forged", context, created_at
+            )
+            shell.execute(
+                "UPDATE events SET message = 'forged', hash = ? WHERE position = ?",
+                (hash_, position),
+            )
+            last = f"{position}:{hash_}"
+        for position, *_ in rows[keep:]:
+            shell.execute("DELETE FROM events WHERE position = ?", (position,))
         shell.execute(
-            "UPDATE events SET message = 'forged', hash = ? WHERE position = ?", (hash_, position)
+            "UPDATE audit_chains SET length = ?, last = ? WHERE resource_id = ?",
+            (keep, last, session_id),
         )
-        last = f"{position}:{hash_}"
-    for position, *_ in rows[keep:]:
-        shell.execute("DELETE FROM events WHERE position = ?", (position,))
-    shell.execute(
-        "UPDATE audit_chains SET length = ?, last = ? WHERE resource_id = ?",
-        (keep, last, session_id),
-    )
 
 
 async def test_verify__of_an_empty_store_finds_nothing(store: MetadataStore) -> None:
@@ -106,18 +119,15 @@ async def test_verify__names_the_row(
 ) -> None:
     ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(9)])
     assert (await file_store.audit_chains.verify()).findings == []
-    unguard(shell)
 
     async def finding(statement: str) -> Finding:
-        shell.execute("BEGIN")
-        shell.execute(statement)
-        shell.execute("COMMIT")
+        tamper(shell, statement)
         [found] = (await file_store.audit_chains.verify()).findings
         return found
 
     edited = await finding(f"UPDATE events SET message = 'x' WHERE id = '{ids[4]}'")
     assert edited == Finding("events", session.id, ids[4], "edited")
-    shell.execute(f"UPDATE events SET message = '4' WHERE id = '{ids[4]}'")
+    tamper(shell, f"UPDATE events SET message = '4' WHERE id = '{ids[4]}'")
     removed = await finding(f"DELETE FROM events WHERE id = '{ids[8]}'")
     assert removed == Finding("events", session.id, ids[7], "removed")
     inner = await finding(f"DELETE FROM events WHERE id = '{ids[2]}'")
@@ -185,6 +195,7 @@ async def test_purge__leaves_a_stub_and_the_rest_verifies(
     stub = await file_store.audit_chains.get("events", session.id)
     assert (stub.length, stub.purged, stub.base) == (3, 3, before.last)
     assert stub.purged_at is not None
+    assert stub.last == f"{before.last};purged=3;at={timestamp(stub.purged_at)}"
     assert (await file_store.audit_chains.list("events")).items[0] == stub
     report = await file_store.audit_chains.verify(checkpoint=digest)
     assert (report.chains, report.rows, report.findings) == (2, 3, [])
@@ -208,7 +219,7 @@ async def test_verify__of_sessions_that_are_purged_meanwhile(
         name = call.statement.name
         pages[name] += 1
         # After the rows were read, and after the end was: one of them is noticed.
-        if name in ("list_audited_events", "get_audit_chain") and pages[name] == 1 and appended:
+        if name in ("list_audited_events", "list_chain_states") and pages[name] == 1 and appended:
             await file_store.events.append(session.id, "a", "more")
         purge_in = "list_audited_events_of" if appended else "list_audited_events"
         if name == purge_in and pages[name] == 1:
@@ -238,8 +249,7 @@ async def test_verify__beside_a_tampering_and_writers_names_the_row(
 ) -> None:
     """What is appended between two looks excuses no fault, and is none."""
     ids = await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(7)])
-    unguard_updates(shell)
-    shell.execute("UPDATE events SET message = 'x' WHERE id = ?", (ids[4],))
+    tamper(shell, f"UPDATE events SET message = 'x' WHERE id = '{ids[4]}'")
     chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
     run = chains._run
 
@@ -251,7 +261,7 @@ async def test_verify__beside_a_tampering_and_writers_names_the_row(
     chains._run = writing
     [found] = (await chains.verify()).findings
     assert (found.row_id, found.what) == (ids[4], "edited")
-    shell.execute("UPDATE events SET message = '4' WHERE id = ?", (ids[4],))
+    tamper(shell, f"UPDATE events SET message = '4' WHERE id = '{ids[4]}'")
     assert (await chains.verify()).findings == []
 
 
@@ -280,8 +290,9 @@ async def test_verify__reads_pages_and_hashes_them_in_a_thread(
     report = await file_store.audit_chains.verify()
     assert (report.rows, report.findings) == (count, [])
     assert added == [(size, size <= FEW_ROWS) for size in (page, page, 1)]
-    # A page of events each, and one of tool executions; the end of the chain is a short read.
-    assert backend._scans.lane.hops == 3 + 1
+    # A page of events each, and one of tool executions; of either table's chains, what checkpoints
+    # noted of them and their entries; checkpoints; entries, until there are no more.
+    assert backend._scans.lane.hops == 3 + 1 + 2 * 3 + 1 + 2
     assert backend._writer.hops == writer
 
 
@@ -299,9 +310,7 @@ async def test_verify__of_calls_that_end_out_of_order(
         await file_store.tool_executions.complete(call.id, output={})
     report = await file_store.audit_chains.verify()
     assert (report.chains, report.rows, report.findings) == (2, 14, [])
-    for name in ("tool_executions_no_update", "tool_executions_no_delete"):
-        shell.execute(f"DROP TRIGGER IF EXISTS {name}")
-    shell.execute("UPDATE tool_executions SET output = '[1]' WHERE id = ?", (begun[3].id,))
+    tamper(shell, f"UPDATE tool_executions SET output = '[1]' WHERE id = '{begun[3].id}'")
     [finding] = (await file_store.audit_chains.verify()).findings
     assert finding == Finding("tool_executions", tasks[1], begun[3].id, "edited")
 
@@ -318,15 +327,21 @@ async def test_checkpoint__shows_a_rewriting_that_is_consistent_in_itself(
     for digest in (first, second):
         assert (await file_store.audit_chains.verify(checkpoint=digest)).findings == []
     forge(shell, session.id, keep=10)
-    assert (await file_store.audit_chains.verify()).findings == []
-    for digest in (first, second):
+    for digest in (None, first, second):
         [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
         assert (finding.what, finding.resource_id) == ("rewritten", session.id)
     # What the checkpoints noted is covered by the digests.
-    shell.execute("UPDATE audit_checkpoints SET last = (SELECT last FROM audit_chains)")
-    for digest in (first, second, "0" * 64):
+    shell.execute("UPDATE audit_heads SET last = (SELECT last FROM audit_chains)")
+    for digest in (first, second):
+        findings = (await file_store.audit_chains.verify(checkpoint=digest)).findings
+        assert {(it.resource, it.resource_id) for it in findings} >= {
+            ("audit_checkpoints", "1"),
+            ("audit_checkpoints", "2"),
+        }
+    unknown = (await file_store.audit_chains.verify(checkpoint="0" * 64)).findings[-1]
+    for malformed in ("", "0" * 63, "0" * 64 + "\n", "G" * 64):
         with pytest.raises(InvalidValue):
-            await file_store.audit_chains.verify(checkpoint=digest)
+            await file_store.audit_chains.verify(checkpoint=malformed)
 
 
 @pytest.mark.parametrize("keep", [0, 3])
@@ -336,11 +351,9 @@ async def test_checkpoint__shows_an_end_that_was_cut_off(
     await file_store.events.append_many(session.id, [NewEvent("a", str(n)) for n in range(5)])
     digest = await file_store.audit_chains.checkpoint()
     forge(shell, session.id, keep=keep)
-    assert (await file_store.audit_chains.verify()).findings == []
     [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
     assert (finding.what, finding.resource_id) == ("rewritten", session.id)
-    shell.execute("DELETE FROM events")
-    shell.execute("DELETE FROM audit_chains")
+    tamper(shell, "DELETE FROM events" if keep else "SELECT 1", "DELETE FROM audit_chains")
     [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
     assert finding.what == "removed"
 
@@ -390,18 +403,20 @@ async def test_command__tells_and_ends_with_a_code(
     assert len(digest) == 64
     fine = await asyncio.to_thread(run, "verify", "--checkpoint", digest)
     assert (fine.exit_code, fine.stdout) == (0, "")
-    unguard(shell)
-    shell.execute("UPDATE events SET message = 'c'")
+    tamper(shell, "UPDATE events SET message = 'c'")
     found = await asyncio.to_thread(run, "verify")
     assert found.exit_code == 1
     assert event.id in found.stdout
     document = json.loads((await asyncio.to_thread(run, "verify", "--json")).stdout)
     assert document["findings"][0]["row_id"] == event.id
-    shell.execute("UPDATE events SET id = ?", (f"\x1b[2J{event.id[4:]}",))
+    tamper(shell, f"UPDATE events SET id = '\x1b[2J{event.id[4:]}'")
     found = await asyncio.to_thread(run, "verify")
     assert rf"at \x1b[2J{event.id[4:]}" in found.stdout
     unknown = await asyncio.to_thread(run, "verify", "--checkpoint", "0" * 64)
-    assert (unknown.exit_code, len(unknown.stderr.splitlines())) == (1, 1)
+    assert unknown.exit_code == 1
+    assert f"audit_checkpoints of {'0' * 64}: unknown" in unknown.stdout
+    malformed = await asyncio.to_thread(run, "verify", "--checkpoint", "0")
+    assert (malformed.exit_code, len(malformed.stderr.splitlines())) == (1, 1)
 
 
 def test_link_hash__no_two_links_read_the_same() -> None:
