@@ -333,15 +333,13 @@ def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[st
         raise SchemaOutdated(url_text, max(applied, default=None), known_ids[-1])
 
 
-def differences(rows: Sequence[Sequence[str]], applied: Sequence[str]) -> list[Difference]:
-    """Compare an open database's schema with the one that its migrations make.
+def differences(rows: Sequence[Sequence[str]]) -> list[Difference]:
+    """Compare a schema with the one that the code's migrations make.
 
     Args:
         rows: type, name, table and text of each object of the schema.
-        applied: the ids of the migrations that the database has.
     """
-    made = _schema_of(frozenset(applied))
-    return compare(from_rows(rows, BOOKKEEPING_TABLES), made)
+    return compare(from_rows(rows, BOOKKEEPING_TABLES), _schemas()[-1])
 
 
 def fingerprint(rows: Sequence[Sequence[str]]) -> str:
@@ -352,23 +350,19 @@ def fingerprint(rows: Sequence[Sequence[str]]) -> str:
 @cache
 def fingerprints() -> frozenset[str]:
     """Return the hashes of all schemas that the migrations make, from the first to the last."""
-    found = set()
+    return frozenset(map(fingerprint_of, _schemas()))
+
+
+@cache
+def _schemas() -> list[dict[tuple[str, str], SchemaObject]]:
+    """Return the schema after each migration."""
+    found = []
     with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         made = SchemaBackend(connection)
         for migration in known():
             made.run(migration, migration.path, migration.statements)
-            found.add(fingerprint_of(objects(connection, BOOKKEEPING_TABLES)))
-    return frozenset(found)
-
-
-@cache
-def _schema_of(applied: frozenset[str]) -> dict[tuple[str, str], SchemaObject]:
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        made = SchemaBackend(connection)
-        for migration in known():
-            if migration.id in applied:
-                made.run(migration, migration.path, migration.statements)
-        return objects(connection, BOOKKEEPING_TABLES)
+            found.append(objects(connection, BOOKKEEPING_TABLES))
+    return found
 
 
 def _pending(

@@ -31,16 +31,17 @@ WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id
 LIMIT :limit;
 
--- name: note_audit_head(run, resource, resource_id)*!
+-- name: note_audit_head(run, number, resource, resource_id)*!
 -- Note the state of a chain for a checkpoint, unless the latest checkpoint has it already: states never
 -- come back, so that any checkpoint with this one is the latest.
 INSERT INTO audit_heads (
-    run, resource, resource_id, unchained, length, last, purged, base, purged_at
+    run, resource, resource_id, number, unchained, length, last, purged, base, purged_at
 )
 SELECT
     :run AS run,
     c.resource,
     c.resource_id,
+    :number AS number,
     c.unchained,
     c.length,
     c.last,

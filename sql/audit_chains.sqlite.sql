@@ -12,16 +12,14 @@ SELECT
     c.purged,
     cast(c.base AS BLOB) AS base,
     cast(c.purged_at AS BLOB) AS purged_at,
-    CASE c.resource
-        WHEN 'events' THEN EXISTS (
-            SELECT 1 FROM sessions AS s
-            WHERE s.id = c.resource_id
-        )
-        ELSE EXISTS (
-            SELECT 1 FROM tasks AS t
-            WHERE t.id = c.resource_id
-        )
-    END AS present
+    EXISTS (
+        SELECT 1 FROM sessions AS s
+        WHERE c.resource = 'events' AND s.id = c.resource_id
+    )
+    OR EXISTS (
+        SELECT 1 FROM tasks AS t
+        WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
+    ) AS present
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id > cast(:after_chain AS TEXT)
 ORDER BY c.resource_id
@@ -38,16 +36,14 @@ SELECT
     c.purged,
     cast(c.base AS BLOB) AS base,
     cast(c.purged_at AS BLOB) AS purged_at,
-    CASE c.resource
-        WHEN 'events' THEN EXISTS (
-            SELECT 1 FROM sessions AS s
-            WHERE s.id = c.resource_id
-        )
-        ELSE EXISTS (
-            SELECT 1 FROM tasks AS t
-            WHERE t.id = c.resource_id
-        )
-    END AS present
+    EXISTS (
+        SELECT 1 FROM sessions AS s
+        WHERE c.resource = 'events' AND s.id = c.resource_id
+    )
+    OR EXISTS (
+        SELECT 1 FROM tasks AS t
+        WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
+    ) AS present
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id = :resource_id;
 
@@ -57,7 +53,7 @@ WHERE c.resource = :resource AND c.resource_id = :resource_id;
 -- A page of what checkpoints noted of a table's chains, chain by chain, the oldest first.
 SELECT
     cast(h.resource_id AS BLOB) AS resource_id,
-    k.number,
+    h.number,
     h.unchained,
     h.length,
     cast(h.last AS BLOB) AS last,
@@ -66,8 +62,8 @@ SELECT
     cast(h.purged_at AS BLOB) AS purged_at
 FROM audit_heads AS h
 INNER JOIN audit_checkpoints AS k ON h.run = k.run
-WHERE h.resource = :resource AND (h.resource_id, k.number) > (cast(:after_chain AS TEXT), :after_number)
-ORDER BY h.resource_id, k.number
+WHERE h.resource = :resource AND (h.resource_id, h.number) > (cast(:after_chain AS TEXT), :after_number)
+ORDER BY h.resource_id, h.number
 LIMIT :limit;
 
 -- name: list_chain_heads_of(resource, resource_id)
@@ -75,7 +71,7 @@ LIMIT :limit;
 -- What checkpoints noted of one chain, for a second look; as list_chain_heads has it.
 SELECT
     cast(h.resource_id AS BLOB) AS resource_id,
-    k.number,
+    h.number,
     h.unchained,
     h.length,
     cast(h.last AS BLOB) AS last,
@@ -85,7 +81,7 @@ SELECT
 FROM audit_heads AS h
 INNER JOIN audit_checkpoints AS k ON h.run = k.run
 WHERE h.resource = :resource AND h.resource_id = :resource_id
-ORDER BY k.number;
+ORDER BY h.number;
 
 -- name: list_run_heads(run, after_resource, after_chain, number, limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
@@ -104,8 +100,8 @@ SELECT
         SELECT b.length
         FROM audit_heads AS b
         INNER JOIN audit_checkpoints AS k ON b.run = k.run
-        WHERE b.resource = h.resource AND b.resource_id = h.resource_id AND k.number < :number
-        ORDER BY k.number DESC
+        WHERE b.resource = h.resource AND b.resource_id = h.resource_id AND b.number < :number
+        ORDER BY b.number DESC
         LIMIT 1
     ) AS length_before
 FROM audit_heads AS h
@@ -228,13 +224,6 @@ FROM sqlite_schema
 WHERE sql IS NOT NULL
 ORDER BY type, name;
 
--- name: list_applied_migrations()
--- Differs: read for the schema that they make.
--- The migrations of this database, to know the schema it must have.
-SELECT migration_id
-FROM _yoyo_migration
-ORDER BY migration_id;
-
 -- name: list_audited_events(after_chain, after_position, limit, byte_limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
 -- Scans: pages of an audit, which reads every event.
@@ -258,8 +247,7 @@ LIMIT
         FROM (
             SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
             FROM (
-                SELECT
-                    length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
+                SELECT length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
                 FROM events
                 WHERE (session_id, position) > (cast(:after_chain AS TEXT), :after_position)
                 ORDER BY events.session_id, events.position
@@ -292,8 +280,7 @@ LIMIT
         FROM (
             SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
             FROM (
-                SELECT
-                    length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
+                SELECT length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
                 FROM events
                 WHERE session_id = :resource_id AND position > :after_position
                 ORDER BY events.position

@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -59,6 +59,8 @@ SMALL = 1 << 16
 """Bytes that are hashed sooner than a thread could be asked to."""
 
 Findings = list[Finding]
+
+Run: TypeAlias = "Callable[[Call], Awaitable[Rows]]"
 
 Ids = list[str]
 
@@ -167,19 +169,20 @@ class _Noted(NamedTuple):
     links: int
 
 
-class _Source(NamedTuple):
-    """Where an audit reads."""
+class _Source:
+    """What an audit reads of chains, entries and checkpoints."""
 
-    run: Callable[[Call], Awaitable[Rows]]
-    sql: Catalogue
+    def __init__(self, run: Run, sql: Catalogue) -> None:
+        self._run = run
+        self._sql = sql
 
     async def noted(self, run: str, number: int) -> _Noted:
         """Return the hash over what a run noted, as far as that is in the database."""
         digest = sha256()
         heads = chains = links = 0
         after = (b"", b"")
-        while page := await self.run(
-            self.sql.list_run_heads(
+        while page := await self._run(
+            self._sql.list_run_heads(
                 run=run,
                 number=number,
                 after_resource=after[0],
@@ -203,24 +206,24 @@ class _Source(NamedTuple):
         return digest.hexdigest()
 
     async def entries(self, after: int, until: int) -> Rows:
-        return await self.run(
-            self.sql.list_audit_entries(after_number=after, until_number=until, limit=MAX_PAGE)
+        return await self._run(
+            self._sql.list_audit_entries(after_number=after, until_number=until, limit=MAX_PAGE)
         )
 
     async def chain(self, resource: AuditedTable, resource_id: str) -> Chain:
         """Read all that is known of a chain: what noted it first, so that it is never ahead."""
-        heads = await self.run(
-            self.sql.list_chain_heads_of(resource=resource, resource_id=resource_id)
+        heads = await self._run(
+            self._sql.list_chain_heads_of(resource=resource, resource_id=resource_id)
         )
         state = await self.state(resource, resource_id)
-        entries = await self.run(
-            self.sql.list_chain_entries_of(resource=resource, resource_id=resource_id)
+        entries = await self._run(
+            self._sql.list_chain_entries_of(resource=resource, resource_id=resource_id)
         )
         return Chain(state, list(map(_head, heads)), list(map(_entry, entries)))
 
     async def state(self, resource: AuditedTable, resource_id: str) -> State | None:
-        rows = await self.run(
-            self.sql.list_chain_states_of(resource=resource, resource_id=resource_id)
+        rows = await self._run(
+            self._sql.list_chain_states_of(resource=resource, resource_id=resource_id)
         )
         return _state(rows[0]) if rows else None
 
@@ -255,17 +258,22 @@ class _Source(NamedTuple):
             place = FIRST_POSITION if is_events else b""
         while most is None or most > 0:
             limit = MAX_PAGE if most is None else min(most, MAX_PAGE)
-            bounds = {"limit": limit, "byte_limit": PAGE_BYTES}
             call = (
-                self.sql.list_audited_events_of(
-                    resource_id=judge.resource_id, after_position=place, **bounds
+                self._sql.list_audited_events_of(
+                    resource_id=judge.resource_id,
+                    after_position=place,
+                    limit=limit,
+                    byte_limit=PAGE_BYTES,
                 )
                 if is_events
-                else self.sql.list_audited_tool_executions_of(
-                    resource_id=judge.resource_id, after_row=place, **bounds
+                else self._sql.list_audited_tool_executions_of(
+                    resource_id=judge.resource_id,
+                    after_row=place,
+                    limit=limit,
+                    byte_limit=PAGE_BYTES,
                 )
             )
-            page = await self.run(call)
+            page = await self._run(call)
             if not page:
                 break
             place = page[-1][1]
@@ -337,11 +345,17 @@ class AuditChains(TableRepository[AuditChain]):
         """Return the checkpoint after `before`; None if another was made meanwhile."""
         [(position, entry, _)] = await self._run(self._sql.get_audit_extent())
         schema_hash = await self._schema_hash()
+        now = self._now()
         run = new_id()
         async for resource, ids in self._changed(before, position, entry):
             for start in range(0, len(ids), PIECE):
                 rows = [
-                    {"run": run, "resource": resource, "resource_id": resource_id}
+                    {
+                        "run": run,
+                        "number": before.number + 1,
+                        "resource": resource,
+                        "resource_id": resource_id,
+                    }
                     for resource_id in ids[start : start + PIECE]
                 ]
                 await self._run_all(self._sql.note_audit_head.many(rows))
@@ -365,16 +379,33 @@ class AuditChains(TableRepository[AuditChain]):
             heads_hash=noted.hash,
             entries_hash=await self._source.entries_hash(before.entry, entry),
             schema_hash=schema_hash,
-            created_at=timestamp(self._now()),
+            created_at=timestamp(now),
         )
         made = made._replace(digest=made.computed())
         signature: Signature | None = None
         if signer is not None:
             signature = await asyncio.to_thread(signer.sign, made.digest)
             made = made._replace(next_key=signature.next_key, signature=signature.signature)
-        values = made._asdict()
-        values["now"] = values.pop("created_at")
-        if not await self._run(self._sql.create_audit_checkpoint(**values)):
+        written = await self._run(
+            self._sql.create_audit_checkpoint(
+                number=made.number,
+                digest=made.digest,
+                previous=made.previous,
+                run=run,
+                position=position,
+                entry=entry,
+                chains=made.chains,
+                links=made.links,
+                heads=made.heads,
+                heads_hash=made.heads_hash,
+                entries_hash=made.entries_hash,
+                schema_hash=schema_hash,
+                now=now,
+                next_key=made.next_key,
+                signature=made.signature,
+            )
+        )
+        if not written:
             return None
         if signer is not None and signature is not None:
             await asyncio.to_thread(signer.advance, signature)
@@ -450,8 +481,7 @@ class AuditChains(TableRepository[AuditChain]):
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        applied = [id_ for (id_,) in await self._run(self._sql.list_applied_migrations())]
-        differences = await asyncio.to_thread(migrations.differences, rows, applied)
+        differences = await asyncio.to_thread(migrations.differences, rows)
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -493,7 +523,7 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._source, asked, since, verify_key)
+            trail = _Trail(self._run, self._sql, asked, since, verify_key)
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed
@@ -501,7 +531,7 @@ class AuditChains(TableRepository[AuditChain]):
             findings.append(Finding("audit_checkpoints", "", None, "unreadable", str(damage)))
         chains = rows = 0
         for resource in AuditedTable:
-            audit = _Audit(self._source, resource)
+            audit = _Audit(self._run, self._sql, resource)
             await audit.run()
             findings += audit.findings
             chains += audit.chains
@@ -522,7 +552,7 @@ class AuditChains(TableRepository[AuditChain]):
         return list(purges.values())
 
 
-class _Trail:
+class _Trail(_Source):
     """Follows the checkpoints from the first on, and the entries that they cover.
 
     Attributes:
@@ -530,9 +560,14 @@ class _Trail:
     """
 
     def __init__(
-        self, source: _Source, asked: list[str], since: str | None, verify_key: str | None
+        self,
+        run: Run,
+        sql: Catalogue,
+        asked: list[str],
+        since: str | None,
+        verify_key: str | None,
     ) -> None:
-        self._source = source
+        super().__init__(run, sql)
         self._asked = asked
         self._since = since
         self._key = verify_key
@@ -541,13 +576,12 @@ class _Trail:
 
     async def follow(self) -> AuditCheckpoint:
         """Check every checkpoint; return the last of those that were asked for."""
-        source = self._source
-        [(_, entries, _)] = await source.run(source.sql.get_audit_extent())
+        [(_, entries, _)] = await self._run(self._sql.get_audit_extent())
         honest: frozenset[str] | None = None
         before, proved = _NONE, _NONE
         numbers: dict[str, int] = {}
-        while page := await source.run(
-            source.sql.list_audit_checkpoints(after_number=before.number, limit=MAX_PAGE)
+        while page := await self._run(
+            self._sql.list_audit_checkpoints(after_number=before.number, limit=MAX_PAGE)
         ):
             for row in page:
                 checkpoint = AuditCheckpoint(*row)
@@ -584,25 +618,23 @@ class _Trail:
 
     async def _fault(self, checkpoint: AuditCheckpoint, before: AuditCheckpoint) -> str:
         """Return why a checkpoint is not what was made after `before`; nothing if it is."""
-        source = self._source
         if (checkpoint.number, checkpoint.previous) != (before.number + 1, before.digest):
             return "it does not follow the checkpoint before"
-        noted = await source.noted(checkpoint.run, checkpoint.number)
+        noted = await self.noted(checkpoint.run, checkpoint.number)
         told = (checkpoint.heads, checkpoint.heads_hash)
         totals = (checkpoint.chains - before.chains, checkpoint.links - before.links)
         if (noted.heads, noted.hash) != told or (noted.chains, noted.links) != totals:
             return "the chains that it noted are not what it covers"
         if checkpoint.entry < before.entry or checkpoint.position < before.position:
             return "it ends before the checkpoint before"
-        if await source.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
+        if await self.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
             return "the entries up to it are not what it covers"
         await self._check_entries(before.entry, checkpoint.entry)
         return "" if checkpoint.computed() == checkpoint.digest else "its digest does not fit"
 
     async def _check_entries(self, after: int, until: int) -> None:
         """Find the first entry that is missing."""
-        source = self._source
-        while page := await source.entries(after, until):
+        while page := await self.entries(after, until):
             for number, *_ in page:
                 if number != after + 1:
                     break
@@ -628,11 +660,11 @@ class _Trail:
         self.findings.append(Finding("audit_checkpoints", str(number), None, what, detail))
 
 
-class _Audit:
+class _Audit(_Source):
     """Checks the chains of one table, in the order of their sessions or tasks."""
 
-    def __init__(self, source: _Source, resource: AuditedTable) -> None:
-        self._source = source
+    def __init__(self, run: Run, sql: Catalogue, resource: AuditedTable) -> None:
+        super().__init__(run, sql)
         self._resource = resource
         self._unchained_until = 0
         self.findings: Findings = []
@@ -640,30 +672,40 @@ class _Audit:
 
     async def run(self) -> None:
         """Check every chain that has rows, a state, an entry or a head."""
-        sql, resource = self._source.sql, self._resource
-        with_key = {"resource": resource, "limit": MAX_PAGE}
+        resource = self._resource
         try:
-            [(_, _, self._unchained_until)] = await self._source.run(sql.get_audit_extent())
+            [(_, _, self._unchained_until)] = await self._run(self._sql.get_audit_extent())
         except StoreCorrupt as damage:
             self._unreadable("", damage)
         heads = self._stream(
-            lambda after: sql.list_chain_heads(
-                after_chain=after[0], after_number=after[1], **with_key
+            lambda after: self._sql.list_chain_heads(
+                after_chain=after[0], after_number=after[1], resource=resource, limit=MAX_PAGE
             )
         )
-        states = self._stream(lambda after: sql.list_chain_states(after_chain=after[0], **with_key))
+        states = self._stream(
+            lambda after: self._sql.list_chain_states(
+                after_chain=after[0], resource=resource, limit=MAX_PAGE
+            )
+        )
         entries = self._stream(
-            lambda after: sql.list_chain_entries(
-                after_chain=after[0], after_number=after[1], **with_key
+            lambda after: self._sql.list_chain_entries(
+                after_chain=after[0], after_number=after[1], resource=resource, limit=MAX_PAGE
             )
         )
-        bounds = {"limit": MAX_PAGE, "byte_limit": PAGE_BYTES}
         rows = self._stream(
             lambda after: (
-                sql.list_audited_events(after_chain=after[0], after_position=after[1], **bounds)
+                self._sql.list_audited_events(
+                    after_chain=after[0],
+                    after_position=after[1],
+                    limit=MAX_PAGE,
+                    byte_limit=PAGE_BYTES,
+                )
                 if resource is AuditedTable.EVENTS
-                else sql.list_audited_tool_executions(
-                    after_chain=after[0], after_row=after[1] or b"", **bounds
+                else self._sql.list_audited_tool_executions(
+                    after_chain=after[0],
+                    after_row=after[1] or b"",
+                    limit=MAX_PAGE,
+                    byte_limit=PAGE_BYTES,
                 )
             )
         )
@@ -675,7 +717,7 @@ class _Audit:
             await self._check(min(ids), *streams)
 
     def _stream(self, call: Callable[[Any], Call]) -> _Stream:
-        return _Stream(self._source, call, partial(self._unreadable, ""))
+        return _Stream(self._run, call, partial(self._unreadable, ""))
 
     async def _check(
         self, chain_id: bytes, heads: _Stream, states: _Stream, entries: _Stream, rows: _Stream
@@ -715,7 +757,7 @@ class _Audit:
             finding = judge.verdict(chain)
             if finding is not None:
                 # Something may have been written between two reads.
-                finding = await self._source.second_look(
+                finding = await self.second_look(
                     self._resource, judge.resource_id, self._unchained_until
                 )
         except StoreCorrupt as damage:
@@ -737,11 +779,11 @@ class _Stream:
 
     def __init__(
         self,
-        source: _Source,
+        run: Run,
         call: Callable[[Any], Call],
         damaged: Callable[[StoreCorrupt], None],
     ) -> None:
-        self._source = source
+        self._run = run
         self._call = call
         self._damaged = damaged
         self._after: Any = (b"", 0)
@@ -757,7 +799,7 @@ class _Stream:
                 self._ended = True
                 return None
             try:
-                self._page = await self._source.run(self._call(self._after))
+                self._page = await self._run(self._call(self._after))
             except StoreCorrupt as damage:
                 self._damaged(damage)
             self._ended = not self._page

@@ -276,6 +276,8 @@ CREATE TABLE IF NOT EXISTS audit_heads (
     run TEXT NOT NULL,
     resource TEXT NOT NULL,
     resource_id TEXT NOT NULL,
+    -- The checkpoint that the run was to make.
+    number INTEGER NOT NULL,
     -- As in audit_chains.
     unchained INTEGER NOT NULL,
     length INTEGER NOT NULL,
@@ -287,4 +289,4 @@ CREATE TABLE IF NOT EXISTS audit_heads (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX IF NOT EXISTS ix_audit_heads_resource
-ON audit_heads (resource, resource_id);
+ON audit_heads (resource, resource_id, number);

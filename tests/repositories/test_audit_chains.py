@@ -63,7 +63,9 @@ async def another(store: MetadataStore, repository: Repository) -> Session:
 @contextlib.contextmanager
 def unguarded(shell: sqlite3.Connection) -> Iterator[None]:
     """Without triggers, which are back afterwards as they were."""
-    triggers = shell.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    triggers = shell.execute(
+        "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"
+    ).fetchall()
     shell.execute("BEGIN")
     for name, _ in triggers:
         shell.execute(f"DROP TRIGGER {name}")
@@ -327,8 +329,8 @@ async def test_checkpoint__shows_a_rewriting_that_is_consistent_in_itself(
     for digest in (first, second):
         assert (await file_store.audit_chains.verify(checkpoint=digest)).findings == []
     forge(shell, session.id, keep=10)
-    for digest in (None, first, second):
-        [finding] = (await file_store.audit_chains.verify(checkpoint=digest)).findings
+    for asked in (None, first, second):
+        [finding] = (await file_store.audit_chains.verify(checkpoint=asked)).findings
         assert (finding.what, finding.resource_id) == ("rewritten", session.id)
     # What the checkpoints noted is covered by the digests.
     shell.execute("UPDATE audit_heads SET last = (SELECT last FROM audit_chains)")
@@ -339,6 +341,7 @@ async def test_checkpoint__shows_a_rewriting_that_is_consistent_in_itself(
             ("audit_checkpoints", "2"),
         }
     unknown = (await file_store.audit_chains.verify(checkpoint="0" * 64)).findings[-1]
+    assert (unknown.resource_id, unknown.what) == ("0" * 64, "unknown")
     for malformed in ("", "0" * 63, "0" * 64 + "\n", "G" * 64):
         with pytest.raises(InvalidValue):
             await file_store.audit_chains.verify(checkpoint=malformed)
