@@ -52,7 +52,7 @@ FIRST_POSITION = -(2**63)
 PAGE_BYTES = 4 << 20
 """The bytes of text at which a page of an audit ends; its last row may exceed it."""
 
-PIECE = 200
+PIECE = 64
 """The most chains that one transaction of a checkpoint notes: a few milliseconds."""
 
 SMALL = 1 << 16
@@ -256,8 +256,9 @@ class _Source:
         is_events = judge.resource == AuditedTable.EVENTS
         if place is None:
             place = FIRST_POSITION if is_events else b""
+        most_at_once = MAX_PAGE
         while most is None or most > 0:
-            limit = MAX_PAGE if most is None else min(most, MAX_PAGE)
+            limit = most_at_once if most is None else min(most, most_at_once)
             call = (
                 self._sql.list_audited_events_of(
                     resource_id=judge.resource_id,
@@ -281,6 +282,7 @@ class _Source:
             if _is_last(page, limit):
                 break
             most = most and most - len(page)
+            most_at_once = _next_limit(most_at_once, page)
         return place
 
 
@@ -586,6 +588,7 @@ class _Trail(_Source):
             for row in page:
                 checkpoint = AuditCheckpoint(*row)
                 fault = await self._fault(checkpoint, before)
+                await self._check_entries(before.entry, checkpoint.entry)
                 if fault:
                     self._find(checkpoint.number, "rewritten", fault)
                 if honest is None:
@@ -629,7 +632,6 @@ class _Trail(_Source):
             return "it ends before the checkpoint before"
         if await self.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
             return "the entries up to it are not what it covers"
-        await self._check_entries(before.entry, checkpoint.entry)
         return "" if checkpoint.computed() == checkpoint.digest else "its digest does not fit"
 
     async def _check_entries(self, after: int, until: int) -> None:
@@ -678,33 +680,33 @@ class _Audit(_Source):
         except StoreCorrupt as damage:
             self._unreadable("", damage)
         heads = self._stream(
-            lambda after: self._sql.list_chain_heads(
-                after_chain=after[0], after_number=after[1], resource=resource, limit=MAX_PAGE
+            lambda after, limit: self._sql.list_chain_heads(
+                after_chain=after[0], after_number=after[1], resource=resource, limit=limit
             )
         )
         states = self._stream(
-            lambda after: self._sql.list_chain_states(
-                after_chain=after[0], resource=resource, limit=MAX_PAGE
+            lambda after, limit: self._sql.list_chain_states(
+                after_chain=after[0], resource=resource, limit=limit
             )
         )
         entries = self._stream(
-            lambda after: self._sql.list_chain_entries(
-                after_chain=after[0], after_number=after[1], resource=resource, limit=MAX_PAGE
+            lambda after, limit: self._sql.list_chain_entries(
+                after_chain=after[0], after_number=after[1], resource=resource, limit=limit
             )
         )
         rows = self._stream(
-            lambda after: (
+            lambda after, limit: (
                 self._sql.list_audited_events(
                     after_chain=after[0],
                     after_position=after[1],
-                    limit=MAX_PAGE,
+                    limit=limit,
                     byte_limit=PAGE_BYTES,
                 )
                 if resource is AuditedTable.EVENTS
                 else self._sql.list_audited_tool_executions(
                     after_chain=after[0],
                     after_row=after[1] or b"",
-                    limit=MAX_PAGE,
+                    limit=limit,
                     byte_limit=PAGE_BYTES,
                 )
             )
@@ -716,7 +718,7 @@ class _Audit(_Source):
                 return
             await self._check(min(ids), *streams)
 
-    def _stream(self, call: Callable[[Any], Call]) -> _Stream:
+    def _stream(self, call: Callable[[Any, int], Call]) -> _Stream:
         return _Stream(self._run, call, partial(self._unreadable, ""))
 
     async def _check(
@@ -780,7 +782,7 @@ class _Stream:
     def __init__(
         self,
         run: Run,
-        call: Callable[[Any], Call],
+        call: Callable[[Any, int], Call],
         damaged: Callable[[StoreCorrupt], None],
     ) -> None:
         self._run = run
@@ -789,21 +791,23 @@ class _Stream:
         self._after: Any = (b"", 0)
         self._page: Rows = []
         self._at = 0
+        self._limit = MAX_PAGE
         self._ended = self._is_last = False
 
     async def next_id(self) -> bytes | None:
         """Return the chain of the next row; None behind the last."""
         if self._at == len(self._page) and not self._ended:
-            self._page, self._at = [], 0
+            limit = _next_limit(self._limit, self._page)
+            self._page, self._at, self._limit = [], 0, limit
             if self._is_last:
                 self._ended = True
                 return None
             try:
-                self._page = await self._run(self._call(self._after))
+                self._page = await self._run(self._call(self._after, limit))
             except StoreCorrupt as damage:
                 self._damaged(damage)
             self._ended = not self._page
-            self._is_last = _is_last(self._page, MAX_PAGE)
+            self._is_last = _is_last(self._page, limit)
             if self._page:
                 self._after = self._page[-1][:2]
         return None if self._ended else self._page[self._at][0]
@@ -862,6 +866,15 @@ async def _off_loop(work: Callable[[Rows], None], rows: Rows) -> None:
 def _is_last(page: Rows, limit: int) -> bool:
     """Tell whether nothing was behind a page: beside a busy writer there always is more."""
     return len(page) < limit and _bytes_of(page) < PAGE_BYTES
+
+
+def _next_limit(limit: int, page: Rows) -> int:
+    """Return how many rows to ask for behind a page.
+
+    The sizes of that many are looked at, which must not take much longer than to read those that
+    fit: where rows are large, they are few.
+    """
+    return min(MAX_PAGE, 2 * len(page)) if page else limit
 
 
 def _bytes_of(rows: Rows) -> int:
