@@ -1,4 +1,4 @@
-"""Named attacks on history by somebody who has the file, sqlite3 and the source; and honest runs."""
+"""Named attacks on history by somebody who has the file and the source; and honest histories."""
 
 from __future__ import annotations
 
@@ -317,7 +317,12 @@ def edit_the_time_of_a_row(by: Attacker) -> None:
 
 @attack()
 def edit_the_id_of_a_row(by: Attacker) -> None:
-    by.do(f"UPDATE {by.kind} SET id = ? WHERE {by.key} = ? AND {by.owner} = ?", new_id(), by.rows()[2], by.victim)  # fmt: skip
+    by.do(
+        f"UPDATE {by.kind} SET id = ? WHERE {by.key} = ? AND {by.owner} = ?",
+        new_id(),
+        by.rows()[2],
+        by.victim,
+    )
 
 
 @attack()
@@ -585,17 +590,34 @@ def edit_how_much_was_purged(by: Attacker) -> None:
 
 @attack("audit_checkpoints")
 def edit_when_it_was_purged_everywhere(by: Attacker) -> None:
-    by.set_chain(f"purged_at = '{TIME}', last = base || ';purged=' || purged || ';at={TIME}'", by.stub)  # fmt: skip
-    by.do("UPDATE audit_entries SET created_at = ? WHERE kind = 'purge' AND resource_id = ?", TIME, by.stub)  # fmt: skip
-    by.do("UPDATE audit_heads SET purged_at = ?1 WHERE resource_id = ?2 AND purged > 0", TIME, by.stub)  # fmt: skip
+    by.set_chain(
+        f"purged_at = '{TIME}', last = base || ';purged=' || purged || ';at={TIME}'", by.stub
+    )
+    by.do(
+        "UPDATE audit_entries SET created_at = ? WHERE kind = 'purge' AND resource_id = ?",
+        TIME,
+        by.stub,
+    )
+    by.do(
+        "UPDATE audit_heads SET purged_at = ?1 WHERE resource_id = ?2 AND purged > 0", TIME, by.stub
+    )
 
 
 @attack("audit_checkpoints", needs_anchor=True)
 def edit_when_it_was_purged_and_recompute(by: Attacker) -> None:
     ended = f"base || ';purged=' || purged || ';at={TIME}'"
     by.set_chain(f"purged_at = '{TIME}', last = {ended}", by.stub)
-    by.do("UPDATE audit_entries SET created_at = ? WHERE kind = 'purge' AND resource_id = ?", TIME, by.stub)  # fmt: skip
-    by.do(f"UPDATE audit_heads SET purged_at = ?, last = {ended} WHERE resource_id = ? AND purged > 0", TIME, by.stub)  # fmt: skip
+    by.do(
+        "UPDATE audit_entries SET created_at = ? WHERE kind = 'purge' AND resource_id = ?",
+        TIME,
+        by.stub,
+    )
+    by.do(
+        f"UPDATE audit_heads SET purged_at = ?, last = {ended}"
+        " WHERE resource_id = ? AND purged > 0",
+        TIME,
+        by.stub,
+    )
     by.recheckpoint()
 
 
