@@ -53,6 +53,7 @@ torture: $(READY) ## Run the long batteries: racing, killed and stopped processe
 
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.simulation.mutants
 
 bench: $(BENCH) ## Compare with every peer, and write docs/performance.md
 	$(BENCH_BIN)/python -m benchmarks --write

@@ -70,6 +70,7 @@ class State(NamedTuple):
 
     Attributes:
         present: whether the session or task is still there.
+        deleting: whether it is being deleted in pieces.
     """
 
     unchained: int = 0
@@ -79,6 +80,7 @@ class State(NamedTuple):
     base: str = ""
     purged_at: str | None = None
     present: bool = False
+    deleting: bool = False
 
     @property
     def link(self) -> str:
@@ -248,7 +250,7 @@ class Judge:
             purge = purges[-1]
             if (end.purged, end.purged_at) != (purge.purged, purge.created_at):
                 return "rewritten", "what was purged, or when, is not what was recorded"
-            if end.present and chain.entries[-1].kind != "return":
+            if end.present and not end.deleting and chain.entries[-1].kind != "return":
                 return "removed", "its beginning was purged, but what it belongs to is still there"
         elif (end.purged, end.purged_at, end.base) != (0, None, ""):
             return "removed", "no entry records the purge of its beginning"
@@ -363,10 +365,11 @@ class ToolExecutionsJudge(Judge):
         if hash_ is None or sequence is None or self._is_taken(sequence):
             self._finding = self._found(row_id, "inserted")
             return
-        # A task is deleted in pieces, and a row stays until the link of its end goes.
-        half_purged = sequence <= self._start.purged < (finished_sequence or 0)
-        if not half_purged:
-            covered = (row_id, self._task, tool_name, arguments, created_at)
+        covered = (row_id, self._task, tool_name, arguments, created_at)
+        is_straddling = (finished_sequence or 0) > self._start.purged >= sequence
+        if not is_straddling:
+            # A deletion in pieces has purged the beginning of one that straddles the cut; its row
+            # stays for its end.
             self._link(_Link(sequence, hash_, covered, row_id), marked=False)
         if finished_hash is None or finished_sequence is None:
             result = (output, error, completed_at, duration, finished_hash, finished_sequence)

@@ -408,7 +408,7 @@ _CURSORS: dict[str, Encoder] = {"after": _cursor, "after_id": encoder(Id)}
 
 
 def decoder(
-    row_type: type[_Row], *, table: str
+    row_type: type[_Row], *, table: str, key: tuple[str, ...] = ("id",)
 ) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
     """Return the function that turns rows of `table`'s column values into `row_type`s.
 
@@ -421,7 +421,7 @@ def decoder(
         for index, column in enumerate(_columns(row_type).values())
         if column.type not in (str, int, float, bytes)
     ]
-    inspect = inspector(row_type, table=table)
+    inspect = inspector(row_type, table=table, key=key)
 
     def decode_one(row: tuple[Any, ...]) -> _Row:
         values = list(row)
@@ -464,15 +464,15 @@ def decoder(
 Inspector = typing.Callable[[tuple[Any, ...]], StoreCorrupt | None]
 
 
-def inspector(row_type: type[Row], *, table: str) -> Inspector:
+def inspector(row_type: type[Row], *, table: str, key: tuple[str, ...] = ("id",)) -> Inspector:
     """Return the function that says what is wrong with a row of column values, if anything is.
 
     It is thorough and slow: each value must be one that an encoder would have written. The error
-    names the row and the column and never quotes the value, which may be a secret.
+    names the row by `key` and the column, and never quotes the value, which may be a secret.
     """
     names = row_type.__struct_fields__
     columns = [(name, _inspector(column)) for name, column in _columns(row_type).items()]
-    keys = [names.index("id")] if "id" in names else [0, 1]
+    keys = [names.index(name) for name in key]
 
     def inspect(row: tuple[Any, ...]) -> StoreCorrupt | None:
         if len(row) != len(columns):
@@ -480,8 +480,8 @@ def inspector(row_type: type[Row], *, table: str) -> Inspector:
         for value, (name, flaw_of) in zip(row, columns, strict=True):
             flaw = flaw_of(value)
             if flaw is not None:
-                key = "/".join(_readable_key(row[index]) for index in keys)
-                return StoreCorrupt(flaw, table=table, row_id=key, column=name)
+                row_id = "/".join(_readable_key(row[index]) for index in keys)
+                return StoreCorrupt(flaw, table=table, row_id=row_id, column=name)
         return None
 
     return inspect

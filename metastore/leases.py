@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from metastore.codec import CLOCK_SKEW, MAX_TTL
-from metastore.errors import InvalidTransition, LeaseLost, MetastoreError, StoreClosed
+from metastore.errors import (
+    InvalidTransition,
+    LeaseLost,
+    MetastoreError,
+    StoreClosed,
+    StoreReplaced,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -222,7 +228,7 @@ class _Renewer:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._renew()
-            except (LeaseLost, StoreClosed, TimeoutError):
+            except (LeaseLost, StoreClosed, StoreReplaced, TimeoutError):
                 return
             except InvalidTransition:
                 # What it was taken for has ended, which no retry changes. It runs until its expiry,

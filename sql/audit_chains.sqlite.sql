@@ -3,7 +3,8 @@
 -- name: list_chain_states(resource, after_chain, limit)
 -- Differs: text is read as bytes, since a damaged id may not be UTF-8.
 -- Scans: pages of an audit, which reads every chain.
--- A page of the chains of a table, each with whether its session or task is still there.
+-- A page of the chains of a table, each with whether its session or task is still there, and
+-- whether that is being deleted in pieces.
 SELECT
     cast(c.resource_id AS BLOB) AS resource_id,
     c.unchained,
@@ -19,7 +20,13 @@ SELECT
     OR EXISTS (
         SELECT 1 FROM tasks AS t
         WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
-    ) AS present
+    ) AS present,
+    EXISTS (
+        SELECT 1 FROM deletions AS d
+        WHERE
+            d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
+            AND d.resource_id = c.resource_id
+    ) AS deleting
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id > cast(:after_chain AS TEXT)
 ORDER BY c.resource_id
@@ -43,7 +50,13 @@ SELECT
     OR EXISTS (
         SELECT 1 FROM tasks AS t
         WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
-    ) AS present
+    ) AS present,
+    EXISTS (
+        SELECT 1 FROM deletions AS d
+        WHERE
+            d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
+            AND d.resource_id = c.resource_id
+    ) AS deleting
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id = :resource_id;
 

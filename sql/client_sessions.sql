@@ -74,17 +74,23 @@ RETURNING
     updated_at,
     last_heartbeat;
 
--- name: close_stale_client_sessions(beaten_before, latest_credible_beat, now)<!
--- Close every session that has not been heard from since. A heartbeat further ahead than clocks may
--- differ is not believed, or a clock that was ahead would keep its clients connected for ever. A
--- heartbeat that arrives first wins: its row no longer meets the condition.
+-- name: close_stale_client_sessions(beaten_before, latest_credible_beat, now, limit)<!
+-- Close sessions that have not been heard from since, a piece at a time. A heartbeat further ahead than
+-- clocks may differ is not believed, or a clock that was ahead would keep its clients connected for ever.
+-- A heartbeat that arrives first wins: its row no longer meets the condition. No row: none is left.
 UPDATE client_sessions
 SET
     is_active = FALSE,
     updated_at = :now
 WHERE
-    is_active = TRUE
-    AND (last_heartbeat < :beaten_before OR last_heartbeat > :latest_credible_beat)
+    id IN (
+        SELECT s.id
+        FROM client_sessions AS s
+        WHERE
+            s.is_active = TRUE
+            AND (s.last_heartbeat < :beaten_before OR s.last_heartbeat > :latest_credible_beat)
+        LIMIT :limit -- noqa: AM09
+    )
 RETURNING id;
 
 -- name: get_client_session(id)^

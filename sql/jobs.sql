@@ -561,3 +561,274 @@ RETURNING
     agents_hash,
     created_at,
     updated_at;
+
+-- name: weigh_job(id, limit)^
+-- What goes with a job, in rows and bytes, of each table as far as the limit: whether one statement
+-- may delete all of it.
+SELECT
+    count(*) AS related_rows,
+    coalesce(sum(w.bytes), 0) AS bytes
+FROM
+    (
+        SELECT f.bytes
+        FROM (
+            SELECT f.size_bytes AS bytes
+            FROM memory_files AS f
+            WHERE f.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS f
+        UNION ALL
+        SELECT u.bytes
+        FROM (
+            SELECT 1048576 AS bytes
+            FROM memory_file_uploads AS u
+            WHERE u.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS u
+        UNION ALL
+        SELECT m.bytes
+        FROM (
+            SELECT length(m.content) + length(m.tags) AS bytes
+            FROM memory_items AS m
+            WHERE m.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS m
+        UNION ALL
+        SELECT y.bytes
+        FROM (
+            SELECT length(y.summary) AS bytes
+            FROM message_summaries AS y
+            WHERE y.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS y
+        UNION ALL
+        SELECT c.bytes
+        FROM (
+            SELECT length(c.details) AS bytes
+            FROM context_metrics AS c
+            WHERE c.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS c
+        UNION ALL
+        SELECT s.bytes
+        FROM (
+            SELECT coalesce(length(s.details), 0) AS bytes
+            FROM job_steps AS s
+            WHERE s.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS s
+        UNION ALL
+        SELECT e.bytes
+        FROM (
+            SELECT 0 AS bytes
+            FROM cost_entries AS e
+            WHERE e.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS e
+        UNION ALL
+        SELECT r.bytes
+        FROM (
+            SELECT 0 AS bytes
+            FROM budget_reservations AS r
+            WHERE r.job_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS r
+    ) AS w;
+
+-- name: cancel_job_to_delete(id, now)<!
+-- The first step of a deletion in pieces: a job that is being deleted takes no more work.
+-- No row: there is none.
+UPDATE jobs
+SET
+    status = CASE WHEN status IN ('completed', 'failed', 'cancelled') THEN status ELSE 'cancelled' END,
+    cancelled = (cancelled OR status NOT IN ('completed', 'failed')),
+    finished_at = coalesce(finished_at, :now),
+    updated_at = :now
+WHERE id = :id
+RETURNING id;
+
+-- name: mark_job_deletion(id, now)!
+-- Show that the job is being deleted. One that was left half deleted is marked already.
+INSERT INTO deletions (resource, resource_id, created_at)
+VALUES ('jobs', :id, :now)
+ON CONFLICT (resource, resource_id) DO NOTHING;
+
+-- name: delete_items_of_job(id, limit, byte_limit)<!
+-- A piece of a deletion: notes of a job. No row: none is left.
+DELETE FROM memory_items
+WHERE
+    job_id = :id
+    AND id <= (
+        WITH RECURSIVE piece (id, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.id
+                    FROM memory_items AS n
+                    WHERE n.job_id = :id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.id
+                    FROM memory_items AS n
+                    WHERE n.job_id = :id AND n.id > p.id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                p.place + 1 AS place,
+                p.bytes + length(m.content) + length(m.tags) AS bytes
+            FROM piece AS p
+            INNER JOIN memory_items AS m ON m.job_id = :id AND p.id = m.id
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.id)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_summaries_of_job(id, limit, byte_limit)<!
+-- A piece of a deletion: summaries of a job, before the steps that they name. No row: none is left.
+DELETE FROM message_summaries
+WHERE
+    job_id = :id
+    AND id <= (
+        WITH RECURSIVE piece (id, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.id
+                    FROM message_summaries AS n
+                    WHERE n.job_id = :id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.id
+                    FROM message_summaries AS n
+                    WHERE n.job_id = :id AND n.id > p.id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                p.place + 1 AS place,
+                p.bytes + length(m.summary) AS bytes
+            FROM piece AS p
+            INNER JOIN message_summaries AS m ON m.job_id = :id AND p.id = m.id
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.id)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_metrics_of_job(id, limit, byte_limit)<!
+-- A piece of a deletion: metrics of a job, before the steps that they name. No row: none is left.
+DELETE FROM context_metrics
+WHERE
+    job_id = :id
+    AND id <= (
+        WITH RECURSIVE piece (id, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.id
+                    FROM context_metrics AS n
+                    WHERE n.job_id = :id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.id
+                    FROM context_metrics AS n
+                    WHERE n.job_id = :id AND n.id > p.id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                p.place + 1 AS place,
+                p.bytes + length(c.details) AS bytes
+            FROM piece AS p
+            INNER JOIN context_metrics AS c ON c.job_id = :id AND p.id = c.id
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.id)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_steps_of_job(id, limit, byte_limit)<!
+-- A piece of a deletion: steps of a job. No row: none is left.
+DELETE FROM job_steps
+WHERE
+    job_id = :id
+    AND id <= (
+        WITH RECURSIVE piece (id, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.id
+                    FROM job_steps AS n
+                    WHERE n.job_id = :id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.id
+                    FROM job_steps AS n
+                    WHERE n.job_id = :id AND n.id > p.id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                p.place + 1 AS place,
+                p.bytes + coalesce(length(s.details), 0) AS bytes
+            FROM piece AS p
+            INNER JOIN job_steps AS s ON s.job_id = :id AND p.id = s.id
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.id)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_costs_of_job(id, limit)<!
+-- A piece of a deletion: cost entries of a job, whose totals stay with it. No row: none is left.
+DELETE FROM cost_entries
+WHERE
+    id IN (
+        SELECT e.id
+        FROM cost_entries AS e
+        WHERE e.job_id = :id
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING id;
+
+-- name: delete_reservations_of_job(id, limit)<!
+-- A piece of a deletion: reservations of a job. No row: none is left.
+DELETE FROM budget_reservations
+WHERE
+    id IN (
+        SELECT r.id
+        FROM budget_reservations AS r
+        WHERE r.job_id = :id
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING id;

@@ -1,7 +1,69 @@
 -- memory_files: the files that a job keeps, with their bytes.
 -- A large file is uploaded chunk by chunk beside its upload's row, so that no transaction lasts as long as
--- its writer takes; then it takes its place in one transaction. A trigger removes the chunks of files and
--- uploads that are deleted.
+-- its writer takes; then it takes its place in one transaction. The chunks of a file that goes, or of an
+-- upload that was given up, are handed to a discarded upload and removed in pieces.
+
+-- name: discard_memory_file(job_id, path, now)!
+-- Comes before the file is deleted or replaced, in its transaction: hand its chunks to a discarded upload, for
+-- the trigger would remove all of them at once.
+INSERT INTO memory_file_uploads (id, job_id, created_at, discarded_at)
+SELECT
+    f.id,
+    f.job_id,
+    :now,
+    :now
+FROM memory_files AS f
+WHERE f.job_id = :job_id AND f.path = :path AND f.size_bytes > length(f.bytes);
+
+-- name: has_discarded_memory_files(job_id)$
+-- Whether there are chunks to remove, told by the transaction that discarded them.
+SELECT count(*) > 0 AS has_discarded
+FROM (
+    SELECT u.id
+    FROM memory_file_uploads AS u
+    WHERE u.job_id = :job_id AND u.discarded_at IS NOT NULL
+    LIMIT 1 -- noqa: AM09
+) AS d;
+
+-- name: discard_memory_file_upload(id, now)!
+-- The upload failed. What it holds is removed in pieces.
+UPDATE memory_file_uploads
+SET discarded_at = :now
+WHERE id = :id AND discarded_at IS NULL;
+
+-- name: delete_discarded_chunks(job_id, limit)<!
+-- A piece of what was discarded. No row: none is left.
+DELETE FROM memory_file_chunks
+WHERE
+    (file_id, sequence) IN (
+        SELECT
+            c.file_id,
+            c.sequence
+        FROM memory_file_uploads AS u
+        INNER JOIN memory_file_chunks AS c ON u.id = c.file_id
+        WHERE u.job_id = :job_id AND u.discarded_at IS NOT NULL
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING file_id;
+
+-- name: delete_discarded_uploads(job_id, limit)<!
+-- A piece of what was discarded: uploads whose chunks are gone. No row: none is left.
+DELETE FROM memory_file_uploads
+WHERE
+    id IN (
+        SELECT u.id
+        FROM memory_file_uploads AS u
+        WHERE
+            u.job_id = :job_id
+            AND u.discarded_at IS NOT NULL
+            AND NOT EXISTS (
+                SELECT 1
+                FROM memory_file_chunks AS c
+                WHERE c.file_id = u.id
+            )
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING id;
 
 -- name: delete_memory_file_at(job_id, path)!
 -- What is written to a path replaces what is there.
@@ -91,13 +153,22 @@ WHERE
 INSERT INTO memory_file_uploads (id, job_id, created_at)
 VALUES (:id, :job_id, :created_at);
 
--- name: sweep_memory_file_uploads(before)!
--- Whoever began them before then has died; their chunks go with them.
-DELETE FROM memory_file_uploads
-WHERE created_at < :before;
+-- name: sweep_memory_file_uploads(before, now)!
+-- Whoever began them before then has died.
+UPDATE memory_file_uploads
+SET discarded_at = :now
+WHERE created_at < :before AND discarded_at IS NULL;
+
+-- name: list_jobs_to_sweep(before, limit)
+-- The jobs of uploads and files that whoever discarded them did not live to remove.
+SELECT u.job_id
+FROM memory_file_uploads AS u
+WHERE u.created_at < :before AND u.discarded_at IS NOT NULL
+ORDER BY u.created_at
+LIMIT :limit;
 
 -- name: append_memory_file_chunk(id, sequence, bytes)<!
--- No row: the upload was swept, or its job was deleted.
+-- No row: the upload was discarded, or its job was deleted.
 INSERT INTO memory_file_chunks (file_id, sequence, bytes)
 SELECT
     :id,
@@ -107,15 +178,15 @@ WHERE
     EXISTS (
         SELECT 1
         FROM memory_file_uploads AS u
-        WHERE u.id = :id
+        WHERE u.id = :id AND u.discarded_at IS NULL
     )
 RETURNING sequence;
 
 -- name: end_memory_file_upload(id)<!
--- Behind create_memory_file, the chunks are the file's; without it they are gone. No row: the upload was
--- swept, or its job was deleted, and its chunks with it.
+-- Comes behind create_memory_file, in its transaction: the chunks are the file's. No row: the upload was
+-- discarded, or its job was deleted.
 DELETE FROM memory_file_uploads
-WHERE id = :id
+WHERE id = :id AND discarded_at IS NULL
 RETURNING id;
 
 -- name: find_memory_file(job_id, path)^
@@ -167,4 +238,68 @@ LIMIT :limit;
 -- No row: the job has none at this path.
 DELETE FROM memory_files
 WHERE job_id = :job_id AND path = :path
+RETURNING id;
+
+-- name: discard_files_of_job(job_id, now, limit, byte_limit)<!
+-- A piece of a job's deletion: files are handed to discarded uploads, which keep the chunks until these are
+-- removed in pieces. No row: none is left.
+INSERT INTO memory_file_uploads (id, job_id, created_at, discarded_at)
+SELECT
+    whole.id,
+    whole.job_id,
+    :now,
+    :now
+FROM memory_files AS whole
+WHERE
+    whole.job_id = :job_id
+    AND whole.path <= (
+        WITH RECURSIVE piece (path, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.path
+                    FROM memory_files AS n
+                    WHERE n.job_id = :job_id
+                    ORDER BY n.path
+                    LIMIT 1
+                ) AS path,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.path
+                    FROM memory_files AS n
+                    WHERE n.job_id = :job_id AND n.path > p.path
+                    ORDER BY n.path
+                    LIMIT 1
+                ) AS path,
+                p.place + 1 AS place,
+                p.bytes + min(f.size_bytes, 262144) AS bytes
+            FROM piece AS p
+            INNER JOIN memory_files AS f ON f.job_id = :job_id AND p.path = f.path
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.path)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_discarded_files_of_job(job_id)!
+-- Comes behind discard_files_of_job, in its transaction, so that nobody reads half of a file.
+DELETE FROM memory_files
+WHERE
+    job_id = :job_id
+    AND id IN (
+        SELECT u.id
+        FROM memory_file_uploads AS u
+        WHERE u.job_id = :job_id AND u.discarded_at IS NOT NULL
+    );
+
+-- name: discard_uploads_of_job(job_id, now)<!
+-- Whoever uploads to the job is told with the next chunk. No row: nobody does.
+UPDATE memory_file_uploads
+SET discarded_at = :now
+WHERE job_id = :job_id AND discarded_at IS NULL
 RETURNING id;

@@ -359,3 +359,335 @@ RETURNING
     created_at,
     updated_at,
     completed_at;
+
+-- name: weigh_session(id, limit)^
+-- What goes with a session, in rows and bytes, of each table as far as the limit: whether one statement
+-- may delete all of it.
+SELECT
+    count(*) AS related_rows,
+    coalesce(sum(w.bytes), 0) AS bytes
+FROM
+    (
+        SELECT e.bytes
+        FROM (
+            SELECT length(e.message) + length(e.context) AS bytes
+            FROM events AS e
+            WHERE e.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS e
+        UNION ALL
+        SELECT a.bytes
+        FROM (
+            SELECT length(a.content_path) + length(a.metadata) AS bytes
+            FROM artifacts AS a
+            WHERE a.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS a
+        UNION ALL
+        SELECT c.bytes
+        FROM (
+            SELECT length(c.argv) + coalesce(length(c.error_message), 0) AS bytes
+            FROM commands AS c
+            WHERE c.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS c
+        UNION ALL
+        SELECT s.bytes
+        FROM (
+            SELECT
+                coalesce(length(s.input), 0)
+                + coalesce(length(s.output), 0)
+                + coalesce(length(s.error_message), 0) AS bytes
+            FROM steps AS s
+            WHERE s.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS s
+        UNION ALL
+        SELECT d.bytes
+        FROM (
+            SELECT length(d.state) AS bytes
+            FROM debugger_state AS d
+            WHERE d.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS d
+        UNION ALL
+        SELECT l.bytes
+        FROM (
+            SELECT 0 AS bytes
+            FROM project_locks AS l
+            WHERE l.session_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS l
+    ) AS w;
+
+-- name: cancel_session_to_delete(id, now)<!
+-- The first step of a deletion in pieces: a session that is being deleted takes no more work.
+-- No row: there is none.
+UPDATE sessions
+SET
+    status = CASE WHEN status IN ('completed', 'failed', 'cancelled') THEN status ELSE 'cancelled' END,
+    completed_at = coalesce(completed_at, :now),
+    updated_at = :now
+WHERE id = :id
+RETURNING id;
+
+-- name: mark_session_deletion(id, now)!
+-- Show that the session is being deleted. One that was left half deleted is marked already.
+INSERT INTO deletions (resource, resource_id, created_at)
+VALUES ('sessions', :id, :now)
+ON CONFLICT (resource, resource_id) DO NOTHING;
+
+-- name: cut_events(id, limit, byte_limit)<!
+-- Choose the events of the next piece: the oldest, for a chain is purged from its beginning. The statements
+-- behind it act up to the cut, which the trigger that guards events compares too. No row: none is left.
+UPDATE deletions
+SET
+    cut = (
+        WITH RECURSIVE piece (position, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.position
+                    FROM events AS n
+                    WHERE n.session_id = :id
+                    ORDER BY n.position
+                    LIMIT 1
+                ) AS position,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.position
+                    FROM events AS n
+                    WHERE n.session_id = :id AND n.position > p.position
+                    ORDER BY n.position
+                    LIMIT 1
+                ) AS position,
+                p.place + 1 AS place,
+                p.bytes + length(e.message) + length(e.context) AS bytes
+            FROM piece AS p
+            INNER JOIN events AS e ON e.session_id = :id AND p.position = e.position
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.position)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+WHERE
+    resource = 'sessions'
+    AND resource_id = :id
+    AND EXISTS (
+        SELECT 1
+        FROM events AS e
+        WHERE e.session_id = :id
+    )
+RETURNING cut;
+
+-- name: purge_events_from_chain(id, now)!
+-- Move the base of the chain to the cut, in the transaction in which the events up to it go, so that what is
+-- left verifies. The limits matter only where somebody tampered: that must not make a deletion fail.
+UPDATE audit_chains
+SET
+    unchained = max(0, unchained - p.without_hash),
+    purged = min(length, purged + p.with_hash),
+    base = coalesce(p.cut_base, base),
+    purged_at = :now
+FROM (
+    SELECT
+        count(*) - count(e.hash) AS without_hash,
+        count(e.hash) AS with_hash,
+        (
+            SELECT b.position || ':' || b.hash
+            FROM events AS b
+            WHERE b.session_id = :id AND b.position <= d.cut AND b.hash IS NOT NULL
+            ORDER BY b.position DESC
+            LIMIT 1
+        ) AS cut_base
+    FROM deletions AS d
+    INNER JOIN events AS e ON e.session_id = :id AND d.cut >= e.position
+    WHERE d.resource = 'sessions' AND d.resource_id = :id
+) AS p
+WHERE resource = 'events' AND resource_id = :id;
+
+-- name: delete_events_up_to_cut(id)!
+-- The end of the piece that cut_events began.
+DELETE FROM events
+WHERE
+    session_id = :id
+    AND position <= (
+        SELECT d.cut
+        FROM deletions AS d
+        WHERE d.resource = 'sessions' AND d.resource_id = :id
+    );
+
+-- name: delete_artifacts_of_session(id, limit, byte_limit)<!
+-- A piece of a deletion: artifacts of a session, before the commands that they name. No row: none is left.
+DELETE FROM artifacts
+WHERE
+    session_id = :id
+    AND id <= (
+        WITH RECURSIVE piece (id, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.id
+                    FROM artifacts AS n
+                    WHERE n.session_id = :id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.id
+                    FROM artifacts AS n
+                    WHERE n.session_id = :id AND n.id > p.id
+                    ORDER BY n.id
+                    LIMIT 1
+                ) AS id,
+                p.place + 1 AS place,
+                p.bytes + length(a.content_path) + length(a.metadata) AS bytes
+            FROM piece AS p
+            INNER JOIN artifacts AS a ON a.session_id = :id AND p.id = a.id
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.id)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_commands_of_session(id, limit, byte_limit)<!
+-- A piece of a deletion: commands of a session. No row: none is left.
+DELETE FROM commands
+WHERE
+    session_id = :id
+    AND sequence <= (
+        WITH RECURSIVE piece (sequence, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM commands AS n
+                    WHERE n.session_id = :id
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM commands AS n
+                    WHERE n.session_id = :id AND n.sequence > p.sequence
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                p.place + 1 AS place,
+                p.bytes + length(c.argv) + coalesce(length(c.error_message), 0) AS bytes
+            FROM piece AS p
+            INNER JOIN commands AS c ON c.session_id = :id AND p.sequence = c.sequence
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.sequence)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_steps_of_session(id, limit, byte_limit)<!
+-- A piece of a deletion: steps of a session. No row: none is left.
+DELETE FROM steps
+WHERE
+    session_id = :id
+    AND sequence <= (
+        WITH RECURSIVE piece (sequence, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM steps AS n
+                    WHERE n.session_id = :id
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM steps AS n
+                    WHERE n.session_id = :id AND n.sequence > p.sequence
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                p.place + 1 AS place,
+                p.bytes
+                + coalesce(length(s.input), 0)
+                + coalesce(length(s.output), 0)
+                + coalesce(length(s.error_message), 0) AS bytes
+            FROM piece AS p
+            INNER JOIN steps AS s ON s.session_id = :id AND p.sequence = s.sequence
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.sequence)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_debugger_state_of_session(id, limit, byte_limit)<!
+-- A piece of a deletion: checkpoints of a session's debugger. No row: none is left.
+DELETE FROM debugger_state
+WHERE
+    session_id = :id
+    AND sequence <= (
+        WITH RECURSIVE piece (sequence, place, bytes) AS (
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM debugger_state AS n
+                    WHERE n.session_id = :id
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT n.sequence
+                    FROM debugger_state AS n
+                    WHERE n.session_id = :id AND n.sequence > p.sequence
+                    ORDER BY n.sequence
+                    LIMIT 1
+                ) AS sequence,
+                p.place + 1 AS place,
+                p.bytes + length(d.state) AS bytes
+            FROM piece AS p
+            INNER JOIN debugger_state AS d ON d.session_id = :id AND p.sequence = d.sequence
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.sequence)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+RETURNING id;
+
+-- name: delete_locks_of_session(id, limit)<!
+-- A piece of a deletion: locks of a session. No row: none is left.
+DELETE FROM project_locks
+WHERE
+    id IN (
+        SELECT l.id
+        FROM project_locks AS l
+        WHERE l.session_id = :id
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING id;

@@ -551,3 +551,148 @@ INNER JOIN tasks AS t ON w.task_id = t.id
 WHERE w.workflow_id = :workflow_id AND w.sequence > :after
 ORDER BY w.sequence
 LIMIT :limit;
+
+-- name: weigh_task(id, limit)^
+-- What goes with a task, in rows and bytes, of each table as far as the limit: whether one statement
+-- may delete all of it.
+SELECT
+    count(*) AS related_rows,
+    coalesce(sum(w.bytes), 0) AS bytes
+FROM
+    (
+        SELECT x.bytes
+        FROM (
+            SELECT length(x.arguments) + coalesce(length(x.output), 0) + coalesce(length(x.error), 0) AS bytes
+            FROM tool_executions AS x
+            WHERE x.task_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS x
+        UNION ALL
+        SELECT m.bytes
+        FROM (
+            SELECT 0 AS bytes
+            FROM workflow_tasks AS m
+            WHERE m.task_id = :id
+            LIMIT :limit -- noqa: AM09
+        ) AS m
+    ) AS w;
+
+-- name: cancel_task_to_delete(id, now, horizon)<!
+-- The first step of a deletion in pieces: nobody can claim a task that is being deleted.
+-- No row: it is held, or gone.
+UPDATE tasks
+SET
+    status = CASE WHEN status IN ('completed', 'failed', 'cancelled') THEN status ELSE 'cancelled' END,
+    completed_at = coalesce(completed_at, :now),
+    updated_at = :now,
+    lease_owner = NULL,
+    lease_token = NULL,
+    leased_at = NULL,
+    lease_expires_at = NULL,
+    version = version + 1
+WHERE
+    id = :id
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+RETURNING id;
+
+-- name: mark_task_deletion(id, now)!
+-- Show that the task is being deleted. One that was left half deleted is marked already.
+INSERT INTO deletions (resource, resource_id, created_at)
+VALUES ('tasks', :id, :now)
+ON CONFLICT (resource, resource_id) DO NOTHING;
+
+-- name: cut_tool_executions(id, limit, byte_limit)<!
+-- Choose the tool executions of the next piece: those whose last links come first in the chain. One that
+-- ended behind the cut stays, though its beginning is purged. No row: none is left.
+UPDATE deletions
+SET
+    cut = (
+        WITH RECURSIVE piece (last_link, place, bytes) AS (
+            SELECT
+                (
+                    SELECT coalesce(n.finished_sequence, n.sequence)
+                    FROM tool_executions AS n
+                    WHERE n.task_id = :id
+                    ORDER BY coalesce(n.finished_sequence, n.sequence)
+                    LIMIT 1
+                ) AS last_link,
+                1 AS place,
+                0 AS bytes
+            UNION ALL
+            SELECT
+                (
+                    SELECT coalesce(n.finished_sequence, n.sequence)
+                    FROM tool_executions AS n
+                    WHERE n.task_id = :id AND coalesce(n.finished_sequence, n.sequence) > p.last_link
+                    ORDER BY coalesce(n.finished_sequence, n.sequence)
+                    LIMIT 1
+                ) AS last_link,
+                p.place + 1 AS place,
+                p.bytes
+                + length(x.arguments)
+                + coalesce(length(x.output), 0)
+                + coalesce(length(x.error), 0) AS bytes
+            FROM piece AS p
+            INNER JOIN tool_executions AS x
+                ON x.task_id = :id AND p.last_link = coalesce(x.finished_sequence, x.sequence)
+            WHERE p.place < :limit AND p.bytes < :byte_limit
+        )
+
+        SELECT max(piece.last_link)
+        FROM piece
+        WHERE piece.bytes < :byte_limit
+    )
+WHERE
+    resource = 'tasks'
+    AND resource_id = :id
+    AND EXISTS (
+        SELECT 1
+        FROM tool_executions AS x
+        WHERE x.task_id = :id AND coalesce(x.finished_sequence, x.sequence) > 0
+    )
+RETURNING cut;
+
+-- name: purge_tool_executions_from_chain(id, now)!
+-- Move the base of the chain to the cut, in the transaction in which the tool executions go that have no link
+-- behind it, so that what is left verifies.
+UPDATE audit_chains
+SET
+    purged = min(length, p.cut),
+    base = p.cut || ':' || p.hash,
+    purged_at = :now
+FROM (
+    SELECT
+        d.cut,
+        coalesce(x.finished_hash, x.hash) AS hash
+    FROM deletions AS d
+    INNER JOIN tool_executions AS x
+        ON x.task_id = :id AND d.cut = coalesce(x.finished_sequence, x.sequence)
+    WHERE d.resource = 'tasks' AND d.resource_id = :id
+) AS p
+WHERE resource = 'tool_executions' AND resource_id = :id;
+
+-- name: delete_tool_executions_up_to_cut(id)!
+-- The end of the piece that cut_tool_executions began.
+DELETE FROM tool_executions
+WHERE
+    task_id = :id
+    AND coalesce(finished_sequence, sequence) <= (
+        SELECT d.cut
+        FROM deletions AS d
+        WHERE d.resource = 'tasks' AND d.resource_id = :id
+    );
+
+-- name: leave_workflow_to_delete_task(id)<!
+-- A piece of a deletion: a task leaves one workflow at a time, for those behind it move up.
+-- No row: it is in none.
+DELETE FROM workflow_tasks
+WHERE
+    task_id = :id
+    AND workflow_id = (
+        SELECT m.workflow_id
+        FROM workflow_tasks AS m
+        WHERE m.task_id = :id
+        ORDER BY m.workflow_id
+        LIMIT 1
+    )
+RETURNING workflow_id;

@@ -161,3 +161,47 @@ RETURNING
     status,
     created_at,
     updated_at;
+
+-- name: weigh_workflow(id, limit)^
+-- How many tasks a workflow has, as far as the limit: whether one statement may delete it.
+SELECT
+    count(*) AS related_rows,
+    0 AS bytes
+FROM
+    (
+        SELECT m.task_id
+        FROM workflow_tasks AS m
+        WHERE m.workflow_id = :id
+        LIMIT :limit -- noqa: AM09
+    ) AS w;
+
+-- name: mark_workflow_deletion(id, now)<!
+-- Show that the workflow is being deleted. One that was left half deleted is marked already.
+-- No row: there is none.
+INSERT INTO deletions (resource, resource_id, created_at)
+SELECT
+    'workflows',
+    w.id,
+    :now
+FROM workflows AS w
+WHERE w.id = :id
+ON CONFLICT (resource, resource_id) DO UPDATE
+SET created_at = deletions.created_at
+RETURNING resource_id;
+
+-- name: delete_last_tasks_of_workflow(id, limit)<!
+-- A piece of a deletion: the last tasks leave first, so that none moves up. No row: none is left.
+DELETE FROM workflow_tasks
+WHERE
+    workflow_id = :id
+    AND sequence >= (
+        SELECT min(l.sequence)
+        FROM (
+            SELECT m.sequence
+            FROM workflow_tasks AS m
+            WHERE m.workflow_id = :id
+            ORDER BY m.sequence DESC
+            LIMIT :limit
+        ) AS l
+    )
+RETURNING task_id;

@@ -367,3 +367,37 @@ RETURNING
     version,
     created_at,
     updated_at;
+
+-- name: weigh_worktree(id, limit)^
+-- How many sessions name a worktree, as far as the limit: whether one statement may delete it.
+SELECT
+    count(*) AS related_rows,
+    0 AS bytes
+FROM
+    (
+        SELECT s.id
+        FROM sessions AS s
+        WHERE s.worktree_id = :id
+        LIMIT :limit -- noqa: AM09
+    ) AS w;
+
+-- name: mark_worktree_deletion(id, now)!
+-- Show that the worktree is being deleted. One that was left half deleted is marked already.
+INSERT INTO deletions (resource, resource_id, created_at)
+VALUES ('worktrees', :id, :now)
+ON CONFLICT (resource, resource_id) DO NOTHING;
+
+-- name: leave_worktree(id, now, limit)<!
+-- A piece of a deletion: sessions forget the worktree that they ran in. No row: none names it.
+UPDATE sessions
+SET
+    worktree_id = NULL,
+    updated_at = :now
+WHERE
+    id IN (
+        SELECT s.id
+        FROM sessions AS s
+        WHERE s.worktree_id = :id
+        LIMIT :limit -- noqa: AM09
+    )
+RETURNING id;

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from metastore.backends import sqlite_lanes
 from metastore.testing import Clock
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ async def repository(store: MetadataStore) -> Repository:
 @pytest.fixture
 async def session(store: MetadataStore, repository: Repository) -> Session:
     return await store.sessions.create(session_type="debug", repository_id=repository.id)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch run for as long as it takes: how many share one depends on no machine's speed."""
+    monkeypatch.setattr(sqlite_lanes, "MAX_HOLD", 60.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -198,8 +198,12 @@ async def test_session__with_everything_that_hangs_on_it(
     store: MetadataStore, ask: Ask, factories: Factories
 ) -> None:
     lease = await factories.lease(owner="runner-1")
+    project = await factories.project()
     session = await factories.session(
-        repository_id=lease.worktree.repository_id, worktree_id=lease.worktree_id
+        session_type="debug",
+        project_path=project.path,
+        repository_id=lease.worktree.repository_id,
+        worktree_id=lease.worktree_id,
     )
     await store.sessions.start(session.id)
     done = await factories.command(session_id=session.id, argv=["make"])

@@ -33,6 +33,10 @@ MORE_HOPS = {
     "configurations.set": (2, "a secret stays one, whatever is set"),
     "tasks.count_claims": (2, "the live and the expired are two counts"),
     "embedding_index.search": (3, "dimensions, a block of the scope, the texts that were found"),
+    **dict.fromkeys(
+        ("sessions.delete", "jobs.delete", "tasks.delete", "workflows.delete", "worktrees.delete"),
+        (2, "what goes with the row is weighed first"),
+    ),
     "memory_limits.set": (2, "what is not given stays as it is read"),
     "memory_limits.set_default": (2, "what is not given stays as it is read"),
     "project_locks.count": (2, "the live and the expired are two counts"),
@@ -192,6 +196,7 @@ async def sessions(store: Any, make: Factories) -> None:
     await store.sessions.list_active()
     await store.sessions.list_open_by_worktree(worktree.id)
     await store.sessions.count_open_by_auth_token(token.record.id)
+    await store.deletions.list("sessions")
     await store.sessions.delete(session.id)
 
 
@@ -399,6 +404,7 @@ async def test_operation__one_hop(store: MetadataStore) -> None:
     assert counting.hops == expected
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_writes__together_share_one_hop(store: MetadataStore, session: Session) -> None:
     before = hops_of(store)
     await asyncio.gather(*(store.events.append(session.id, "t", "m") for _ in range(64)))
@@ -418,6 +424,7 @@ async def test_reads__together_share_one_hop(store: MetadataStore, session: Sess
     assert after["write"] == before["write"]
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("rounds", [20])
 async def test_load__at_most_one_hop_for_each_batch(
     store: MetadataStore, session: Session, rounds: int

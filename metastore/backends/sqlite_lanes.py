@@ -13,6 +13,7 @@ import copy
 import logging
 import random
 import sqlite3
+import time
 from asyncio import _get_running_loop
 from collections import deque
 from functools import partial
@@ -90,13 +91,14 @@ class Operation:
     def __init__(
         self,
         calls: tuple[Call, ...],
-        loop: asyncio.AbstractEventLoop,
+        future: asyncio.Future[Any],
+        asked_at: float,
         *,
         is_single: bool = False,
     ) -> None:
         self.calls = calls
-        self.future: asyncio.Future[Any] = loop.create_future()
-        self.asked_at = loop.time()
+        self.future = future
+        self.asked_at = asked_at
         self.is_single = is_single
         self.answers: list[list[Values]] = []
         self.error: BaseException | None = None
@@ -132,6 +134,9 @@ class Lane:
         self.closed: Callable[[], MetastoreError] | None = None
         self.hops = 0
         self._loop = asyncio.get_running_loop()
+        # Without the loop around it, for each operation asks. Simulated loops tell their own time.
+        tells_real_time = type(self._loop).time is asyncio.BaseEventLoop.time
+        self.time = time.monotonic if tells_real_time else self._loop.time
         self._queue: deque[Operation] = deque()
         self._busy = False
         self._idle = asyncio.Event()
@@ -141,11 +146,16 @@ class Lane:
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Queue one statement; the result, to be awaited, is its rows."""
         # The future itself where there is room: a coroutine around it costs a tenth of a `get`.
-        return self._submit(Operation((call,), self._loop, is_single=True))
+        future = self._loop.create_future()
+        return self._submit(Operation((call,), future, self.time(), is_single=True))
 
     def run_all(self, calls: tuple[Call, ...]) -> Awaitable[list[list[Values]]]:
         """Queue statements as one operation; the result, to be awaited, is their answers."""
-        return self._submit(Operation(calls, self._loop))
+        return self._submit(self.operation(calls))
+
+    def operation(self, calls: tuple[Call, ...]) -> Operation:
+        """Make an operation that is asked for now."""
+        return Operation(calls, self._loop.create_future(), self.time())
 
     def check_usable(self) -> None:
         """Refuse what the lane cannot run, before anything is queued.
@@ -259,9 +269,11 @@ class Lane:
         self.connection.post(hop)
 
     def _call_on_loop(self, function: Callable[[], None]) -> None:
-        # A loop that was closed meanwhile has nobody left to be told.
-        with contextlib.suppress(RuntimeError):
+        try:
             self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            # A loop that was closed meanwhile has nobody left to be told.
+            return
 
     def _after_hop(self) -> None:
         """Do in the thread what nobody waits for, once the callers have been answered."""
@@ -278,7 +290,7 @@ class Lane:
             MetastoreError: the database refused.
         """
         self.check_usable()
-        operation = Operation((), self._loop)
+        operation = self.operation(())
         results: list[Result] = []
 
         def run() -> None:
@@ -318,8 +330,8 @@ class Lane:
         self.refuse(closed)
         self._before_close()
         if not await self._becomes_idle(CLOSE_GRACE):
-            deadline = self._loop.time() + CLOSE_LIMIT
-            while self._loop.time() < deadline:
+            deadline = self.time() + CLOSE_LIMIT
+            while self.time() < deadline:
                 # Again and again: an interrupt between two statements has no effect.
                 self.connection.interrupt_now()
                 if await self._becomes_idle(INTERRUPT_INTERVAL):
@@ -454,7 +466,7 @@ class WriterLane(Lane):
     async def take_turn(self) -> None:
         """Wait for the writer and keep it. `release_turn` hands it on."""
         self.check_usable()
-        turn = Operation((), self._loop)
+        turn = self.operation(())
         while len(self._queue) >= MAX_QUEUE:
             await self._wait_for_room()
         self._enqueue(turn)
@@ -532,11 +544,11 @@ class WriterLane(Lane):
         self._begin_for(connection, batch)
         if not batch:
             return
-        time = self._loop.time
-        ends_at = time() + MAX_HOLD
+        now = self.time
+        ends_at = now() + MAX_HOLD
         try:
             for index, operation in enumerate(batch):
-                if time() > ends_at:
+                if now() > ends_at:
                     self._unfinished = batch[index:]
                     del batch[index:]
                     break
@@ -576,7 +588,7 @@ class WriterLane(Lane):
         """Return which operations a failed BEGIN fails: those who have waited, if it is busy."""
         if not _is_busy(error) or self.closed is not None:
             return lambda _: True
-        now = self._loop.time()
+        now = self.time()
         return lambda operation: self._deadline(operation.asked_at) <= now
 
     def run_in_transaction(self, connection: sqlite3.Connection, operation: Operation) -> None:
@@ -654,7 +666,7 @@ class WriterLane(Lane):
         The time counts from when it asked, or from when the lock was first found taken, however
         many batches have failed since.
         """
-        since = self._loop.time() if self._busy_since is None else self._busy_since
+        since = self.time() if self._busy_since is None else self._busy_since
         return max(asked_at, since) + self.busy_timeout_ms / 1000
 
     def _when_free(
@@ -669,7 +681,7 @@ class WriterLane(Lane):
                 except sqlite3.OperationalError as error:
                     if not _is_busy(error):
                         raise
-                    now = self._loop.time()
+                    now = self.time()
                     if self._busy_since is None:
                         self._busy_since = now
                     if now >= deadline or self.closed is not None:
@@ -702,12 +714,12 @@ class WriterLane(Lane):
     def _after_hop(self) -> None:
         """Checkpoint the WAL when it has grown."""
         connection = self.connection.raw
-        if connection.in_transaction:
-            return
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
         is_large = self.files.wal_bytes >= 2 * sqlite_file.WAL_SIZE_LIMIT
-        if is_large or changes - self._checkpointed_at >= CHECKPOINT_AFTER:
+        if not is_large and changes - self._checkpointed_at < CHECKPOINT_AFTER:
+            return
+        if not connection.in_transaction:
             with contextlib.suppress(sqlite3.Error, MetastoreError):
                 self._checkpoint(connection)
                 self._checkpointed_at = changes
@@ -719,7 +731,7 @@ class WriterLane(Lane):
         writes, so a second connection checkpoints while this one holds the write lock.
         """
         begin = partial(connection.execute, "BEGIN IMMEDIATE")
-        self._when_free(connection, begin, self._loop.time() + CHECKPOINT_PATIENCE)
+        self._when_free(connection, begin, self.time() + CHECKPOINT_PATIENCE)
         try:
             self.check_files()
             if self._checkpointer is None:

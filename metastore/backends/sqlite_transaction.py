@@ -101,7 +101,7 @@ class OpenTransaction:
         self._lane.check_usable()
         if self._ended is not None:
             raise StoreClosed(self._ended)
-        operation = Operation(calls, asyncio.get_running_loop())
+        operation = self._lane.operation(calls)
         self._begun = True
         self._lane.post(partial(work, operation), operation.settle, (operation,))
         answers: list[list[Values]] = await operation.future

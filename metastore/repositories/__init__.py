@@ -15,6 +15,7 @@ from metastore.repositories.configurations import Configurations
 from metastore.repositories.context_metrics import ContextMetrics
 from metastore.repositories.cost_entries import CostEntries
 from metastore.repositories.debugger_state import DebuggerStates
+from metastore.repositories.deletions import Deletions
 from metastore.repositories.embedding_index import EmbeddingIndex
 from metastore.repositories.events import Events
 from metastore.repositories.job_steps import JobSteps
@@ -106,6 +107,11 @@ class RepositorySet:
     def debugger_state(self) -> DebuggerStates:
         """The debugger checkpoints of sessions."""
         return DebuggerStates(self._scope)
+
+    @cached_property
+    def deletions(self) -> Deletions:
+        """What is being deleted in pieces."""
+        return Deletions(self._scope)
 
     @cached_property
     def context_metrics(self) -> ContextMetrics:

@@ -291,6 +291,7 @@ class AuditChains(TableRepository[AuditChain]):
 
     table = "audit_chains"
     row_type = AuditChain
+    key = ("resource", "resource_id")
 
     async def get(self, resource: str, resource_id: str) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.
@@ -840,14 +841,21 @@ def _judge(resource: AuditedTable, resource_id: str, chain: Chain, unchained_unt
 
 
 def _state(row: Values) -> State:
-    _, unchained, length, last, purged, base, purged_at, present = row
+    _, unchained, length, last, purged, base, purged_at, present, deleting = row
     return State(
-        unchained, length, last.decode(), purged, base.decode(), _maybe(purged_at), bool(present)
+        unchained,
+        length,
+        last.decode(),
+        purged,
+        base.decode(),
+        _maybe(purged_at),
+        bool(present),
+        bool(deleting),
     )
 
 
 def _head(row: Values) -> Head:
-    return Head(row[1], _state((row[0], *row[2:], False)))
+    return Head(row[1], _state((row[0], *row[2:], False, False)))
 
 
 def _entry(row: Values) -> Entry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from metastore import codec
+from metastore import codec, deletion
 from metastore.backends.base import RowCheck
 from metastore.errors import InvalidReference, InvalidTransition, NotFound
 from metastore.statements import Catalogue
@@ -51,10 +51,11 @@ class Parents(Protocol):
 
 
 class TableRepository(Generic[AnyRow]):
-    """The operations on one table. Subclasses name the table and its row type."""
+    """The operations on one table. Subclasses name the table, its row type and its key."""
 
     table: ClassVar[str]
     row_type: type[AnyRow]
+    key: ClassVar[tuple[str, ...]] = ("id",)
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
@@ -63,8 +64,13 @@ class TableRepository(Generic[AnyRow]):
         self._run_all = scope.executor.run_all
         self._sql: Catalogue = _catalogue(self.table, self.row_type)
         self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(
-            self.table, self.row_type
+            self.table, self.row_type, self.key
         )
+
+    @classmethod
+    def inspector(cls) -> codec.Inspector:
+        """Return the function that says what is wrong with a row of the table, if anything is."""
+        return codec.inspector(cls.row_type, table=cls.table, key=cls.key)
 
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""
@@ -119,6 +125,15 @@ class TableRepository(Generic[AnyRow]):
             )
         return InvalidTransition(parents.table, parent.status, work, parent, is_work=True)
 
+    async def _deleted(self, plan: deletion.Plan) -> bool:
+        """Delete a row with all that belongs to it; False if it is gone or cannot be deleted.
+
+        Inside a caller's transaction it is one statement: pieces would let nobody in.
+        """
+        if self._scope.backend is None:
+            return bool(await self._run(plan.whole))
+        return await deletion.delete(self._scope.executor, plan)
+
     async def _scalar(self, call: Call) -> Any:
         """Run a statement that returns one value; None if it returned no row."""
         rows = await self._run(call)
@@ -137,16 +152,13 @@ def load_statements(repositories: Iterable[type[TableRepository[Any]]]) -> None:
     for repository in repositories:
         row_type: type[codec.Row] = repository.row_type
         _catalogue(repository.table, row_type)
-        _decoder(repository.table, row_type)
+        _decoder(repository.table, row_type, repository.key)
 
 
 def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, RowCheck]:
     """Return how the rows of each of `repositories`' tables are checked, by table."""
     return {
-        it.table: RowCheck(
-            it.row_type.__struct_fields__, codec.inspector(it.row_type, table=it.table)
-        )
-        for it in repositories
+        it.table: RowCheck(it.row_type.__struct_fields__, it.inspector()) for it in repositories
     }
 
 
@@ -156,5 +168,7 @@ def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
 
 
 @cache
-def _decoder(table: str, row_type: type[AnyRow]) -> Callable[[Sequence[Values]], list[AnyRow]]:
-    return codec.decoder(row_type, table=table)
+def _decoder(
+    table: str, row_type: type[AnyRow], key: tuple[str, ...] = ("id",)
+) -> Callable[[Sequence[Values]], list[AnyRow]]:
+    return codec.decoder(row_type, table=table, key=key)

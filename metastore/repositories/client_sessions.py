@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from metastore import deletion
 from metastore.codec import CLOCK_SKEW, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
 from metastore.paging import FIRST_ID, Page, checked_limit, page_of
@@ -131,17 +132,22 @@ class ClientSessions(TableRepository[ClientSession]):
         A session whose last heartbeat lies further ahead than clocks may differ counts as stale:
         a clock that was ahead wrote it. A heartbeat that arrives before this replaces it.
 
+        They are closed piece by piece, so that heartbeats are not kept waiting.
+
         Raises:
             InvalidValue: `older_than` is refused.
         """
         duration("older_than", older_than, longest=_LONGEST_SILENCE)
         now = self._now()
-        closed = await self._run(
+        return await deletion.repeat(
+            self._scope.executor,
             self._sql.close_stale_client_sessions(
-                beaten_before=now - older_than, latest_credible_beat=now + CLOCK_SKEW, now=now
-            )
+                beaten_before=now - older_than,
+                latest_credible_beat=now + CLOCK_SKEW,
+                now=now,
+                limit=deletion.PIECE_ROWS,
+            ),
         )
-        return len(closed)
 
     async def list_active(
         self, *, after: str | None = None, limit: int = 50

@@ -16,6 +16,7 @@ from metastore.errors import (
     InvalidValue,
     SecretKeyUnavailable,
     SecretRejected,
+    StoreCorrupt,
     VersionConflict,
 )
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
@@ -24,6 +25,7 @@ from metastore.repositories.base import TableRepository
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from metastore.backends.base import Values
     from metastore.statements import Call
 
 __all__ = ["HIDDEN", "Configuration", "ConfigurationType", "Configurations"]
@@ -72,6 +74,27 @@ class Configurations(TableRepository[Configuration]):
 
     table = "configurations"
     row_type = Configuration
+    key = ("key",)
+
+    @classmethod
+    def inspector(cls) -> codec.Inspector:
+        """Return what is wrong with a row: also that its value is not of its type."""
+        flaw_of = super().inspector()
+        decode = codec.decoder(cls.row_type, table=cls.table, key=cls.key)
+
+        def inspect(values: Values) -> StoreCorrupt | None:
+            flaw = flaw_of(values)
+            if flaw is not None:
+                return flaw
+            [row] = decode([values])
+            try:
+                if not row.is_secret:
+                    _value(row, row.value)
+            except StoreCorrupt as damage:
+                return damage
+            return None
+
+        return inspect
 
     async def set(
         self,
@@ -122,7 +145,7 @@ class Configurations(TableRepository[Configuration]):
         row = await self._one(self._sql.get_configuration(key=key), key)
         if row.is_secret:
             raise InvalidValue(self.table, "key", "names a secret, which only reveal returns")
-        return _decoded(row.value_type, row.value)
+        return _value(row, row.value)
 
     async def get(self, key: str) -> Configuration:
         """Return the row of a key, in which a secret is hidden.
@@ -149,8 +172,8 @@ class Configurations(TableRepository[Configuration]):
         """
         row = await self._one(self._sql.get_configuration(key=key), key)
         if not row.is_secret:
-            return _decoded(row.value_type, row.value)
-        return _decoded(row.value_type, _opened(row, secrets.keyring()))
+            return _value(row, row.value)
+        return _value(row, _opened(row, secrets.keyring()))
 
     async def delete(self, key: str) -> None:
         """Forget a key. Set again, its versions begin at 1.
@@ -361,6 +384,29 @@ def _text(kind: ConfigurationType, value: Any) -> str:
             return _JSON(value)
 
 
+def _value(row: Configuration, text: str) -> Any:
+    """Return the value of a setting from its text.
+
+    Raises:
+        StoreCorrupt: the text is not of the setting's type.
+    """
+    try:
+        return _decoded(row.value_type, text)
+    except (ValueError, RecursionError, msgspec.MsgspecError):
+        damage = _damaged(row)
+    # Outside the handler: what went wrong while decoding quotes the value.
+    raise damage
+
+
+def _damaged(row: Configuration) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"is not of the type {row.value_type.value}",
+        table=Configurations.table,
+        row_id=row.key,
+        column="value",
+    )
+
+
 def _decoded(kind: ConfigurationType, text: str) -> Any:
     match kind:
         case ConfigurationType.STRING:
@@ -369,7 +415,9 @@ def _decoded(kind: ConfigurationType, text: str) -> Any:
             return int(text)
         case ConfigurationType.FLOAT:
             return float(text)
-        case ConfigurationType.BOOLEAN | ConfigurationType.JSON:
+        case ConfigurationType.BOOLEAN:
+            return msgspec.json.decode(text, type=bool)
+        case ConfigurationType.JSON:
             return msgspec.json.decode(text)
 
 
@@ -377,8 +425,9 @@ def _entry(row: Configuration, form: Format) -> dict[str, Any]:
     """Return what a document says of a setting."""
     # TOML has no null, so that JSON stays text in it.
     as_text = form == "toml" and row.value_type is ConfigurationType.JSON
+    value = _value(row, row.value)
     entry = {
-        "value": row.value if as_text else _decoded(row.value_type, row.value),
+        "value": row.value if as_text else value,
         "value_type": row.value_type.value,
     }
     return entry if row.description is None else entry | {"description": row.description}

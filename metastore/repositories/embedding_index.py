@@ -17,7 +17,10 @@ from metastore.paging import checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.rows import off_loop
 
-__all__ = ["Embedding", "EmbeddingIndex", "EmbeddingMatch", "NewEmbedding"]
+__all__ = ["MAX_EMBEDDINGS", "Embedding", "EmbeddingIndex", "EmbeddingMatch", "NewEmbedding"]
+
+MAX_EMBEDDINGS = 1_000
+"""The most texts of one call: all or none is one transaction, which others wait for."""
 
 
 class Embedding(Row, frozen=True):
@@ -96,14 +99,18 @@ class EmbeddingIndex(TableRepository[Embedding]):
     async def upsert_many(self, *, scope: str, embeddings: Iterable[NewEmbedding]) -> int:
         """Add texts or replace what their references had, all or none, and return their number.
 
-        They are one transaction, during which others wait for the writer: 1,000 at once are
-        quick, 100,000 are not.
+        They are one transaction, during which others wait for the writer: at most
+        `MAX_EMBEDDINGS` (1,000) at once.
 
         Raises:
             DimensionMismatch: the vectors of the scope, or of the call, have other dimensions.
-            InvalidValue: a value is refused.
+            InvalidValue: a value is refused, or there are too many.
         """
         texts = list(embeddings)
+        if len(texts) > MAX_EMBEDDINGS:
+            raise InvalidValue(
+                self.table, "embeddings", f"must be at most {MAX_EMBEDDINGS} at once"
+            )
         dimensions = _same_dimensions(scope, texts)
         now = self._now()
         rows = [

@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.errors import TransactionActive
+from metastore.errors import InvalidValue, TransactionActive
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
 
-__all__ = ["Event", "EventLevel", "Events", "NewEvent"]
+__all__ = ["MAX_EVENTS", "Event", "EventLevel", "Events", "NewEvent"]
+
+MAX_EVENTS = 1_000
+"""The most events of one call: all or none is one transaction, and these hold the writer for some
+20 ms."""
 
 RECHECK_INTERVAL = 1.0
 """How often a follower looks for itself, in seconds, should a commit not be noticed."""
@@ -101,10 +105,13 @@ class Events(TableRepository[Event]):
     async def append_many(self, session_id: str, events: Iterable[NewEvent]) -> list[str]:
         """Append events in their order, all of them or none, and return their ids.
 
+        At most `MAX_EVENTS` (1,000) at once, because others wait for the writer meanwhile. To store
+        more of them together, append them in several calls inside a transaction.
+
         Raises:
             InvalidReference: there is no such session.
             AlreadyExists: an event has one of the ids.
-            InvalidValue: a value is refused.
+            InvalidValue: a value is refused, or there are too many.
         """
         now = self._now()
         rows: list[dict[str, Any]] = [
@@ -119,6 +126,8 @@ class Events(TableRepository[Event]):
             }
             for event in events
         ]
+        if len(rows) > MAX_EVENTS:
+            raise InvalidValue(self.table, "events", f"must be at most {MAX_EVENTS} at once")
         if rows:
             await self._run_all(self._sql.append_events.many(rows))
         return [row["id"] for row in rows]

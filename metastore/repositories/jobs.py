@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore import money
+from metastore import deletion, money
 from metastore.codec import Id, Label, Row, new_id
-from metastore.errors import InvalidTransition, InvalidValue, JobCancelled, NotFound
+from metastore.errors import (
+    InvalidTransition,
+    InvalidValue,
+    JobCancelled,
+    NotFound,
+    StoreCorrupt,
+)
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+from metastore.repositories.memory_files import MemoryFiles
 
 if TYPE_CHECKING:
     from metastore.repositories.job_steps import JobStep
@@ -96,7 +103,12 @@ class Job(Row, frozen=True):
         """When its minutes are over; None before it has begun, or without a limit."""
         if self.started_at is None or self.max_minutes is None:
             return None
-        return self.started_at + timedelta(minutes=self.max_minutes)
+        try:
+            return self.started_at + timedelta(minutes=self.max_minutes)
+        except OverflowError as error:
+            raise StoreCorrupt(
+                "leads beyond every calendar", table="jobs", row_id=self.id, column="max_minutes"
+            ) from error
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -381,10 +393,37 @@ class Jobs(TableRepository[Job]):
     async def delete(self, job_id: str) -> None:
         """Delete a job with its steps, costs, reservations and memory.
 
+        A large one goes piece by piece, and other writers are served in between. It is cancelled
+        first if it has not ended, and is in `deletions` until it is gone. A deletion that was cut
+        short, by a cancellation or a fault, is finished by calling this again. In a transaction it
+        is one statement, which holds the writer as long as it takes.
+
         Raises:
-            NotFound: there is none with this id.
+            NotFound: there is none with this id, or another caller has deleted it meanwhile.
         """
-        await self._one(self._sql.delete_job(id=job_id), job_id)
+        if not await self._deleted(self._deletion(job_id)):
+            raise NotFound(self.table, job_id)
+
+    def _deletion(self, job_id: str) -> deletion.Plan:
+        now = self._now()
+        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        return deletion.Plan(
+            weigh=self._sql.weigh_job(id=job_id, limit=deletion.SMALL_ROWS + 1),
+            begin=(
+                self._sql.cancel_job_to_delete(id=job_id, now=now),
+                self._sql.mark_job_deletion(id=job_id, now=now),
+            ),
+            pieces=(
+                *MemoryFiles(self._scope).pieces_of_job(job_id, now),
+                (self._sql.delete_items_of_job(id=job_id, **cut),),
+                (self._sql.delete_summaries_of_job(id=job_id, **cut),),
+                (self._sql.delete_metrics_of_job(id=job_id, **cut),),
+                (self._sql.delete_steps_of_job(id=job_id, **cut),),
+                (self._sql.delete_costs_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
+                (self._sql.delete_reservations_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
+            ),
+            whole=self._sql.delete_job(id=job_id),
+        )
 
     def _nano(self, budget_usd: money.Amount | None) -> int | None:
         if budget_usd is None:

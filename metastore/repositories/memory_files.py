@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
-from metastore import codec
+from metastore import codec, deletion
 from metastore.codec import Id, Row, new_id
 from metastore.errors import (
     InvalidValue,
@@ -32,6 +32,7 @@ from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
 if TYPE_CHECKING:
+    from metastore.backends.base import Values
     from metastore.repositories.base import Scope
     from metastore.statements import Call
 
@@ -101,10 +102,31 @@ class MemoryFiles(TableRepository[MemoryFile]):
     table = "memory_files"
     row_type = MemoryFile
 
+    @classmethod
+    def inspector(cls) -> codec.Inspector:
+        """Return what is wrong with a row: also that its bytes are not those of its digest.
+
+        Of a file of more than one chunk only the first is in the row; `read` checks all of them.
+        """
+        flaw_of = super().inspector()
+        decode = codec.decoder(cls.row_type, table=cls.table)
+
+        def inspect(values: Values) -> StoreCorrupt | None:
+            flaw = flaw_of(values)
+            if flaw is not None:
+                return flaw
+            [file] = decode([values])
+            if len(file.bytes) < file.size_bytes:
+                return None if len(file.bytes) == CHUNK_BYTES else _damaged(file)
+            same = hashlib.sha256(file.bytes).hexdigest() == file.sha256
+            return None if same else _damaged(file)
+
+        return inspect
+
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
         # Uploads whose chunks could not be deleted yet: on a full disk not even that goes through.
-        self._abandoned: set[str] = set()
+        self._abandoned: set[tuple[str, str]] = set()
 
     async def write(self, job_id: str, *, path: str, data: Data) -> MemoryFileEntry:
         """Write a file as a whole, in place of what is at `path`, and return what is known of it.
@@ -145,11 +167,15 @@ class MemoryFiles(TableRepository[MemoryFile]):
         [(max_file_bytes, *_)] = await self._measure(job_id, path)
         upload_id = new_id()
         now = self._now()
+        before = now - UPLOAD_TTL
         try:
-            await self._run_all(
-                self._sql.sweep_memory_file_uploads(before=now - UPLOAD_TTL),
+            *_, abandoned = await self._run_all(
+                self._sql.sweep_memory_file_uploads(before=before, now=now),
                 self._sql.begin_memory_file_upload(id=upload_id, job_id=job_id, created_at=now),
+                self._sql.list_jobs_to_sweep(before=before, limit=MAX_PAGE),
             )
+            for (of_job,) in dict.fromkeys(abandoned):
+                await self._remove_discarded(of_job)
             digest = hashlib.sha256(head)
             size = len(head)
             sequence = 0
@@ -172,21 +198,51 @@ class MemoryFiles(TableRepository[MemoryFile]):
             return await self._place(upload_id, job_id, path, size, digest.hexdigest(), head, end)
         except BaseException:
             # In a task of its own: a second cancellation must not keep the chunks alive.
-            await give_back(self._abandon(upload_id), backend=self._scope.backend)
+            await give_back(self._abandon((job_id, upload_id)), backend=self._scope.backend)
             raise
 
-    async def _abandon(self, *upload_ids: str) -> None:
-        """Delete the chunks of uploads that came to nothing."""
-        for upload_id in upload_ids:
+    async def _abandon(self, *uploads: tuple[str, str]) -> None:
+        """Delete the chunks of uploads that came to nothing, each given with its job.
+
+        What does not go through, say on a full disk, is tried again by the next write.
+        """
+        for job_id, upload_id in uploads:
             try:
-                await self._run(self._sql.end_memory_file_upload(id=upload_id))
+                await self._run(self._sql.discard_memory_file_upload(id=upload_id, now=self._now()))
+                await self._remove_discarded(job_id)
             except (StoreBusy, StoreFull, StoreIOError, StoreReadOnly):
-                self._abandoned.add(upload_id)
+                self._abandoned.add((job_id, upload_id))
             except MetastoreError:
                 # A transaction that is gone has taken the chunks along.
-                self._abandoned.discard(upload_id)
+                self._abandoned.discard((job_id, upload_id))
             else:
-                self._abandoned.discard(upload_id)
+                self._abandoned.discard((job_id, upload_id))
+
+    async def _remove_discarded(self, job_id: str) -> None:
+        for piece in self._discarded_pieces(job_id):
+            await deletion.repeat(self._scope.executor, *piece)
+
+    def _discarded_pieces(self, job_id: str) -> tuple[tuple[Call, ...], ...]:
+        return (
+            (self._sql.delete_discarded_chunks(job_id=job_id, limit=deletion.PIECE_CHUNKS),),
+            (self._sql.delete_discarded_uploads(job_id=job_id, limit=deletion.PIECE_ROWS),),
+        )
+
+    def pieces_of_job(self, job_id: str, now: datetime) -> tuple[tuple[Call, ...], ...]:
+        """Return the pieces of a job's deletion that remove its files and uploads."""
+        return (
+            (
+                self._sql.discard_files_of_job(
+                    job_id=job_id,
+                    now=now,
+                    limit=deletion.PIECE_ROWS,
+                    byte_limit=deletion.PIECE_BYTES,
+                ),
+                self._sql.delete_discarded_files_of_job(job_id=job_id),
+            ),
+            (self._sql.discard_uploads_of_job(job_id=job_id, now=now),),
+            *self._discarded_pieces(job_id),
+        )
 
     async def _place(
         self,
@@ -200,23 +256,28 @@ class MemoryFiles(TableRepository[MemoryFile]):
     ) -> MemoryFileEntry:
         """Put a file in the place of what is at `path`, and run `last` in the same transaction."""
         while True:
+            now = self._now()
             answers = await self._run_all(
+                self._sql.discard_memory_file(job_id=job_id, path=path, now=now),
                 self._sql.delete_memory_file_at(job_id=job_id, path=path),
+                self._sql.has_discarded_memory_files(job_id=job_id),
                 self._sql.create_memory_file(
                     id=file_id,
                     job_id=job_id,
                     path=path,
                     size_bytes=size,
                     sha256=sha256,
-                    created_at=self._now(),
+                    created_at=now,
                     bytes=head,
                 ),
                 *last,
             )
-            if answers[1]:
+            if answers[3]:
                 if not answers[-1]:
                     raise NotFound("memory_file_uploads", file_id)
-                [entry] = _entries(answers[1])
+                if answers[2][0][0]:
+                    await self._remove_discarded(job_id)
+                [entry] = _entries(answers[3])
                 return entry
             # Whoever makes room between the two is no reason to refuse: it is tried again.
             [(max_bytes, max_files, max_all, files, all_bytes)] = await self._measure(job_id, path)
@@ -316,15 +377,22 @@ class MemoryFiles(TableRepository[MemoryFile]):
         return page_of(_entries(rows), limit, lambda row: row.path)
 
     async def delete(self, job_id: str, *, path: str) -> None:
-        """Delete a file.
+        """Delete a file. It is gone at once; the bytes of a large one are removed piece by piece.
 
         Raises:
             NotFound: the job has none at this path.
             InvalidValue: the path leads out of the sandbox.
         """
         checked_path(self.table, path)
-        if not await self._run(self._sql.delete_memory_file(job_id=job_id, path=path)):
+        _, deleted, *rest = await self._run_all(
+            self._sql.discard_memory_file(job_id=job_id, path=path, now=self._now()),
+            self._sql.delete_memory_file(job_id=job_id, path=path),
+            self._sql.has_discarded_memory_files(job_id=job_id),
+        )
+        if not deleted:
             raise NotFound(self.table, (job_id, path))
+        if rest[0][0][0]:
+            await self._remove_discarded(job_id)
 
     async def export(
         self, job_id: str, directory: Path | str, *, overwrite: bool = False

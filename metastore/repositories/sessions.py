@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from metastore import deletion
 from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.errors import InvalidTransition, InvalidValue, TokenRejected
+from metastore.errors import InvalidTransition, InvalidValue, NotFound, TokenRejected
 from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.base import TableRepository
@@ -303,10 +304,40 @@ class Sessions(TableRepository[Session]):
     async def delete(self, session_id: str) -> None:
         """Delete a session with its steps, events, commands, artifacts, checkpoints and locks.
 
+        A large one goes piece by piece, and other writers are served in between. It is cancelled
+        first if it has not ended, and is in `deletions` until it is gone. A deletion that was cut
+        short, by a cancellation or a fault, is finished by calling this again. In a transaction it
+        is one statement, which holds the writer as long as it takes.
+
         Raises:
-            NotFound: there is none with this id.
+            NotFound: there is none with this id, or another caller has deleted it meanwhile.
         """
-        await self._one(self._sql.delete_session(id=session_id), session_id)
+        if not await self._deleted(self._deletion(session_id)):
+            raise NotFound(self.table, session_id)
+
+    def _deletion(self, session_id: str) -> deletion.Plan:
+        now = self._now()
+        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        return deletion.Plan(
+            weigh=self._sql.weigh_session(id=session_id, limit=deletion.SMALL_ROWS + 1),
+            begin=(
+                self._sql.cancel_session_to_delete(id=session_id, now=now),
+                self._sql.mark_session_deletion(id=session_id, now=now),
+            ),
+            pieces=(
+                (
+                    self._sql.cut_events(id=session_id, **cut),
+                    self._sql.purge_events_from_chain(id=session_id, now=now),
+                    self._sql.delete_events_up_to_cut(id=session_id),
+                ),
+                (self._sql.delete_artifacts_of_session(id=session_id, **cut),),
+                (self._sql.delete_commands_of_session(id=session_id, **cut),),
+                (self._sql.delete_steps_of_session(id=session_id, **cut),),
+                (self._sql.delete_debugger_state_of_session(id=session_id, **cut),),
+                (self._sql.delete_locks_of_session(id=session_id, limit=deletion.PIECE_ROWS),),
+            ),
+            whole=self._sql.delete_session(id=session_id),
+        )
 
     async def _worktree_retired(self, worktree_id: str | None) -> InvalidTransition:
         """Return the error for a session that was refused because of its worktree."""

@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 
 import msgspec
 
+from metastore import deletion
 from metastore.backends.base import Guard
 from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
@@ -218,17 +219,39 @@ class Tasks(TableRepository[Task]):
     async def delete(self, task_id: str) -> None:
         """Delete a task that nobody holds; it leaves its workflows, and those behind it move up.
 
+        One with many tool executions goes piece by piece, and other writers are served in between.
+        It is cancelled first if it has not ended, and is in `deletions` until it is gone. A
+        deletion that was cut short, by a cancellation or a fault, is finished by calling this
+        again. In a transaction it is one statement, which holds the writer as long as it takes.
+
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it is claimed; carries the row as it is now.
+            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            InvalidTransition: it is claimed; carries the row as it is now. Nothing was removed.
         """
-        now = self._now()
-        row = await self._find(
-            self._sql.delete_task(id=task_id, now=now, horizon=latest_credible_expiry(now))
-        )
-        if row is None:
+        if not await self._deleted(self._deletion(task_id)):
             task = await self.get(task_id)
             raise InvalidTransition(self.table, task.status, "deleted", task)
+
+    def _deletion(self, task_id: str) -> deletion.Plan:
+        now = self._now()
+        latest = latest_credible_expiry(now)
+        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        return deletion.Plan(
+            weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
+            begin=(
+                self._sql.cancel_task_to_delete(id=task_id, now=now, horizon=latest),
+                self._sql.mark_task_deletion(id=task_id, now=now),
+            ),
+            pieces=(
+                (
+                    self._sql.cut_tool_executions(id=task_id, **cut),
+                    self._sql.purge_tool_executions_from_chain(id=task_id, now=now),
+                    self._sql.delete_tool_executions_up_to_cut(id=task_id),
+                ),
+                (self._sql.leave_workflow_to_delete_task(id=task_id),),
+            ),
+            whole=self._sql.delete_task(id=task_id, now=now, horizon=latest),
+        )
 
     # With a claim.
 

@@ -35,6 +35,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
 
     table = "workflow_tasks"
     row_type = WorkflowTask
+    key = ("workflow_id", "task_id")
 
     async def add(
         self, workflow_id: str, task_id: str, sequence: int | None = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from metastore import deletion
 from metastore.codec import Id, JsonObject, Label, Row, new_id
 from metastore.errors import NotFound
 from metastore.paging import Page, TimeCursor, checked_limit, page_of
@@ -207,10 +208,27 @@ class Workflows(TableRepository[Workflow]):
     async def delete(self, workflow_id: str) -> None:
         """Delete a workflow; its tasks stay.
 
+        From one with many tasks they are taken out piece by piece, the last first, and other
+        writers are served in between; it is in `deletions` until it is gone. A deletion that was
+        cut short is finished by calling this again. In a transaction it is one statement.
+
         Raises:
-            NotFound: there is none with this id.
+            NotFound: there is none with this id, or another caller has deleted it meanwhile.
         """
-        await self._one(self._sql.delete_workflow(id=workflow_id), workflow_id)
+        plan = deletion.Plan(
+            weigh=self._sql.weigh_workflow(id=workflow_id, limit=deletion.SMALL_ROWS + 1),
+            begin=(self._sql.mark_workflow_deletion(id=workflow_id, now=self._now()),),
+            pieces=(
+                (
+                    self._sql.delete_last_tasks_of_workflow(
+                        id=workflow_id, limit=deletion.PIECE_ROWS
+                    ),
+                ),
+            ),
+            whole=self._sql.delete_workflow(id=workflow_id),
+        )
+        if not await self._deleted(plan):
+            raise NotFound(self.table, workflow_id)
 
     async def _moved(self, call: Call, workflow_id: str, to_status: WorkflowStatus) -> Workflow:
         current = self._sql.get_workflow(id=workflow_id)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from metastore import deletion
 from metastore.backends.base import Guard
 from metastore.codec import Id, Label, Row, duration, new_id
 from metastore.errors import LeaseLost, LeaseUnavailable
@@ -425,15 +426,28 @@ class Worktrees(TableRepository[Worktree]):
     async def delete(self, worktree_id: str) -> None:
         """Forget a worktree that nobody holds. Its fencing numbers are never given out again.
 
+        From one that many sessions ran in these are separated piece by piece, and other writers
+        are served in between; it is retired first, and in `deletions` until it is gone. A deletion
+        that was cut short is finished by calling this again. In a transaction it is one statement.
+
         Raises:
             LeaseUnavailable: it is held; carries the row as it is now.
-            NotFound: there is none with this id.
+            NotFound: there is none with this id, or another caller has deleted it meanwhile.
         """
         now = self._now()
-        row = await self._find(
-            self._sql.delete_worktree(id=worktree_id, now=now, horizon=latest_credible_expiry(now))
+        latest = latest_credible_expiry(now)
+        plan = deletion.Plan(
+            weigh=self._sql.weigh_worktree(id=worktree_id, limit=deletion.SMALL_ROWS + 1),
+            begin=(
+                self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest),
+                self._sql.mark_worktree_deletion(id=worktree_id, now=now),
+            ),
+            pieces=(
+                (self._sql.leave_worktree(id=worktree_id, now=now, limit=deletion.PIECE_ROWS),),
+            ),
+            whole=self._sql.delete_worktree(id=worktree_id, now=now, horizon=latest),
         )
-        if row is None:
+        if not await self._deleted(plan):
             await self._refuse_held(worktree_id)
 
     async def _refuse_held(self, worktree_id: str) -> Worktree:

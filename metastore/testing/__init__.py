@@ -13,7 +13,24 @@ from metastore.testing.clock import Clock
 from metastore.testing.expiry import expire
 from metastore.testing.factories import Factories
 from metastore.testing.faults import Faults
+from metastore.testing.simulation import (
+    Fault,
+    FaultKind,
+    Process,
+    SimulationFailed,
+    simulate,
+)
 
-__all__ = ["Clock", "Factories", "Faults", "expire"]
+__all__ = [
+    "Clock",
+    "Factories",
+    "Fault",
+    "FaultKind",
+    "Faults",
+    "Process",
+    "SimulationFailed",
+    "expire",
+    "simulate",
+]
 
 pytest_plugins = ["metastore.testing.plugin"]

@@ -5,7 +5,7 @@
 -- Locks:    none (views).
 -- Rollback: puts the former views back; no data is lost.
 --
--- depends: 0032-create-client-views
+-- depends: 0033-create-deletions
 
 DROP VIEW IF EXISTS active_leases;
 

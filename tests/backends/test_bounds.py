@@ -27,7 +27,7 @@ BUSY_TIMEOUT = 0.4
 CLOSED_WITHIN = 8.0
 """What the steps of a close add up to at most, and some for a busy machine, in seconds."""
 
-# Twenty rows, each of which takes two milliseconds.
+# Rows that take four milliseconds each.
 add_slowly = statement("INSERT INTO parents (id, name) SELECT :id, 'slow ' || nap(0.004)")
 
 
@@ -35,9 +35,14 @@ add_slowly = statement("INSERT INTO parents (id, name) SELECT :id, 'slow ' || na
 async def backend(path: Path) -> Any:
     backend = await SqliteBackend.open(path)
     raw = backend._writer.connection.raw
-    raw.create_function("nap", 1, lambda seconds: time.sleep(seconds) or random.random())
+    raw.create_function("nap", 1, _nap)
     yield backend
     await backend.close()
+
+
+def _nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return random.random()
 
 
 @contextlib.contextmanager
@@ -318,7 +323,11 @@ async def test_close__leaves_a_thread_that_does_not_end_to_itself(
     before = threading.active_count()
     backend = await SqliteBackend.open(path)
     stuck = threading.Event()
-    backend._writer.connection.post(lambda: stuck.wait(PATIENCE) and None)
+
+    def get_stuck() -> None:
+        stuck.wait(PATIENCE)
+
+    backend._writer.connection.post(get_stuck)
     writing = asyncio.create_task(_run(backend, add_parent(id=1, name="stuck")))
     await asyncio.sleep(0.02)
     async with asyncio.timeout(CLOSED_WITHIN):

@@ -122,6 +122,7 @@ async def test_create__files_are_private(path: Path, backend: SqliteBackend) -> 
 # --- group commit ------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("unhurried")
 async def test_batch__operations_that_wait_share_a_hop_and_a_commit(
     backend: SqliteBackend,
 ) -> None:

@@ -19,6 +19,7 @@ from metastore import (
     NotFound,
     SecretKeyUnavailable,
     SecretRejected,
+    StoreCorrupt,
     VersionConflict,
 )
 from metastore.repositories.configurations import HIDDEN
@@ -545,3 +546,32 @@ async def test_rotate_keys__leaves_a_secret_that_is_set_meanwhile(
     written = (store.configurations.set(key, "second", is_secret=True) for key in keys)
     await asyncio.gather(store.configurations.rotate_keys(batch=3), *written)
     assert [await store.configurations.reveal(key) for key in keys] == ["second"] * 10
+
+
+@pytest.mark.parametrize(
+    ("value", "damaged"),
+    [(5, "hunter2"), (5, ""), (1.5, "hunter2"), (True, "hunter2"), (True, "1"), ({}, "hunter2")],
+)
+async def test_value__of_another_type_names_the_key_and_not_the_value(
+    store: MetadataStore, value: Any, damaged: str
+) -> None:
+    for key in ("sound", "damaged"):
+        await store.configurations.set(key, value)
+    raw = store._backend._writer.connection  # type: ignore[attr-defined]
+    await raw.execute("PRAGMA ignore_check_constraints = ON")
+    await raw.execute("UPDATE configurations SET value = ? WHERE key = 'damaged'", (damaged,))
+    for read in (
+        store.configurations.value("damaged"),
+        store.configurations.reveal("damaged"),
+        store.configurations.dump(),
+    ):
+        with pytest.raises(StoreCorrupt) as caught:
+            await read
+        error = caught.value
+        assert (error.table, error.row_id, error.column) == ("configurations", "damaged", "value")
+        assert "hunter2" not in str(error)
+        assert error.__context__ is None
+    assert await store.configurations.value("sound") == value
+    # Reported as a row, not as a failure of the search.
+    report = await store.health(integrity=True)
+    assert str(error) in (report.damage or ())

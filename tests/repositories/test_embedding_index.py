@@ -14,7 +14,7 @@ import pytest
 
 from metastore import vectors
 from metastore.errors import DimensionMismatch, InvalidValue, NotFound, StoreCorrupt
-from metastore.repositories.embedding_index import NewEmbedding
+from metastore.repositories.embedding_index import MAX_EMBEDDINGS, NewEmbedding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -335,13 +335,12 @@ async def test_search__takes_memory_for_a_block_not_for_the_scope(
 ) -> None:
     monkeypatch.setattr(vectors, "block_rows", lambda count: max(1, (64 << 10) // (4 * count)))
     dimensions = 384
-    await store.embedding_index.upsert_many(
-        scope="doc",
-        embeddings=[
-            NewEmbedding(str(n), "t", array("f", [n % 7 + 1, n % 11, 1] * 128))
-            for n in range(3_000)
-        ],
-    )
+    new = [
+        NewEmbedding(str(n), "t", array("f", [n % 7 + 1, n % 11, 1] * 128)) for n in range(3_000)
+    ]
+    for start in range(0, len(new), MAX_EMBEDDINGS):
+        part = new[start : start + MAX_EMBEDDINGS]
+        await store.embedding_index.upsert_many(scope="doc", embeddings=part)
     tracemalloc.start()
     try:
         await store.embedding_index.search(scope="doc", vector=[1.0] * dimensions)
@@ -386,3 +385,12 @@ async def test_search__names_a_vector_that_is_not_as_long_as_its_dimensions_say(
     assert caught.value.row_id == "damaged/b"
     assert caught.value.column == "vector"
     assert len(await store.embedding_index.search(scope="sound", vector=[1.0, 2.0])) == 3
+
+
+async def test_upsert_many__takes_a_thousand_and_no_more(store: MetadataStore) -> None:
+    new = [NewEmbedding(f"r{n}", "t", [1.0, float(n)]) for n in range(MAX_EMBEDDINGS + 1)]
+    with pytest.raises(InvalidValue) as refused:
+        await store.embedding_index.upsert_many(scope="s", embeddings=new)
+    assert (refused.value.table, refused.value.column) == ("embedding_index", "embeddings")
+    assert (await store.embedding_index.search(scope="s", vector=[1.0, 1.0])) == []
+    assert await store.embedding_index.upsert_many(scope="s", embeddings=new[:-1]) == 1_000

@@ -24,6 +24,7 @@ from metastore import (
 )
 from metastore.codec import new_id
 from metastore.paging import MAX_PAGE
+from metastore.repositories.events import MAX_EVENTS
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -153,13 +154,43 @@ async def test_follow__from_any_position_misses_none_and_sees_none_twice(
         assert await waiting == appended
 
 
+@pytest.mark.parametrize("place", ["store", "transaction"])
+async def test_append_many__takes_a_thousand_and_no_more(
+    store: MetadataStore, session: Session, place: str
+) -> None:
+    new = [NewEvent("e", str(n)) for n in range(MAX_EVENTS + 1)]
+
+    async def append(repositories: Any) -> None:
+        with pytest.raises(InvalidValue) as refused:
+            await repositories.events.append_many(session.id, new)
+        assert (refused.value.table, refused.value.column) == ("events", "events")
+        assert (await repositories.events.list()).items == []
+        # More of them together: several calls in a transaction.
+        for part in (new[:-1], new[-1:]):
+            await repositories.events.append_many(session.id, part)
+
+    if place == "store":
+        await append(store)
+    else:
+        async with store.transaction() as tx:
+            await append(tx)
+    page = await store.events.list(limit=MAX_EVENTS)
+    last = await store.events.list(after=page.next or 0)
+    assert [event.message for event in (*page.items, *last.items)] == [e.message for e in new]
+
+
 async def test_follow__reads_a_long_history_without_a_pause(
     store: MetadataStore, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Were it to wait between two pages, it would wait for longer than `take` does.
     monkeypatch.setattr("metastore.repositories.events.RECHECK_INTERVAL", 2 * PATIENCE)
     count = 2 * MAX_PAGE + 1
-    ids = await store.events.append_many(session.id, [NewEvent("e", str(n)) for n in range(count)])
+    new = [NewEvent("e", str(n)) for n in range(count)]
+    ids = [
+        id_
+        for start in range(0, count, MAX_EVENTS)
+        for id_ in await store.events.append_many(session.id, new[start : start + MAX_EVENTS])
+    ]
     async with contextlib.aclosing(store.events.follow()) as following:
         assert [event.id for event in await take(following, count)] == ids
 

@@ -17,6 +17,7 @@ from metastore import (
     JobStatus,
     MetadataStore,
     NotFound,
+    StoreCorrupt,
 )
 from metastore.codec import new_id
 from tests.repositories.states import check_pair, reach
@@ -345,3 +346,19 @@ async def test_transition__names_both_states(store: MetadataStore, job: Job) -> 
     with pytest.raises(InvalidTransition) as refused:
         await store.jobs.acknowledge_cancel(job.id)
     assert str(refused.value) == "a row of jobs that is pending cannot become cancelled"
+
+
+async def test_deadline__beyond_every_calendar_is_damage(store: MetadataStore) -> None:
+    jobs = [
+        await store.jobs.create(task="t", repo_owner="o", repo_name="r", max_minutes=5)
+        for _ in range(2)
+    ]
+    for job in jobs:
+        await store.jobs.start(job.id)
+    raw = store._backend._writer.connection  # type: ignore[attr-defined]
+    await raw.execute("PRAGMA ignore_check_constraints = ON")
+    await raw.execute("UPDATE jobs SET max_minutes = ? WHERE id = ?", (1 << 62, jobs[0].id))
+    with pytest.raises(StoreCorrupt) as caught:
+        await store.budget_reservations.budget(jobs[0].id)
+    assert (caught.value.row_id, caught.value.column) == (jobs[0].id, "max_minutes")
+    assert (await store.budget_reservations.budget(jobs[1].id)).deadline is not None

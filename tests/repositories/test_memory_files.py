@@ -767,3 +767,20 @@ async def test_export__cancelled_twice_closes_nothing_under_its_thread(
     names = [path.name for path in (tmp_path / "out").iterdir()]
     assert names == (["a"] if blocked == "complete" else [])
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("size", [0, 5, CHUNK_BYTES, CHUNK_BYTES + 1])
+async def test_integrity__names_a_file_whose_bytes_were_changed(
+    store: MetadataStore, job_id: str, size: int
+) -> None:
+    sound = await store.memory_files.write(job_id, path="sound", data=pattern(size))
+    changed = await store.memory_files.write(job_id, path="changed", data=pattern(size))
+    assert (await store.health(integrity=True)).damage == []
+    await execute(store, "PRAGMA ignore_check_constraints = ON")
+    await execute(store, f"UPDATE memory_files SET bytes = x'00ff' WHERE id = '{changed.id}'")
+    damage = (await store.health(integrity=True)).damage or ["nothing"]
+    assert changed.id in damage[0]
+    with pytest.raises(StoreCorrupt) as caught:
+        await store.memory_files.read(job_id, path="changed")
+    assert caught.value.row_id == changed.id
+    assert (await store.memory_files.read(job_id, path="sound")).id == sound.id

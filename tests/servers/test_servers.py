@@ -122,10 +122,7 @@ def test_uvicorn__with_workers(
 ) -> None:
     port, log = _free_port(), tmp_path / "log"
     options = ["--workers", "2", "--port", str(port), "--lifespan", "on"]
-    # Its workers are spawned, so that a store opened on import is each one's own.
-    with _running(
-        "uvicorn", *options, "tests.servers.application:asgi", url=url, log=log, EARLY="1"
-    ):
+    with _running("uvicorn", *options, "tests.servers.application:asgi", url=url, log=log):
         answers = _ask(port, log)
     record_property("figures", _lost(url, answers))
 

@@ -68,12 +68,12 @@ def files_of(page: Path) -> dict[str, str]:
 
 def test_page__its_files_run_as_they_stand(project: pytest.Pytester) -> None:
     files = files_of(PAGE)
-    assert files.keys() == {"conftest.py", "runner.py", "test_runner.py"}
+    assert files.keys() == {"conftest.py", "runner.py", "test_runner.py", "test_worker.py"}
     assert files["conftest.py"] == ONE_LINE
     for name, text in files.items():
         project.path.joinpath(name).write_text(text)
     result = project.runpytest_subprocess("-p", "no:cacheprovider")
-    result.assert_outcomes(passed=13)
+    result.assert_outcomes(passed=14)
     result.stdout.no_fnmatch_line("*warning*")
 
 

@@ -1,0 +1,56 @@
+"""deletions: rows that are being deleted in pieces."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from metastore.codec import Id, Row
+from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.repositories.base import TableRepository
+
+__all__ = ["DeletedTable", "Deletion", "Deletions"]
+
+
+class DeletedTable(StrEnum):
+    """The tables whose rows may be too large to be deleted at once."""
+
+    SESSIONS = "sessions"
+    JOBS = "jobs"
+    TASKS = "tasks"
+    WORKFLOWS = "workflows"
+    WORKTREES = "worktrees"
+
+
+class Deletion(Row, frozen=True):
+    """A row that is being deleted, or was left half deleted.
+
+    Attributes:
+        resource_id: the row. Deleting it again finishes a deletion that was cut short.
+        cut: the place in its audit chain up to which its events or tool executions may go.
+        created_at: when the deletion began.
+    """
+
+    resource: DeletedTable
+    resource_id: Id
+    cut: int
+    created_at: datetime
+
+
+class Deletions(TableRepository[Deletion]):
+    """The deletions that are under way."""
+
+    table = "deletions"
+    key = ("resource", "resource_id")
+    row_type = Deletion
+
+    async def list(
+        self, resource: str, *, after: str | None = None, limit: int = 50
+    ) -> Page[Deletion, str]:
+        """Return a page of the rows of a table that are being deleted, by id."""
+        rows = await self._all(
+            self._sql.list_deletions(
+                resource=resource, after_place=after or FIRST_ID, limit=checked_limit(limit)
+            )
+        )
+        return page_of(rows, limit, lambda row: row.resource_id)

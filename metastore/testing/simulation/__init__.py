@@ -1,0 +1,7 @@
+"""Deterministic simulation: several processes on one database, every interleaving from a seed."""
+
+from metastore.testing.simulation.faults import Fault, FaultKind
+from metastore.testing.simulation.process import Process
+from metastore.testing.simulation.simulate import SimulationFailed, simulate
+
+__all__ = ["Fault", "FaultKind", "Process", "SimulationFailed", "simulate"]

@@ -1,0 +1,275 @@
+"""A simulated process: a store, a clock, an event loop, and what befalls them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from metastore import urls
+from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite_lanes import roll_back
+from metastore.errors import MetastoreError
+from metastore.store import MetadataStore
+from metastore.testing.simulation.connection import SimulatedConnection
+from metastore.testing.simulation.faults import FaultKind, error_of
+from metastore.testing.simulation.loop import SimulatedLoop
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Coroutine
+
+    from metastore.testing.simulation.connection import StatementKind
+    from metastore.testing.simulation.scheduler import Scheduler
+
+    Program = Callable[["Process"], Coroutine[Any, Any, None]]
+
+__all__ = ["Process", "Program"]
+
+START = datetime(2026, 1, 1, 12, tzinfo=UTC)
+"""What a clock without skew shows at virtual time zero."""
+
+PASSING_ERRORS = (MetastoreError, OSError, MemoryError)
+"""What ends a program that a supervisor would start again."""
+
+
+class Process:
+    """One of the processes that share the database. It lives in one life after another.
+
+    Attributes:
+        number: its number, from 0.
+        life: how often it was started.
+        loop: its event loop.
+        skew: how far its clock is off.
+        jumps: how often its clock has jumped.
+        stops: how often it was stopped.
+    """
+
+    loop: SimulatedLoop
+
+    def __init__(self, scheduler: Scheduler, number: int, skew: timedelta) -> None:
+        self.scheduler = scheduler
+        self.number = number
+        self.life = 0
+        self.skew = skew
+        self.jumps = 0
+        self.stops = 0
+        self.is_alive = False
+        self.is_done = False
+        self.is_doomed = False
+        self.connections: list[SimulatedConnection] = []
+        self.loops: list[SimulatedLoop] = []
+        self._backends: list[SqliteBackend] = []
+        self._store: MetadataStore | None = None
+        self._cancellable: dict[asyncio.Task[Any], None] = {}
+        self._armed: deque[FaultKind] = deque()
+        self._stopped_at: float | None = None
+        self._stopped_until = 0.0
+        self._stopped_for = 0.0
+
+    def __str__(self) -> str:
+        return f"p{self.number}.{self.life}"
+
+    # What programs use.
+
+    @property
+    def store(self) -> MetadataStore:
+        """The store of the process, open while its program runs."""
+        assert self._store is not None, "the process has not opened its store yet"  # noqa: S101
+        return self._store
+
+    def clock(self) -> datetime:
+        """Return what time it is for the process."""
+        return START + self.skew + timedelta(seconds=self.scheduler.time)
+
+    @property
+    def uptime(self) -> float:
+        """The virtual time for which the process has been running, without its stops."""
+        now = self.scheduler.time if self._stopped_at is None else self._stopped_at
+        return now - self._stopped_for
+
+    def start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` in a task that the fault `cancel` may strike."""
+        task = self.loop.create_task(work)
+        self._cancellable[task] = None
+        task.add_done_callback(lambda ended: self._cancellable.pop(ended, None))
+        return task
+
+    def second_loop(self) -> SimulatedLoop:
+        """Return a loop beside the store's, as another thread of the process would run it."""
+        if len(self.loops) == 1:
+            self.loops.append(self._new_loop())
+        return self.loops[1]
+
+    # What the scheduler uses.
+
+    def start(self, program: Program) -> None:
+        """Begin a life: open a store and run `program`."""
+        self.life += 1
+        self.is_alive = True
+        self.is_doomed = False
+        self.loop = self._new_loop()
+        self.loops = [self.loop]
+        self.connections = []
+        self._store = None
+        self._armed.clear()
+        self.loop.create_task(self._run(program)).add_done_callback(self._ended)
+
+    def _new_loop(self) -> SimulatedLoop:
+        return SimulatedLoop(lambda: self.scheduler.time, f"{self}.loop")
+
+    async def _run(self, program: Program) -> None:
+        while True:
+            self._store = await self.open()
+            try:
+                await self.start_task(program(self))
+            except (*PASSING_ERRORS, asyncio.CancelledError) as error:
+                self.scheduler.record(self, "ended by", type(error).__name__)
+            else:
+                return
+            finally:
+                await self.close()
+
+    async def open(self) -> MetadataStore:
+        """Open a store of this process."""
+
+        async def connect(
+            connector: Callable[[], sqlite3.Connection],
+        ) -> SimulatedConnection:
+            await asyncio.sleep(0)
+            name = f"{self}/{len(self.connections)}"
+            connection = SimulatedConnection(self, connector(), name)
+            self.connections.append(connection)
+            return connection
+
+        backend = await SqliteBackend.open(
+            self.scheduler.path,
+            durability="normal",
+            connect=connect,  # type: ignore[arg-type]
+        )
+        self._backends.append(backend)
+        url = urls.resolve(f"sqlite:///{self.scheduler.path}")
+        return MetadataStore(backend, url, self.clock)
+
+    async def close(self) -> None:
+        """Close the store, which must not take long."""
+        begun, store = self.uptime, self.store
+        closing = self.loop.create_task(store.close())
+        while not closing.done():
+            await asyncio.wait([closing], timeout=0.1)
+            took = self.uptime - begun
+            if took > self.scheduler.longest_close:
+                self.scheduler.fail(f"{self}: close() has taken {took:.3f} s and goes on")
+                return
+        closing.result()
+        self.connections = [it for it in self.connections if not it.is_closed]
+
+    def _ended(self, program: asyncio.Task[None]) -> None:
+        self.is_done = True
+        self.is_alive = False
+        if not program.cancelled() and (error := program.exception()) is not None:
+            self.scheduler.fail(f"{self}: the program raised {error!r}", error)
+
+    def end(self) -> None:
+        """Let go of everything, when the run is over."""
+        if self.is_alive:
+            self.kill()
+        for backend in self._backends:
+            backend.forbid()
+        self.scheduler.bury(self.loops)
+
+    # What befalls it.
+
+    def strike(self, kind: FaultKind, seconds: float) -> None:
+        """Let a fault happen, or get ready for the statement that it waits for."""
+        match kind:
+            case FaultKind.KILL:
+                self.kill()
+            case FaultKind.STOP:
+                self.stops += 1
+                now = self.scheduler.time
+                self._stopped_at = now if self._stopped_at is None else self._stopped_at
+                self._stopped_until = max(self._stopped_until, now + seconds)
+            case FaultKind.CLOCK:
+                self.skew += timedelta(seconds=seconds)
+                self.jumps += 1
+            case FaultKind.CANCEL:
+                if self._cancellable:
+                    self.scheduler.random.choice(list(self._cancellable)).cancel()
+            case FaultKind.CLOSE:
+                if self._store is not None:
+                    self.loop.create_task(self.close())
+            case _:
+                self._armed.append(kind)
+
+    @property
+    def goes_on_at(self) -> float | None:
+        """When a stopped process goes on; None if it is not stopped."""
+        return None if self._stopped_at is None else self._stopped_until
+
+    def go_on(self) -> None:
+        """Let a stopped process run again."""
+        if self._stopped_at is not None:
+            self._stopped_for += self.scheduler.time - self._stopped_at
+            self._stopped_at = None
+
+    def kill(self) -> None:
+        """End the life: connections drop, and nothing of it ever runs again."""
+        self.is_alive = False
+        self.go_on()
+        for connection in self.connections:
+            connection.kill()
+        for connection in self.connections:
+            connection.unwind()
+        self.scheduler.bury(self.loops)
+        self._cancellable = {}
+
+    @property
+    def is_armed(self) -> bool:
+        """Whether a fault waits for a statement."""
+        return bool(self._armed)
+
+    def before(self, connection: SimulatedConnection, kind: StatementKind) -> None:
+        """Stand before a statement, in its hop: others may run now, and faults strike."""
+        scheduler = self.scheduler
+        scheduler.pass_time(kind.verb)
+        if scheduler.switches(connection):
+            connection.suspend()
+        if not self._armed or kind.verb == "ROLLBACK":
+            return
+        in_transaction = connection.raw.in_transaction
+        commits = kind.verb == "COMMIT" or (bool(kind.tables) and not in_transaction)
+        match self._armed[0]:
+            case FaultKind.LOST_COMMIT if commits:
+                self._die(connection)
+            case FaultKind.FULL if commits:
+                self._fail(connection)
+            case FaultKind.DISK_ERROR if kind.tables and in_transaction:
+                self._fail(connection)
+            case FaultKind.OS_ERROR | FaultKind.MEMORY_ERROR as fault:
+                self._armed.popleft()
+                self.scheduler.record(self, fault, kind.verb)
+                raise error_of(fault)
+
+    def after_commit(self, connection: SimulatedConnection, tables: frozenset[str]) -> None:
+        """Stand behind a commit, in its hop: nobody has been told of it yet."""
+        scheduler = self.scheduler
+        scheduler.committed(self, connection, tables)
+        if self._armed and self._armed[0] is FaultKind.LOST_ANSWER:
+            self._die(connection)
+        elif scheduler.switches(connection):
+            connection.suspend()
+
+    def _fail(self, connection: SimulatedConnection) -> None:
+        fault = self._armed.popleft()
+        self.scheduler.record(self, fault)
+        # As SQLite does it: the transaction is undone when the error is reported.
+        roll_back(connection.raw)
+        raise error_of(fault)
+
+    def _die(self, connection: SimulatedConnection) -> None:
+        fault = self._armed.popleft()
+        self.scheduler.record(self, fault)
+        self.is_doomed = True
+        connection.suspend()
