@@ -21,8 +21,8 @@ SELECT
         SELECT 1 FROM tasks AS t
         WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
     ) AS present,
-    EXISTS (
-        SELECT 1 FROM deletions AS d
+    (
+        SELECT count(*) FROM deletions AS d
         WHERE
             d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
             AND d.resource_id = c.resource_id
@@ -51,8 +51,8 @@ SELECT
         SELECT 1 FROM tasks AS t
         WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
     ) AS present,
-    EXISTS (
-        SELECT 1 FROM deletions AS d
+    (
+        SELECT count(*) FROM deletions AS d
         WHERE
             d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
             AND d.resource_id = c.resource_id

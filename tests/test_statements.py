@@ -92,7 +92,7 @@ NOT_COLUMNS = {
     "until_number": "the last entry that a checkpoint covers",
     "until_position": "the last event that a checkpoint covers",
     "after_run": "the checkpoint behind which runs may have died",
-    "byte_limit": "how long a page is, in bytes",
+    "byte_limit": "at how many bytes a page or a piece ends",
     **dict.fromkeys(
         (
             "number",
@@ -115,7 +115,6 @@ NOT_COLUMNS = {
     "after_resource": "where a page begins within the checkpoint",
     "beaten_before": "compared with last_heartbeat",
     "limit": "how long a page is, or how many rows a piece takes",
-    "byte_limit": "at how many bytes a piece ends",
     "since": "compared with created_at",
     "until": "compared with created_at",
     "by_provider": "whether a group has one provider",

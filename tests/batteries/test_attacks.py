@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from metastore import MetadataStore, NewEvent
+from metastore import AlreadyExists, MetadataStore, NewEvent, deletion
 from metastore.audit import Finding, encode, link_hash
 from metastore.codec import new_id
 from metastore.repositories import audit_chains
@@ -832,22 +832,35 @@ async def _honest(folder: Path, dice: random.Random) -> int:
                                 "events" if gone == "sessions" else "tool_executions"
                             )
                         ).items
-                        if it.resource_id not in ids
+                        if it.resource_id not in ids and it.purged == it.length
                     ]
                     key_of = dice.choice(free) if free and again else new_id()
-                    if gone == "sessions":
-                        await store.sessions.create(
-                            id=key_of, session_type="debug", repository_id=repository.id
-                        )
-                    else:
-                        await store.tasks.create(id=key_of, title="t", task_type="tool")
-                    ids.append(key_of)
+                    # One whose deletion was cut short is still there.
+                    with contextlib.suppress(AlreadyExists):
+                        if gone == "sessions":
+                            await store.sessions.create(
+                                id=key_of, session_type="debug", repository_id=repository.id
+                            )
+                        else:
+                            await store.tasks.create(id=key_of, title="t", task_type="tool")
+                        ids.append(key_of)
             await _tell(store, dice.sample(sessions, 1), dice.sample(tasks, 1), dice.randrange(4))
             await store.events.append_many(dice.choice(sessions), [NewEvent("a", "b")] * 3)
+            # Piece by piece, with a look at it half-way, which may be where it dies.
+            deletions = []
             if dice.random() < 0.5:
-                await store.sessions.delete(sessions.pop(dice.randrange(len(sessions))))
+                session = sessions.pop(dice.randrange(len(sessions)))
+                deletions.append(asyncio.ensure_future(store.sessions.delete(session)))
             if dice.random() < 0.5:
-                await store.tasks.delete(tasks.pop(dice.randrange(len(tasks))))
+                task = tasks.pop(dice.randrange(len(tasks)))
+                deletions.append(asyncio.ensure_future(store.tasks.delete(task)))
+            for deletion_ in deletions:
+                if dice.random() < 0.3:
+                    for _ in range(dice.randrange(1, 9)):
+                        await asyncio.sleep(0)
+                    deletion_.cancel()
+            assert (await store.audit_chains.verify()).findings == []
+            await asyncio.gather(*deletions, return_exceptions=True)
             if dice.random() < 0.3:
                 # It dies between the notes and the checkpoint.
                 chains = type(store.audit_chains)(store.audit_chains._scope)
@@ -894,6 +907,8 @@ def test_honest__history_raises_no_alarm(
     times: int,
 ) -> None:
     monkeypatch.setattr(audit_chains, "PIECE", 2)
+    monkeypatch.setattr(deletion, "SMALL_ROWS", 1)
+    monkeypatch.setattr(deletion, "PIECE_ROWS", 2)
     clean = 0
     for seed in range(times):
         folder = tmp_path / str(seed)
