@@ -427,7 +427,7 @@ async def test_command__tells_and_ends_with_a_code(
 async def test_checkpoint__proves_what_came_before_it(
     file_store: MetadataStore, session: Session
 ) -> None:
-    digests = []
+    digests: list[str] = []
     for n in range(3):
         await file_store.events.append(session.id, "a", str(n))
         digests.append(await file_store.audit_chains.checkpoint(since=digests[-1] if n else None))
