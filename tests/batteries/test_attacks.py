@@ -679,6 +679,15 @@ def relabel_the_beginning_of_a_chain(by: Attacker) -> None:
     by.do("UPDATE audit_entries SET kind = 'return' WHERE resource_id = ?", by.victim)
 
 
+@attack("audit_checkpoints")
+def backdate_the_beginning_of_a_chain(by: Attacker) -> None:
+    by.do(
+        "UPDATE audit_entries SET created_at = ? WHERE kind = 'chain' AND resource_id = ?",
+        TIME,
+        by.victim,
+    )
+
+
 @attack("audit_entries")
 def delete_the_last_entry(by: Attacker) -> None:
     by.do("DELETE FROM audit_entries WHERE number = (SELECT max(number) FROM audit_entries)")

@@ -22,7 +22,7 @@ from metastore import (
     Repository,
     Session,
 )
-from metastore.audit import EventsJudge, encode, link_hash
+from metastore.audit import Chain, Entry, EventsJudge, State, encode, link_hash
 from metastore.cli import main
 from metastore.codec import new_id, timestamp
 from metastore.paging import MAX_PAGE
@@ -617,6 +617,24 @@ async def test_command__anchors_signs_and_proves(
         assert (refused.exit_code, "line 2" in refused.stderr) == (1, True)
 
     await asyncio.to_thread(story)
+
+
+@pytest.mark.parametrize(("position", "what"), [(3, None), (4, "inserted")])
+def test_judge__believes_rows_without_a_hash_up_to_where_the_chains_began(
+    position: int, what: str | None
+) -> None:
+    """Their number alone would let one be replaced by another that is newer."""
+    state = State(unchained=2, present=True)
+    chain = Chain(state, [], [Entry(2, "chain", 2, 0, 0, "now")])
+    judge = EventsJudge("session", chain, unchained_until=3)
+    judge.add(
+        [
+            (b"session", place, b"id", b"a", b"info", b"m", b"{}", b"now", None)
+            for place in (1, position)
+        ]
+    )
+    finding = judge.verdict(chain)
+    assert (finding and finding.what) == what
 
 
 def test_encode__no_two_read_the_same() -> None:
