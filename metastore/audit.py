@@ -2,7 +2,8 @@
 
 The events of a session, and the tool executions of a task, are links of a chain: the hash of
 each covers its content, and the place and hash of the link before it. `audit_chains` says where
-each chain ends, and where the part of it begins that was not purged.
+each chain ends, and where the part of it begins that was not purged. `audit_entries` says when a
+chain began and what was purged, and a checkpoint covers both. docs/audit.md has the encoding.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
-    "End",
+    "Chain",
+    "Entry",
     "EventsJudge",
     "Finding",
+    "Head",
     "Judge",
+    "State",
     "ToolExecutionsJudge",
-    "digest_of",
+    "checkpoint_digest",
+    "encode",
     "link_hash",
 ]
 
@@ -34,12 +39,16 @@ class Finding(msgspec.Struct, frozen=True):
     """The first place at which a chain is not what the store wrote.
 
     Attributes:
-        resource: the table of the rows, `events` or `tool_executions`.
-        resource_id: the session or task whose chain it is; empty if that cannot be read.
+        resource: the table of the rows, `events` or `tool_executions`; `audit_entries` or
+            `audit_checkpoints`; `schema` for a trigger or a table that is not as it must be.
+        resource_id: the session or task whose chain it is; empty if that cannot be read. The
+            number of the entry or checkpoint, a checkpoint's digest, the name in the schema.
         row_id: the row that was edited or inserted, or that stands where one was removed; None
             where none is left.
-        what: `edited`, `removed`, `inserted`, `rewritten` (since a checkpoint) or `unreadable`.
-        detail: of what is unreadable, why.
+        what: `edited`, `removed`, `inserted`, `rewritten` (it contradicts what was recorded or
+            noted by a checkpoint), `unknown` (no checkpoint has this digest), `unsigned` or
+            `unreadable`.
+        detail: what exactly, where there is more to say.
     """
 
     resource: str
@@ -49,21 +58,64 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str | None = None
 
     def __str__(self) -> str:
-        if self.detail is not None:
-            of = f" of {self.resource_id}" if self.resource_id else ""
-            return f"{self.resource}{of}: {self.what}: {self.detail}"
+        of = f" of {self.resource_id}" if self.resource_id else ""
         row = f" at {self.row_id}" if self.row_id else ""
-        return f"{self.resource} of {self.resource_id}: a row was {self.what}{row}"
+        if self.detail is not None:
+            return f"{self.resource}{of}: {self.what}{row}: {self.detail}"
+        return f"{self.resource}{of}: a row was {self.what}{row}"
 
 
-class End(NamedTuple):
-    """Where a chain ends, and where what is left of it begins: a row of `audit_chains`."""
+class State(NamedTuple):
+    """What `audit_chains` says of a chain: where it ends, and where what is left of it begins.
+
+    Attributes:
+        present: whether the session or task is still there.
+        deleting: whether it is being deleted in pieces.
+    """
 
     unchained: int = 0
     length: int = 0
     last: str = ""
     purged: int = 0
     base: str = ""
+    purged_at: str | None = None
+    present: bool = False
+    deleting: bool = False
+
+    @property
+    def link(self) -> str:
+        """Place and hash of the last link, without the purge that the next one also follows."""
+        return self.last.partition(";")[0]
+
+    def moved(self, since: State) -> bool:
+        """Tell whether the chain was purged, or its session or task came or went, `since` then."""
+        return self._replace(length=0, last="") != since._replace(length=0, last="")
+
+
+class Head(NamedTuple):
+    """The state of a chain as a checkpoint noted it."""
+
+    number: int
+    state: State
+
+
+class Entry(NamedTuple):
+    """A row of `audit_entries` about a chain."""
+
+    number: int
+    kind: str
+    unchained: int
+    length: int
+    purged: int
+    created_at: str
+
+
+class Chain(NamedTuple):
+    """All that is known of a chain beside its rows. `state` is None if it is in no table."""
+
+    state: State | None
+    heads: list[Head]
+    entries: list[Entry]
 
 
 class _Link(NamedTuple):
@@ -96,10 +148,27 @@ def link_hash(*parts: str | int | None) -> str:
     return sha256(joined.encode()).hexdigest()
 
 
-def digest_of(before: str, noted: Iterable[Sequence[Any]]) -> str:
-    """Return the digest of a checkpoint: of what it noted, and the digest `before` it."""
-    lines = "".join("\0".join(map(str, row)) + "\n" for row in noted)
-    return sha256(f"{before}\n{lines}".encode()).hexdigest()
+def encode(*parts: str | bytes | int | None) -> bytes:
+    """Return the parts so that no other parts read the same.
+
+    Each is one letter for its type, its length as eight bytes, and its text. Text and the bytes
+    of text are the same.
+    """
+    encoded = bytearray()
+    for part in parts:
+        if part is None:
+            kind, data = b"n", b""
+        elif isinstance(part, int):
+            kind, data = b"i", str(part).encode()
+        else:
+            kind, data = b"t", part if isinstance(part, bytes) else part.encode()
+        encoded += kind + len(data).to_bytes(8, "big") + data
+    return bytes(encoded)
+
+
+def checkpoint_digest(*fields: str | int) -> str:
+    """Return the digest of a checkpoint: its columns but for the digest and the signature."""
+    return sha256(encode("metastore checkpoint 1", *fields)).hexdigest()
 
 
 class Judge:
@@ -114,15 +183,23 @@ class Judge:
 
     resource: ClassVar[str]
 
-    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
-        """Start at the beginning of a chain whose end is, or was when it was read, `end`.
+    def __init__(self, resource_id: str, chain: Chain, unchained_until: int = 0) -> None:
+        """Start at the beginning of a chain whose state is, or was when it was read, `chain`'s.
 
-        Marks are what checkpoints noted: the place and hash of the last link, by the chain's
-        length.
+        `unchained_until` is the last position at which an event may lack a hash.
         """
         self.resource_id = resource_id
-        self._start = end or End()
-        self._marks = marks
+        self._start = chain.state or State()
+        self._heads = chain.heads
+        self._unchained_until = unchained_until
+        # Place and hash of the last link, by the length of the chain.
+        self._marks = {head.state.length: head.state.link for head in chain.heads}
+        # What the link after a purge follows beside the link before it, by the length.
+        self._suffixes = {
+            entry.length: f";purged={entry.purged};at={entry.created_at}"
+            for entry in chain.entries
+            if entry.kind == "purge"
+        }
         self.links = 0
         self._last = self._start.base
         self._last_row: bytes | None = None
@@ -137,11 +214,11 @@ class Judge:
         """Check further rows of the chain, in its order."""
         raise NotImplementedError
 
-    def verdict(self, end: End | None) -> Finding | None:
-        """Return the first fault of a chain that ends at `end`, if all of it was read."""
+    def verdict(self, chain: Chain, until: int | None = None) -> Finding | None:
+        """Return the first fault of a chain whose state is `chain`'s, if all of it was read."""
         if self._finding is not None:
             return self._finding
-        end = end or End()
+        end = chain.state or State()
         links, broken = self._count(), self._first_broken()
         expected = end.length - end.purged
         blame = "removed" if links < expected else "edited"
@@ -152,12 +229,39 @@ class Judge:
         if links > max(expected, 0):
             first = max(expected - self._expected, 0)
             return self._found(self._behind[first], "inserted")
-        if links < expected or self._last != end.last:
+        if links < expected or self._last != end.link:
             return self._found(self._last_row, blame)
-        marks = self._marks
-        if max(marks, default=0) > end.length or marks.get(end.purged, end.base) != end.base:
-            return self._found(None, "rewritten")
-        return None if self._rewritten is None else self._found(self._rewritten, "rewritten")
+        if self._rewritten is not None:
+            return self._found(self._rewritten, "rewritten", "not what a checkpoint noted")
+        what, detail = self._flaw(end, chain)
+        return self._found(None, what, detail) if what else None
+
+    def _flaw(self, end: State, chain: Chain) -> tuple[str, str]:
+        """Return what is wrong with the chain's state, and why; nothing if it is right."""
+        begins = [entry for entry in chain.entries if entry.kind == "chain"]
+        purges = [entry for entry in chain.entries if entry.kind in ("purge", "stub")]
+        if chain.state is None:
+            return ("removed", "the chain is gone") if chain.entries or chain.heads else ("", "")
+        if len(begins) != 1:
+            return "inserted", f"{len(begins)} entries say that the chain began"
+        if end.unchained != (begins + purges)[-1].unchained:
+            return "rewritten", "the number of rows without a hash is not the one recorded"
+        if purges:
+            purge = purges[-1]
+            if (end.purged, end.purged_at) != (purge.purged, purge.created_at):
+                return "rewritten", "what was purged, or when, is not what was recorded"
+            if end.present and not end.deleting and chain.entries[-1].kind != "return":
+                return "removed", "its beginning was purged, but what it belongs to is still there"
+        elif (end.purged, end.purged_at, end.base) != (0, None, ""):
+            return "removed", "no entry records the purge of its beginning"
+        if end.last != end.link + self._suffixes.get(end.length, ""):
+            return "rewritten", "its end does not name the purge"
+        if not end.present and (end.length > end.purged or end.unchained):
+            return "removed", "what it belongs to is gone without a purge"
+        for head in chain.heads:
+            if detail := _contradiction(head.state, end, purges):
+                return "rewritten", f"checkpoint {head.number}: {detail}"
+        return "", ""
 
     def _count(self) -> int:
         """Return how many links were read, in place or not."""
@@ -177,18 +281,20 @@ class Judge:
         self._last_row = link.row_id
         if self._broken is not None:
             return
+        count = self._start.purged + self.links
         if self.links > self._expected:
             self._behind.append(link.row_id)
-        if _hash(self._last, link.covered, marked=marked) != link.hash:
+        follows = self._last + self._suffixes.get(count - 1, "")
+        if _hash(follows, link.covered, marked=marked) != link.hash:
             self._broken = link.row_id
             return
         self._last = f"{link.place}:{link.hash.decode('ascii', 'replace')}"
-        if self._marks.get(self._start.purged + self.links, self._last) != self._last:
+        if self._marks.get(count, self._last) != self._last:
             self._rewritten = link.row_id if self._rewritten is None else self._rewritten
 
-    def _found(self, row_id: bytes | None, what: str) -> Finding:
+    def _found(self, row_id: bytes | None, what: str, detail: str | None = None) -> Finding:
         name = None if row_id is None else row_id.decode(errors="replace")
-        return Finding(self.resource, self.resource_id, name, what)
+        return Finding(self.resource, self.resource_id, name, what, detail)
 
 
 class EventsJudge(Judge):
@@ -196,9 +302,9 @@ class EventsJudge(Judge):
 
     resource = "events"
 
-    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
+    def __init__(self, resource_id: str, chain: Chain, unchained_until: int = 0) -> None:
         """Begin with the first event of a session. See `Judge`."""
-        super().__init__(resource_id, end, marks)
+        super().__init__(resource_id, chain, unchained_until)
         self._session = resource_id.encode()
         self._unchained = 0
         self._first_row: bytes | None = None
@@ -211,17 +317,18 @@ class EventsJudge(Judge):
             self._first_row = row_id if self._first_row is None else self._first_row
             if hash_ is None:
                 self._unchained += 1
-                if self._unchained > self._start.unchained or self.links:
+                late = position > self._unchained_until
+                if late or self._unchained > self._start.unchained or self.links:
                     self._finding = self._found(row_id, "inserted")
                 continue
             covered = (row_id, self._session, event_type, level, message, context, created_at)
             self._follow(_Link(position, hash_, covered, row_id))
 
-    def verdict(self, end: End | None) -> Finding | None:
+    def verdict(self, chain: Chain, until: int | None = None) -> Finding | None:
         """Return the first fault of the session. See `Judge.verdict`."""
-        if self._finding is None and self._unchained < (end or End()).unchained:
+        if self._finding is None and self._unchained < (chain.state or State()).unchained:
             return self._found(self._first_row, "removed")
-        return super().verdict(end)
+        return super().verdict(chain)
 
 
 class ToolExecutionsJudge(Judge):
@@ -232,11 +339,13 @@ class ToolExecutionsJudge(Judge):
 
     resource = "tool_executions"
 
-    def __init__(self, resource_id: str, end: End | None, marks: Mapping[int, str]) -> None:
+    def __init__(self, resource_id: str, chain: Chain, unchained_until: int = 0) -> None:
         """Begin with the first tool execution of a task. See `Judge`."""
-        super().__init__(resource_id, end, marks)
+        super().__init__(resource_id, chain, unchained_until)
         self._task = resource_id.encode()
         self._places: set[int] = set()
+        # Links behind the chain's end: added since that was read, or inserted.
+        self._later: dict[int, bytes] = {}
         # A heap, by place, of links whose predecessor was not read yet.
         self._waiting: list[tuple[int, _Link, bool]] = []
         # The lowest link at a purged place, where there can be none.
@@ -253,7 +362,7 @@ class ToolExecutionsJudge(Judge):
         covered: tuple[bytes | None, ...]
         _, row_id, tool_name, arguments, output, status, error, created_at = row[:8]
         completed_at, duration, sequence, hash_, finished_sequence, finished_hash = row[8:]
-        if hash_ is None or sequence is None or sequence in self._places:
+        if hash_ is None or sequence is None or self._is_taken(sequence):
             self._finding = self._found(row_id, "inserted")
             return
         covered = (row_id, self._task, tool_name, arguments, created_at)
@@ -267,13 +376,33 @@ class ToolExecutionsJudge(Judge):
             if status != b"running" or any(part is not None for part in result):
                 self._finding = self._found(row_id, "edited")
             return
-        if finished_sequence in self._places:
+        if self._is_taken(finished_sequence):
             self._finding = self._found(row_id, "edited")
             return
         covered = (row_id, status, output, error, completed_at, duration)
         self._link(_Link(finished_sequence, finished_hash, covered, row_id), marked=True)
 
+    def _is_taken(self, place: int) -> bool:
+        return place in self._places or place in self._later
+
+    def verdict(self, chain: Chain, until: int | None = None) -> Finding | None:
+        """Return the first fault of the task. See `Judge.verdict`.
+
+        Of the links behind the chain's end, those up to `until` may have been added meanwhile.
+        """
+        if self._finding is None and self._below is None and not self._waiting:
+            until = (chain.state or State()).length if until is None else until
+            beyond = min(
+                ((place, row) for place, row in self._later.items() if place > until), default=None
+            )
+            if beyond is not None:
+                return self._found(beyond[1], "inserted")
+        return super().verdict(chain)
+
     def _link(self, link: _Link, *, marked: bool) -> None:
+        if link.place > self._start.length:
+            self._later[link.place] = link.row_id
+            return
         self._places.add(link.place)
         if link.place <= self._start.purged:
             lowest = (link.place, link.row_id)
@@ -293,6 +422,22 @@ class ToolExecutionsJudge(Judge):
         if self._broken is None and self._waiting:
             return self._waiting[0][1].row_id
         return self._broken
+
+
+def _contradiction(noted: State, end: State, purges: Sequence[Entry]) -> str:
+    """Return why a chain that ends at `end` cannot have been as `noted`; nothing if it can."""
+    if noted.length > end.length or noted.purged > end.purged:
+        return "it was longer, or more of it was purged"
+    recorded = {(purge.purged, purge.created_at) for purge in purges}
+    if noted.purged_at is not None and (noted.purged, noted.purged_at) not in recorded:
+        return "an earlier purge is not recorded any more"
+    if noted.purged_at == end.purged_at and noted[0] != end[0]:
+        return "the number of rows without a hash was another one"
+    if (noted.purged, noted.purged_at) == (end.purged, end.purged_at) and noted.base != end.base:
+        return "what is left began after another link"
+    if noted.length == end.purged and noted.link != end.base:
+        return "what was purged ended with another link"
+    return ""
 
 
 def _hash(last: str, covered: tuple[bytes | None, ...], *, marked: bool) -> bytes:

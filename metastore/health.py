@@ -137,12 +137,14 @@ async def examine(
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
     leases = locks = claims = count_error = tampering = audit_error = None
+    schema: list[Finding] = []
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
             leases = LeaseCount(*await repositories.worktrees.count_leases())
             locks = LeaseCount(*await repositories.project_locks.count())
             claims = LeaseCount(*await repositories.tasks.count_claims())
+            schema = await repositories.audit_chains.schema_findings()
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
         except MetastoreError as error:
@@ -175,6 +177,7 @@ async def examine(
         problems=[
             *_problems(facts, count_error),
             *map(_cost_problem, discrepancies),
+            *_schema_problems(schema),
             *_audit_problems(tampering, audit_error),
         ],
         notes=list(_notes(facts, worktree=leases, project=locks, task=claims)),
@@ -291,6 +294,16 @@ def _cost_problem(found: CostDiscrepancy) -> str:
     )
 
 
+def _schema_problems(found: list[Finding]) -> Iterator[str]:
+    if found:
+        yield (
+            f"The schema is not as its migrations make it, in {len(found)} "
+            f"place{'s' * (len(found) > 1)} (the first: {found[0].detail}). What a trigger that "
+            "somebody added has written carries the store's own hashes: find out who can "
+            "write to the file, and list the differences with metastore migrate verify."
+        )
+
+
 def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | None) -> Iterator[str]:
     if error is not None:
         yield f"History cannot be checked: {error}. {_advice(error)}".rstrip()
@@ -301,11 +314,15 @@ def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | Non
             f"place{'s' * (len(unreadable) > 1)} (the first: {unreadable[0]}). Look at the whole "
             "database with metastore doctor --integrity, and compare with a backup."
         )
-    changed = [finding for finding in tampering or () if finding.what != "unreadable"]
+    changed = [
+        finding
+        for finding in tampering or ()
+        if finding.what != "unreadable" and finding.resource != "schema"
+    ]
     if changed:
-        chains = len(changed)
+        places = len(changed)
         yield (
-            f"History was changed behind the store's back, in {chains} chain{'s' * (chains > 1)} "
+            f"History was changed behind the store's back, in {places} place{'s' * (places > 1)} "
             f"(the first: {changed[0]}). Keep the file as it is, find out who can write to it, "
             "and compare with a backup."
         )

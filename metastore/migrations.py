@@ -45,7 +45,14 @@ from metastore.migration_backend import (
     typed_errors,
 )
 from metastore.migration_files import Migration, find, head, ids, known, new
-from metastore.schema_comparison import Difference, compare, objects
+from metastore.schema_comparison import (
+    Difference,
+    SchemaObject,
+    compare,
+    from_rows,
+    objects,
+)
+from metastore.schema_comparison import fingerprint as fingerprint_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +71,10 @@ __all__ = [
     "adopt",
     "check",
     "check_revision",
+    "differences",
     "downgrade",
+    "fingerprint",
+    "fingerprints",
     "head",
     "history",
     "known",
@@ -331,6 +341,38 @@ def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[st
         raise SchemaTooNew(url_text, unknown[-1], known_ids[-1])
     if set(known_ids) - set(applied):
         raise SchemaOutdated(url_text, max(applied, default=None), known_ids[-1])
+
+
+def differences(rows: Sequence[Sequence[str]]) -> list[Difference]:
+    """Compare a schema with the one that the code's migrations make.
+
+    Args:
+        rows: type, name, table and text of each object of the schema.
+    """
+    return compare(from_rows(rows, BOOKKEEPING_TABLES), _schemas()[-1])
+
+
+def fingerprint(rows: Sequence[Sequence[str]]) -> str:
+    """Return a hash over a schema, given as for `differences`; comments and spaces do not count."""
+    return fingerprint_of(from_rows(rows, BOOKKEEPING_TABLES))
+
+
+@cache
+def fingerprints() -> frozenset[str]:
+    """Return the hashes of all schemas that the migrations make, from the first to the last."""
+    return frozenset(map(fingerprint_of, _schemas()))
+
+
+@cache
+def _schemas() -> list[dict[tuple[str, str], SchemaObject]]:
+    """Return the schema after each migration."""
+    found = []
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        made = SchemaBackend(connection)
+        for migration in known():
+            made.run(migration, migration.path, migration.statements)
+            found.append(objects(connection, BOOKKEEPING_TABLES))
+    return found
 
 
 def _pending(

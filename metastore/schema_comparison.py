@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
+from metastore.audit import encode
+
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["Difference", "SchemaObject", "compare", "objects"]
+__all__ = ["Difference", "SchemaObject", "compare", "fingerprint", "from_rows", "objects"]
 
 # Strings and quoted names first: what looks like a comment inside them is none.
 _TOKEN = re.compile(
@@ -63,15 +66,38 @@ def objects(
 ) -> dict[tuple[str, str], SchemaObject]:
     """Return everything that a schema holds, by type and name.
 
-    SQLite's own tables, and the indexes that a table's constraints imply, are left out, and so
-    is all that belongs to `ignore_tables`.
+    See `from_rows`.
     """
     rows = connection.execute(
-        "SELECT type, name, tbl_name, sql FROM sqlite_schema "
-        "WHERE sql IS NOT NULL AND name NOT GLOB 'sqlite_*' ORDER BY type, name"
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
     )
-    found = (SchemaObject(*row) for row in rows.fetchall())
-    return {(it.type, it.name): it for it in found if it.table not in ignore_tables}
+    return from_rows(rows.fetchall(), ignore_tables)
+
+
+def from_rows(
+    rows: Iterable[Sequence[str]], ignore_tables: Collection[str]
+) -> dict[tuple[str, str], SchemaObject]:
+    """Return the objects of the rows of a schema, by type and name.
+
+    SQLite's own tables, and the indexes that a table's constraints imply, are left out, and so
+    is all that belongs to `ignore_tables`. Triggers and views are never SQLite's own, whatever
+    somebody who can write to the schema has named them.
+    """
+    found = (SchemaObject(*row) for row in rows)
+    return {
+        (it.type, it.name): it
+        for it in sorted(found)
+        if it.type in ("trigger", "view")
+        or not (it.name.startswith("sqlite_") or it.table in ignore_tables)
+    }
+
+
+def fingerprint(found: Mapping[tuple[str, str], SchemaObject]) -> str:
+    """Return a hash over a schema: the same for two in which `compare` finds no difference."""
+    digest = sha256()
+    for it in found.values():
+        digest.update(encode(it.type, it.name, it.table, _normal(it.sql)))
+    return digest.hexdigest()
 
 
 def compare(

@@ -1,5 +1,5 @@
 -- audit_chains: where the chains of events and tool executions end, and what was purged of them.
--- Triggers keep it; the statements here read it, and note checkpoints.
+-- Triggers keep it; the statements here read it, and write checkpoints.
 
 -- name: get_audit_chain(resource, resource_id)^
 -- No row: nothing was ever chained there.
@@ -31,33 +31,155 @@ WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id
 LIMIT :limit;
 
--- name: create_audit_checkpoint(now)!
--- Note where the chains end that have grown since the last checkpoint.
-INSERT INTO audit_checkpoints (checkpoint, resource, resource_id, length, last, created_at)
+-- name: note_audit_head(run, number, resource, resource_id)*!
+-- Note the state of a chain for a checkpoint, unless the latest checkpoint has it already: states never
+-- come back, so that any checkpoint with this one is the latest.
+INSERT INTO audit_heads (
+    run, resource, resource_id, number, unchained, length, last, purged, base, purged_at
+)
 SELECT
-    (SELECT coalesce(max(k.checkpoint), 0) + 1 FROM audit_checkpoints AS k) AS checkpoint,
+    :run AS run,
     c.resource,
     c.resource_id,
+    :number AS number,
+    c.unchained,
     c.length,
     c.last,
-    :now
+    c.purged,
+    c.base,
+    c.purged_at
 FROM audit_chains AS c
+WHERE
+    c.resource = :resource
+    AND c.resource_id = :resource_id
+    AND NOT EXISTS (
+        SELECT 1
+        FROM audit_heads AS h
+        INNER JOIN audit_checkpoints AS k ON h.run = k.run
+        WHERE
+            h.resource = :resource
+            AND h.resource_id = :resource_id
+            AND h.length = c.length
+            AND h.last = c.last
+            AND h.purged = c.purged
+            AND h.base = c.base
+            AND h.unchained = c.unchained
+            AND coalesce(h.purged_at, '') = coalesce(c.purged_at, '')
+    )
+ON CONFLICT (run, resource, resource_id) DO NOTHING;
+
+-- name: create_audit_checkpoint(number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash, schema_hash, now, next_key, signature)<!
+-- Make a checkpoint of what a run noted. No row: another checkpoint was made meanwhile, or took away what
+-- this run had noted.
+INSERT INTO audit_checkpoints (
+    number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash,
+    schema_hash, created_at, next_key, signature
+)
+SELECT
+    :number AS number,
+    :digest AS digest,
+    :previous AS previous,
+    :run AS run,
+    :position AS position,
+    :entry AS entry,
+    :chains AS chains,
+    :links AS links,
+    :heads AS heads,
+    :heads_hash AS heads_hash,
+    :entries_hash AS entries_hash,
+    :schema_hash AS schema_hash,
+    :now AS created_at,
+    :next_key AS next_key,
+    :signature AS signature
 WHERE
     NOT EXISTS (
         SELECT 1 FROM audit_checkpoints AS k
-        WHERE k.resource = c.resource AND k.resource_id = c.resource_id AND k.length >= c.length
+        WHERE k.number >= :number
+    )
+    AND (
+        SELECT count(*) FROM audit_heads AS h
+        WHERE h.run = :run
+    ) = :heads
+RETURNING number;
+
+-- name: delete_audit_heads(run, after_run, limit)<!
+-- A piece of what runs without a checkpoint left behind: those that died, and those that cannot end any
+-- more because `run` has. No row: none is left.
+DELETE FROM audit_heads
+WHERE
+    (run, resource, resource_id) IN (
+        SELECT
+            h.run,
+            h.resource,
+            h.resource_id
+        FROM audit_heads AS h
+        WHERE
+            h.run > :after_run
+            AND h.run <> :run
+            AND NOT EXISTS (
+                SELECT 1 FROM audit_checkpoints AS k
+                WHERE k.run = h.run
+            )
+        ORDER BY h.run
+        LIMIT :limit
+    )
+RETURNING run;
+
+-- name: delete_audit_change(task_id)*!
+-- A checkpoint has noted the task's chain as it is.
+DELETE FROM audit_changes
+WHERE
+    task_id = :task_id
+    AND EXISTS (
+        SELECT 1
+        FROM audit_chains AS c
+        INNER JOIN audit_heads AS h ON c.resource = h.resource AND c.resource_id = h.resource_id
+        INNER JOIN audit_checkpoints AS k ON h.run = k.run
+        WHERE c.resource = 'tool_executions' AND c.resource_id = :task_id AND c.length = h.length
     );
 
--- name: list_audit_checkpoints(after_checkpoint, after_resource, after_place, limit)
--- Scans: pages of an audit, which reads every checkpoint.
--- A page of what the checkpoints noted, in the order in which their digests cover it.
+-- name: get_latest_audit_checkpoint()^
+-- The checkpoint that the next one follows. No row: there is none yet.
 SELECT
-    checkpoint,
-    resource,
-    resource_id,
-    length,
-    last
+    number,
+    digest,
+    previous,
+    run,
+    position,
+    entry,
+    chains,
+    links,
+    heads,
+    heads_hash,
+    entries_hash,
+    schema_hash,
+    created_at,
+    next_key,
+    signature
 FROM audit_checkpoints
-WHERE (checkpoint, resource, resource_id) > (:after_checkpoint, :after_resource, :after_place)
-ORDER BY checkpoint, resource, resource_id
+ORDER BY number DESC
+LIMIT 1;
+
+-- name: list_audit_checkpoints(after_number, limit)
+-- Scans: pages of an audit, which reads every checkpoint.
+-- A page of the checkpoints, the oldest first.
+SELECT
+    number,
+    digest,
+    previous,
+    run,
+    position,
+    entry,
+    chains,
+    links,
+    heads,
+    heads_hash,
+    entries_hash,
+    schema_hash,
+    created_at,
+    next_key,
+    signature
+FROM audit_checkpoints
+WHERE number > :after_number
+ORDER BY number
 LIMIT :limit;

@@ -1,15 +1,243 @@
 -- audit_chains: the rows that the chains cover, as they are in the file.
 
--- name: list_chained(resource, after_chain, limit)
+-- name: list_chain_states(resource, after_chain, limit)
 -- Differs: text is read as bytes, since a damaged id may not be UTF-8.
--- A page of the sessions or tasks that have a chain: the rest of its row may be unreadable.
-SELECT cast(resource_id AS BLOB) AS resource_id
-FROM audit_chains
-WHERE resource = :resource AND resource_id > cast(:after_chain AS TEXT)
-ORDER BY audit_chains.resource_id
+-- Scans: pages of an audit, which reads every chain.
+-- A page of the chains of a table, each with whether its session or task is still there, and
+-- whether that is being deleted in pieces.
+SELECT
+    cast(c.resource_id AS BLOB) AS resource_id,
+    c.unchained,
+    c.length,
+    cast(c.last AS BLOB) AS last,
+    c.purged,
+    cast(c.base AS BLOB) AS base,
+    cast(c.purged_at AS BLOB) AS purged_at,
+    EXISTS (
+        SELECT 1 FROM sessions AS s
+        WHERE c.resource = 'events' AND s.id = c.resource_id
+    )
+    OR EXISTS (
+        SELECT 1 FROM tasks AS t
+        WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
+    ) AS present,
+    (
+        SELECT count(*) FROM deletions AS d
+        WHERE
+            d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
+            AND d.resource_id = c.resource_id
+    ) AS deleting
+FROM audit_chains AS c
+WHERE c.resource = :resource AND c.resource_id > cast(:after_chain AS TEXT)
+ORDER BY c.resource_id
 LIMIT :limit;
 
--- name: list_audited_events(after_chain, after_position, limit)
+-- name: list_chain_states_of(resource, resource_id)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- The state of one chain, for a second look; as list_chain_states has it.
+SELECT
+    cast(c.resource_id AS BLOB) AS resource_id,
+    c.unchained,
+    c.length,
+    cast(c.last AS BLOB) AS last,
+    c.purged,
+    cast(c.base AS BLOB) AS base,
+    cast(c.purged_at AS BLOB) AS purged_at,
+    EXISTS (
+        SELECT 1 FROM sessions AS s
+        WHERE c.resource = 'events' AND s.id = c.resource_id
+    )
+    OR EXISTS (
+        SELECT 1 FROM tasks AS t
+        WHERE c.resource = 'tool_executions' AND t.id = c.resource_id
+    ) AS present,
+    (
+        SELECT count(*) FROM deletions AS d
+        WHERE
+            d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
+            AND d.resource_id = c.resource_id
+    ) AS deleting
+FROM audit_chains AS c
+WHERE c.resource = :resource AND c.resource_id = :resource_id;
+
+-- name: list_chain_heads(resource, after_chain, after_number, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- Scans: pages of an audit, which reads every checkpoint.
+-- A page of what checkpoints noted of a table's chains, chain by chain, the oldest first.
+SELECT
+    cast(h.resource_id AS BLOB) AS resource_id,
+    h.number,
+    h.unchained,
+    h.length,
+    cast(h.last AS BLOB) AS last,
+    h.purged,
+    cast(h.base AS BLOB) AS base,
+    cast(h.purged_at AS BLOB) AS purged_at
+FROM audit_heads AS h
+INNER JOIN audit_checkpoints AS k ON h.run = k.run
+WHERE h.resource = :resource AND (h.resource_id, h.number) > (cast(:after_chain AS TEXT), :after_number)
+ORDER BY h.resource_id, h.number
+LIMIT :limit;
+
+-- name: list_chain_heads_of(resource, resource_id)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- What checkpoints noted of one chain, for a second look; as list_chain_heads has it.
+SELECT
+    cast(h.resource_id AS BLOB) AS resource_id,
+    h.number,
+    h.unchained,
+    h.length,
+    cast(h.last AS BLOB) AS last,
+    h.purged,
+    cast(h.base AS BLOB) AS base,
+    cast(h.purged_at AS BLOB) AS purged_at
+FROM audit_heads AS h
+INNER JOIN audit_checkpoints AS k ON h.run = k.run
+WHERE h.resource = :resource AND h.resource_id = :resource_id
+ORDER BY h.number;
+
+-- name: list_run_heads(run, after_resource, after_chain, number, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- Scans: pages of what a checkpoint notes, which may be every chain.
+-- A page of what one run noted, each with how long the chain was at the checkpoint before.
+SELECT
+    cast(h.resource AS BLOB) AS resource,
+    cast(h.resource_id AS BLOB) AS resource_id,
+    h.unchained,
+    h.length,
+    cast(h.last AS BLOB) AS last,
+    h.purged,
+    cast(h.base AS BLOB) AS base,
+    cast(h.purged_at AS BLOB) AS purged_at,
+    (
+        SELECT b.length
+        FROM audit_heads AS b
+        INNER JOIN audit_checkpoints AS k ON b.run = k.run
+        WHERE b.resource = h.resource AND b.resource_id = h.resource_id AND b.number < :number
+        ORDER BY b.number DESC
+        LIMIT 1
+    ) AS length_before
+FROM audit_heads AS h
+WHERE
+    h.run = :run
+    AND (h.resource, h.resource_id) > (cast(:after_resource AS TEXT), cast(:after_chain AS TEXT))
+ORDER BY h.resource, h.resource_id
+LIMIT :limit;
+
+-- name: list_audit_entries(after_number, until_number, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- Scans: pages of an audit, which reads every entry.
+-- A page of the entries in their order.
+SELECT
+    number,
+    cast(kind AS BLOB) AS kind,
+    cast(resource AS BLOB) AS resource,
+    cast(resource_id AS BLOB) AS resource_id,
+    unchained,
+    length,
+    purged,
+    cast(created_at AS BLOB) AS created_at
+FROM audit_entries
+WHERE number > :after_number AND number <= :until_number
+ORDER BY number
+LIMIT :limit;
+
+-- name: list_chain_entries(resource, after_chain, after_number, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- Scans: pages of an audit, which reads every entry.
+-- A page of the entries of a table's chains, chain by chain.
+SELECT
+    cast(resource_id AS BLOB) AS resource_id,
+    number,
+    cast(kind AS BLOB) AS kind,
+    unchained,
+    length,
+    purged,
+    cast(created_at AS BLOB) AS created_at
+FROM audit_entries
+WHERE
+    resource = :resource
+    AND kind <> 'start'
+    AND (resource_id, number) > (cast(:after_chain AS TEXT), :after_number)
+ORDER BY audit_entries.resource_id, audit_entries.number
+LIMIT :limit;
+
+-- name: list_chain_entries_of(resource, resource_id)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- The entries of one chain, for a second look; as list_chain_entries has it.
+SELECT
+    cast(resource_id AS BLOB) AS resource_id,
+    number,
+    cast(kind AS BLOB) AS kind,
+    unchained,
+    length,
+    purged,
+    cast(created_at AS BLOB) AS created_at
+FROM audit_entries
+WHERE resource = :resource AND resource_id = :resource_id AND kind <> 'start'
+ORDER BY number;
+
+-- name: get_audit_extent()^
+-- Differs: sqlite_sequence tells how many entries there ever were.
+-- How far history goes: its last position and entry, and up to which position events may lack a hash.
+-- No row: never.
+SELECT
+    coalesce((SELECT max(e.position) FROM events AS e), 0) AS position,
+    coalesce(
+        (
+            SELECT q.seq FROM sqlite_sequence AS q
+            WHERE q.name = 'audit_entries'
+        ),
+        0
+    ) AS entry,
+    coalesce(
+        (
+            SELECT a.length FROM audit_entries AS a
+            WHERE a.number = 1 AND a.kind = 'start'
+        ),
+        0
+    ) AS unchained_until;
+
+-- name: list_changed_sessions(after_position, until_position, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- Scans: pages of the events since the last checkpoint, which may be many.
+-- The sessions of a page of events, each with its last position there.
+SELECT
+    cast(e.session_id AS BLOB) AS resource_id,
+    max(e.position) AS position
+FROM (
+    SELECT
+        position,
+        session_id
+    FROM events
+    WHERE position > :after_position AND position <= :until_position
+    ORDER BY events.position
+    LIMIT :limit
+) AS e
+GROUP BY e.session_id;
+
+-- name: list_changed_tasks(after_chain, limit)
+-- Differs: text is read as bytes, tampered text may not be UTF-8.
+-- A page of the tasks whose chains have grown since the last checkpoint.
+SELECT cast(task_id AS BLOB) AS task_id
+FROM audit_changes
+WHERE task_id > cast(:after_chain AS TEXT)
+ORDER BY audit_changes.task_id
+LIMIT :limit;
+
+-- name: list_schema()
+-- Differs: SQLite keeps its schema as the text of its statements.
+-- The schema as it is, with the triggers that write history.
+SELECT
+    type,
+    name,
+    tbl_name,
+    sql
+FROM sqlite_schema
+WHERE sql IS NOT NULL
+ORDER BY type, name;
+
+-- name: list_audited_events(after_chain, after_position, limit, byte_limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
 -- Scans: pages of an audit, which reads every event.
 -- A page of all events, session by session, each in the order of its chain.
@@ -26,9 +254,23 @@ SELECT
 FROM events
 WHERE (session_id, position) > (cast(:after_chain AS TEXT), :after_position)
 ORDER BY events.session_id, events.position
-LIMIT :limit;
+LIMIT
+    1 + (
+        SELECT count(*)
+        FROM (
+            SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM (
+                SELECT length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
+                FROM events
+                WHERE (session_id, position) > (cast(:after_chain AS TEXT), :after_position)
+                ORDER BY events.session_id, events.position
+                LIMIT :limit - 1
+            ) AS p
+        ) AS b
+        WHERE b.bytes < :byte_limit
+    );
 
--- name: list_audited_events_of(resource_id, after_position, limit)
+-- name: list_audited_events_of(resource_id, after_position, limit, byte_limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
 -- Scans: pages of an audit, which reads the whole chain.
 -- A page of the events of one session, in the order of its chain, for a second look.
@@ -45,9 +287,23 @@ SELECT
 FROM events
 WHERE session_id = :resource_id AND position > :after_position
 ORDER BY events.position
-LIMIT :limit;
+LIMIT
+    1 + (
+        SELECT count(*)
+        FROM (
+            SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM (
+                SELECT length(cast(message AS BLOB)) + length(cast(context AS BLOB)) AS bytes
+                FROM events
+                WHERE session_id = :resource_id AND position > :after_position
+                ORDER BY events.position
+                LIMIT :limit - 1
+            ) AS p
+        ) AS b
+        WHERE b.bytes < :byte_limit
+    );
 
--- name: list_audited_tool_executions(after_chain, after_row, limit)
+-- name: list_audited_tool_executions(after_chain, after_row, limit, byte_limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
 -- Scans: pages of an audit, which reads every tool execution.
 -- A page of all tool executions, task by task.
@@ -69,33 +325,62 @@ SELECT
 FROM tool_executions
 WHERE (task_id, id) > (cast(:after_chain AS TEXT), cast(:after_row AS TEXT))
 ORDER BY tool_executions.task_id, tool_executions.id
-LIMIT :limit;
+LIMIT
+    1 + (
+        SELECT count(*)
+        FROM (
+            SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM (
+                SELECT
+                    length(cast(arguments AS BLOB))
+                    + coalesce(length(cast(output AS BLOB)), 0)
+                    + coalesce(length(cast(error AS BLOB)), 0) AS bytes
+                FROM tool_executions
+                WHERE (task_id, id) > (cast(:after_chain AS TEXT), cast(:after_row AS TEXT))
+                ORDER BY tool_executions.task_id, tool_executions.id
+                LIMIT :limit - 1
+            ) AS p
+        ) AS b
+        WHERE b.bytes < :byte_limit
+    );
 
--- name: list_audited_tool_executions_of(resource_id)
+-- name: list_audited_tool_executions_of(resource_id, after_row, limit, byte_limit)
 -- Differs: text is read as bytes, tampered text may not be UTF-8.
--- Scans: reads the whole chain.
--- All tool executions of one task and the end of its chain, read at once, for a second look.
+-- Scans: pages of an audit, which reads the whole chain.
+-- A page of the tool executions of one task, for a second look.
 SELECT
-    c.unchained,
-    c.length,
-    c.last,
-    c.purged,
-    c.base,
-    cast(r.task_id AS BLOB) AS task_id,
-    cast(r.id AS BLOB) AS id,
-    cast(r.tool_name AS BLOB) AS tool_name,
-    cast(r.arguments AS BLOB) AS arguments,
-    cast(r.output AS BLOB) AS output,
-    cast(r.status AS BLOB) AS status,
-    cast(r.error AS BLOB) AS error,
-    cast(r.created_at AS BLOB) AS created_at,
-    cast(r.completed_at AS BLOB) AS completed_at,
-    cast(r.duration_ms AS BLOB) AS duration_ms,
-    r.sequence,
-    cast(r.hash AS BLOB) AS hash,
-    r.finished_sequence,
-    cast(r.finished_hash AS BLOB) AS finished_hash
-FROM (SELECT :resource_id AS resource_id) AS asked
-LEFT JOIN audit_chains AS c ON asked.resource_id = c.resource_id AND c.resource = 'tool_executions'
-LEFT JOIN tool_executions AS r ON asked.resource_id = r.task_id
-ORDER BY r.id;
+    cast(task_id AS BLOB) AS task_id,
+    cast(id AS BLOB) AS id,
+    cast(tool_name AS BLOB) AS tool_name,
+    cast(arguments AS BLOB) AS arguments,
+    cast(output AS BLOB) AS output,
+    cast(status AS BLOB) AS status,
+    cast(error AS BLOB) AS error,
+    cast(created_at AS BLOB) AS created_at,
+    cast(completed_at AS BLOB) AS completed_at,
+    cast(duration_ms AS BLOB) AS duration_ms,
+    sequence,
+    cast(hash AS BLOB) AS hash,
+    finished_sequence,
+    cast(finished_hash AS BLOB) AS finished_hash
+FROM tool_executions
+WHERE task_id = :resource_id AND id > cast(:after_row AS TEXT)
+ORDER BY tool_executions.id
+LIMIT
+    1 + (
+        SELECT count(*)
+        FROM (
+            SELECT sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+            FROM (
+                SELECT
+                    length(cast(arguments AS BLOB))
+                    + coalesce(length(cast(output AS BLOB)), 0)
+                    + coalesce(length(cast(error AS BLOB)), 0) AS bytes
+                FROM tool_executions
+                WHERE task_id = :resource_id AND id > cast(:after_row AS TEXT)
+                ORDER BY tool_executions.id
+                LIMIT :limit - 1
+            ) AS p
+        ) AS b
+        WHERE b.bytes < :byte_limit
+    );

@@ -45,6 +45,7 @@ MORE_HOPS = {
 NOT_COUNTED = {
     "audit_chains.checkpoint": "reads the chains that grew",
     "audit_chains.verify": "reads every chain",
+    "audit_chains.schema_findings": "reads the schema, and compares it in a thread",
     "configurations.dump": "is a read for each page",
     "configurations.load": "is a write for each key",
     "configurations.reveal": "is value, for secrets",

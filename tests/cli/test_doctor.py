@@ -156,6 +156,34 @@ def test_doctor__of_a_damaged_database(run: Run, path: Path) -> None:
     assert "restore a backup" in section(result.output, "Problems")[0]
 
 
+@pytest.mark.parametrize("flags", [[], ["--audit"]], ids=["plain", "audit"])
+@pytest.mark.parametrize("name", ["helpful", "sqlite_helpful"])
+def test_doctor__names_a_planted_trigger(
+    run: Run, fill: Fill, path: Path, name: str, flags: list[str]
+) -> None:
+    """Also one that was named as SQLite names its own, which only a writable schema allows."""
+
+    async def append(store: MetadataStore) -> str:
+        return (await Factories(store).event()).id
+
+    fill(append)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "CREATE TRIGGER helpful AFTER INSERT ON events BEGIN"
+            " UPDATE sessions SET status = 'failed' WHERE id = new.session_id; END"
+        )
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute(
+            "UPDATE sqlite_schema SET name = ?1, sql = replace(sql, 'helpful', ?1)"
+            " WHERE name = 'helpful'",
+            (name,),
+        )
+    result = run(*flags)
+    assert result.exit_code == 1
+    [problem] = [it for it in section(result.output, "Problems") if "schema" in it]
+    assert f"trigger {name} is extra: on events" in problem
+
+
 def test_doctor__finds_tampering(run: Run, fill: Fill, path: Path) -> None:
     async def append(store: MetadataStore) -> str:
         return (await Factories(store).event()).id
@@ -165,8 +193,12 @@ def test_doctor__finds_tampering(run: Run, fill: Fill, path: Path) -> None:
     assert result.exit_code == 0
     assert facts(result.output)["history"] == "ok"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("DROP TRIGGER events_no_update")
+        name = "events_no_update"
+        schema = "SELECT sql FROM sqlite_schema WHERE name = ?"
+        [trigger] = connection.execute(schema, (name,)).fetchone()
+        connection.execute(f"DROP TRIGGER {name}")
         connection.execute("UPDATE events SET message = 'forged'")
+        connection.execute(trigger)
     assert facts(run("--integrity").output)["history"] == "not checked, see --audit"
     result = run("--audit")
     assert result.exit_code == 1

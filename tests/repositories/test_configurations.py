@@ -486,7 +486,7 @@ async def test_migration__secrets_from_before_open_until_they_are_rotated(
 ) -> None:
     path = tmp_path / "metadata.db"
     url = urls.resolve(f"sqlite:///{path}")
-    migrations.upgrade(url, "0035-distrust-future-times-in-views")
+    migrations.upgrade(url, "0034-distrust-future-times-in-views")
     keys = keyring()
     connection = sqlite3.connect(path, isolation_level=None)
     for key in ("a", "b"):

@@ -782,7 +782,7 @@ async def test_discrepancies__name_what_was_changed_by_hand(tmp_path: Path) -> N
         assert await store.cost_entries.discrepancies(limit=1) == [first]
 
 
-CORRECT_COSTS = "0039-correct-costs"
+CORRECT_COSTS = "0037-correct-costs"
 
 
 async def test_migration__carries_the_entries_over_and_back(tmp_path: Path) -> None:
@@ -796,7 +796,7 @@ async def test_migration__carries_the_entries_over_and_back(tmp_path: Path) -> N
             for job in (first, second)
             for n, request_id in enumerate(("1", "2"))
         ]
-    migrations.downgrade(url, "0038-bind-secrets-to-incarnations")
+    migrations.downgrade(url, "0036-bind-secrets-to-incarnations")
     with sqlite3.connect(path) as connection:
         [count] = connection.execute("SELECT count(*) FROM cost_entries").fetchone()
         assert count == len(made)
@@ -809,6 +809,6 @@ async def test_migration__carries_the_entries_over_and_back(tmp_path: Path) -> N
         refund = await store.cost_entries.correct(made[0].id, request_id="r", amount_usd="-0.01")
     # A refund has no place in the table as it was: nothing is undone.
     with pytest.raises(MigrationFailed):
-        migrations.downgrade(url, "0038-bind-secrets-to-incarnations")
+        migrations.downgrade(url, "0036-bind-secrets-to-incarnations")
     async with MetadataStore.open(f"sqlite:///{path}") as store:
         assert await store.cost_entries.get(refund.entry.id) == refund.entry

@@ -22,7 +22,7 @@ from metastore import (
     NotFound,
     deletion,
 )
-from metastore.audit import End, Finding, Raw, ToolExecutionsJudge
+from metastore.audit import Chain, Entry, Finding, Raw, State, ToolExecutionsJudge
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
 from metastore.repositories.deletions import DeletedTable
@@ -519,12 +519,14 @@ def test_check__a_row_inside_the_purged_part_was_inserted() -> None:
     task = "0" * 36
     begun = (b"task", b"id", b"bash", b"{}", None, b"running", None, b"now", None, None)
     ended = (b"task", b"id", b"bash", b"{}", b"1", b"completed", None, b"now", b"now", 1)
-    end = End(length=6, purged=6, last="6:x", base="6:x")
+    state = State(length=6, purged=6, last="6:x;purged=6;at=now", base="6:x", purged_at="now")
+    entries = [Entry(2, "chain", 0, 1, 0, "now"), Entry(3, "purge", 0, 6, 6, "now")]
+    chain = Chain(state, [], entries)
 
     def verdict(rows: list[Raw]) -> Finding | None:
-        judge = ToolExecutionsJudge(task, end, {})
+        judge = ToolExecutionsJudge(task, chain)
         judge.add(rows)
-        return judge.verdict(end)
+        return judge.verdict(chain)
 
     assert verdict([]) is None
     for row in (

@@ -1,4 +1,4 @@
--- 0038-bind-secrets-to-incarnations: a secret that was deleted and set again is another one.
+-- 0036-bind-secrets-to-incarnations: a secret that was deleted and set again is another one.
 --
 -- Why:      versions begin at 1 again after a delete, so that an old ciphertext opened in the new row; and the
 --           keys that are in use are looked up before another one seals.
@@ -6,7 +6,7 @@
 -- Rollback: drops the column. Secrets that were set or re-encrypted since do not open without it: reveal them
 --           first, and set them again afterwards. Releases before this one cannot open them either.
 --
--- depends: 0035-distrust-future-times-in-views
+-- depends: 0035-create-audit-entries
 
 -- Which life of its key a secret belongs to: authenticated with the ciphertext. NULL for a plain value, and for
 -- a secret that was sealed before there was one, until the next rotation of keys.

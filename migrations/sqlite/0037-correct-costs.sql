@@ -1,4 +1,4 @@
--- 0039-correct-costs: cache writes, reasoning and corrections in cost_entries.
+-- 0037-correct-costs: cache writes, reasoning and corrections in cost_entries.
 --
 -- Why:      providers sell cache writes and reasoning at prices of their own, and calls that had them were
 --           priced too low; refunds and corrections had no place, so that totals were changed by hand.
@@ -7,7 +7,7 @@
 -- Rollback: rebuilds the table as it was. The tokens of both kinds are lost, and corrections that added to a
 --           cost look like calls; fails while there is a refund.
 --
--- depends: 0038-bind-secrets-to-incarnations
+-- depends: 0036-bind-secrets-to-incarnations
 
 -- It names the table, which would stop the renaming.
 DROP VIEW IF EXISTS cost_by_day;

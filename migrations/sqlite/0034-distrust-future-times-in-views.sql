@@ -1,4 +1,4 @@
--- 0035-distrust-future-times-in-views: the views believe what the store believes.
+-- 0034-distrust-future-times-in-views: the views believe what the store believes.
 --
 -- Why:      a clock that was ahead wrote expiries and heartbeats that the store does not believe;
 --           the views showed them as live: leases not expired, money reserved, clients connected.

@@ -1,4 +1,4 @@
--- 0040-refuse-foreign-references, undone: nothing is lost.
+-- 0038-refuse-foreign-references, undone: nothing is lost.
 
 DROP TRIGGER IF EXISTS context_metrics_step_id_insert;
 

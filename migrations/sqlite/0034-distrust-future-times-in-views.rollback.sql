@@ -1,4 +1,4 @@
--- 0035-distrust-future-times-in-views, undone: nothing is lost.
+-- 0034-distrust-future-times-in-views, undone: nothing is lost.
 
 DROP VIEW IF EXISTS stale_clients;
 

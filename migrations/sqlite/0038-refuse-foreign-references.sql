@@ -1,4 +1,4 @@
--- 0040-refuse-foreign-references: a row refers to rows of the same session, job or repository.
+-- 0038-refuse-foreign-references: a row refers to rows of the same session, job or repository.
 --
 -- Why:      a session in a worktree of another repository edits the wrong files, and an artifact or a
 --           summary that names a stranger's command or step is attributed to the wrong work.
@@ -6,7 +6,7 @@
 --           reference is NULL.
 -- Rollback: drops the triggers; nothing is lost.
 --
--- depends: 0039-correct-costs
+-- depends: 0037-correct-costs
 
 -- A debug session runs in a worktree of its repository. A workflow has no repository, and takes any.
 CREATE TRIGGER IF NOT EXISTS sessions_worktree_id_insert

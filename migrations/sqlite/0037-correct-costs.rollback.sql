@@ -1,4 +1,4 @@
--- 0039-correct-costs, undone: the tokens of cache writes and reasoning are lost. Fails while there is a refund.
+-- 0037-correct-costs, undone: the tokens of cache writes and reasoning are lost. Fails while there is a refund.
 
 DROP VIEW IF EXISTS cost_by_day;
 
