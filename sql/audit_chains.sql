@@ -69,8 +69,7 @@ WHERE
 ON CONFLICT (run, resource, resource_id) DO NOTHING;
 
 -- name: create_audit_checkpoint(number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash, schema_hash, now, next_key, signature)<!
--- Make a checkpoint of what a run noted. No row: another checkpoint was made meanwhile, or took away what
--- this run had noted.
+-- Make a checkpoint of what a run noted. No row: another checkpoint was made meanwhile.
 INSERT INTO audit_checkpoints (
     number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash,
     schema_hash, created_at, next_key, signature
@@ -96,13 +95,9 @@ WHERE
         SELECT 1 FROM audit_checkpoints AS k
         WHERE k.number >= :number
     )
-    AND (
-        SELECT count(*) FROM audit_heads AS h
-        WHERE h.run = :run
-    ) = :heads
 RETURNING number;
 
--- name: delete_audit_heads(run, after_run, limit)<!
+-- name: delete_audit_heads(run, number, after_run, limit)<!
 -- A piece of what runs without a checkpoint left behind: those that died, and those that cannot end any
 -- more because `run` has. No row: none is left.
 DELETE FROM audit_heads
@@ -116,6 +111,7 @@ WHERE
         WHERE
             h.run > :after_run
             AND h.run <> :run
+            AND h.number <= :number
             AND NOT EXISTS (
                 SELECT 1 FROM audit_checkpoints AS k
                 WHERE k.run = h.run

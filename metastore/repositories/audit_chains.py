@@ -416,7 +416,9 @@ class AuditChains(TableRepository[AuditChain]):
             return None
         if signer is not None and signature is not None:
             await asyncio.to_thread(signer.advance, signature)
-        left_behind = self._sql.delete_audit_heads(run=run, after_run=before.run, limit=PIECE)
+        left_behind = self._sql.delete_audit_heads(
+            run=run, number=made.number, after_run=before.run, limit=PIECE
+        )
         while await self._run(left_behind):
             pass
         await self._settle()
