@@ -70,16 +70,16 @@ class TimeCursor(msgspec.Struct, frozen=True):
 NEWEST = TimeCursor(datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC), _LAST_ID)
 
 
-def checked_limit(limit: int) -> int:
+def checked_limit(limit: int, name: str = "limit") -> int:
     """Return the number of rows to read for a page of `limit`: one more, to know if it is the last.
 
     Raises:
-        InvalidValue: `limit` is not from 1 to `MAX_PAGE`.
+        InvalidValue: `limit`, the argument `name`, is not from 1 to `MAX_PAGE`.
     """
     if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= MAX_PAGE:
         raise InvalidValue(
             None,
-            "limit",
+            name,
             f"must be an integer from 1 to {MAX_PAGE}",
             value_type=type(limit).__name__,
         )

@@ -487,8 +487,15 @@ class TestColumns:
             values.append("x" * (int(length) + 1))
         if "'{}'" in line.says:
             values += ["[]", "1"]
+        # What refers to a row of the same parent would be refused first.
+        apart = {
+            ("sessions", "repository_id"): "worktree_id",
+            ("artifacts", "session_id"): "command_id",
+        }
+        alone = {apart[line.table, line.column]: None} if (line.table, line.column) in apart else {}
         for value in values:
-            db.refuses(f"{line.column}|FOREIGN KEY", line.table, **{line.column: value})
+            changes = {line.column: value, **alone}
+            db.refuses(f"{line.column}|FOREIGN KEY", line.table, **changes)
 
     @pytest.mark.parametrize(
         "line",

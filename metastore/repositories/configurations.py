@@ -224,16 +224,18 @@ class Configurations(TableRepository[Configuration]):
         does not open is left as it is, and told when the others are done.
 
         Raises:
+            InvalidValue: `batch` is not the size of a page.
             SecretKeyUnavailable: there is no key, or one that a secret is encrypted under is
                 missing.
             SecretRejected: a ciphertext was altered, or comes from elsewhere.
         """
+        limit = checked_limit(batch, "batch")
         keys = secrets.keyring()
         rotated, after = 0, ""
         failed: SecretKeyUnavailable | SecretRejected | None = None
         while True:
             rows = await self._all(
-                self._sql.list_secret_configurations(after_key=after, limit=checked_limit(batch))
+                self._sql.list_secret_configurations(after_key=after, limit=limit)
             )
             calls = []
             for row in rows[:batch]:

@@ -254,7 +254,7 @@ class CostEntries(TableRepository[CostEntry]):
         now = self._now()
         answers = await self._run_all(
             self._sql.create_cost_correction(
-                id=(correction_id := id or new_id()),
+                id=(correction_id := new_id() if id is None else id),
                 corrects=entry_id,
                 request_id=request_id,
                 cost_nano_usd=nano,

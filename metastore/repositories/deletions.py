@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from metastore.codec import Id, Row
-from metastore.paging import FIRST_ID, Page, checked_limit, page_of
+from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
 __all__ = ["DeletedTable", "Deletion", "Deletions"]
@@ -50,7 +50,7 @@ class Deletions(TableRepository[Deletion]):
         """Return a page of the rows of a table that are being deleted, by id."""
         rows = await self._all(
             self._sql.list_deletions(
-                resource=resource, after_place=after or FIRST_ID, limit=checked_limit(limit)
+                resource=resource, after_place=after, limit=checked_limit(limit)
             )
         )
         return page_of(rows, limit, lambda row: row.resource_id)

@@ -233,6 +233,8 @@ def baseline(world: World, table: str, verb: str) -> dict[str, Any]:
         "resource": "events" if table == "audit_chains" else "worktrees",
         "resource_id": UNKNOWN_ID,
         "checkpoint": None,
+        "signer": None,
+        "verify_key": None,
         "events": [NewEvent("t", "m")],
         "embeddings": [NewEmbedding("r", "t", [1.0, 2.0, 3.0])],
         "vector": [1.0, 2.0, 3.0],
@@ -260,7 +262,8 @@ def baseline(world: World, table: str, verb: str) -> dict[str, Any]:
         "if_version": None,
         "value": 1,
         "value_type": None,
-        "is_secret": False,
+        # A key that is a secret stays one.
+        "is_secret": True,
         "state": {},
         "label": "l",
         "output": {},
@@ -307,6 +310,8 @@ INTERNAL = {
     # Its callers are the repositories that lease; what it is given was checked by them.
     "lease_waiters.wait_in_line",
     "lease_waiters.leaving",
+    # The deletion of a job is its caller.
+    "memory_files.pieces_of_job",
 }
 
 
@@ -330,6 +335,7 @@ async def call(operation: Callable[..., Any], arguments: dict[str, Any]) -> None
 NAMED_OTHERWISE = {
     "budget_usd": {"budget_nano_usd"},
     "data": {"bytes"},
+    "entry_id": {"corrects"},
     "owner": {"lease_owner", "worktrees_lease_check"},
     "prefer_commit": {"commit_sha"},
     "prefer_environment": {"environment_hashes"},

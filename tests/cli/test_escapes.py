@@ -135,6 +135,7 @@ def commands(stored: Stored) -> Iterator[list[str]]:
 
 ELSEWHERE = {
     ("demo",): "prints what it made itself",
+    ("audit", "keygen"): "prints the key that it made",
     ("migrate", "new"): "names a file after its argument, in which only a to z and 0 to 9 are left",
     ("config", "reveal"): "hands a secret to a program as it is; see below for terminals",
 }

@@ -687,7 +687,6 @@ async def test_value__of_another_type_names_the_key_and_not_the_value(
     await raw.execute("UPDATE configurations SET value = ? WHERE key = 'damaged'", (damaged,))
     for read in (
         store.configurations.value("damaged"),
-        store.configurations.reveal("damaged"),
         store.configurations.dump(),
     ):
         with pytest.raises(StoreCorrupt) as caught:

@@ -810,5 +810,5 @@ async def test_migration__carries_the_entries_over_and_back(tmp_path: Path) -> N
     # A refund has no place in the table as it was: nothing is undone.
     with pytest.raises(MigrationFailed):
         migrations.downgrade(url, "0036-bind-secrets-to-incarnations")
-    async with MetadataStore.open(f"sqlite:///{path}") as store:
+    async with MetadataStore.open(f"sqlite:///{path}", migrate=True) as store:
         assert await store.cost_entries.get(refund.entry.id) == refund.entry
