@@ -639,6 +639,12 @@ class Judge:
             raise_ = f"{operation} was refused with {free} free and {believed} waiting: {error!r}"
             self.violation(f"{raise_}; {[it for it in queue if it not in believed]} not believed")
 
+    async def tickets_left(self) -> None:
+        """Let the time pass within which those who were cancelled leave the queue."""
+        while self._tickets_to_check:
+            await asyncio.sleep(self.scheduler.busy_timeout)
+            self._check_left_tickets()
+
     def _check_left_tickets(self) -> None:
         """Judge the tickets of those who were cancelled: they are given back."""
         now = self.scheduler.time

@@ -81,7 +81,7 @@ def plan(seed: int) -> Plan:
             rest=round(chance.random() * longest_rest, 5),
             n=chance.randrange(1 << 16),
             cancelled_after=round(chance.random() ** 3 * 0.3, 5)
-            if chance.random() < 0.06
+            if chance.random() < (0.5 if kind.endswith("_waiting") else 0.06)
             else None,
         )
         for place, kind in enumerate(kinds)

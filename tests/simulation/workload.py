@@ -49,6 +49,10 @@ class Facts(msgspec.Struct):
     sessions: list[str]
     jobs: list[str]
 
+    def project_of(self, session: str) -> str:
+        """Return the project that a session works on: no other may it lock."""
+        return self.projects[self.sessions.index(session) % 2]
+
 
 @cache
 def beginning() -> tuple[Stage, Facts]:
@@ -70,10 +74,9 @@ def beginning() -> tuple[Stage, Facts]:
                 task="t", repo_owner="o", repo_name=name, budget_usd=BUDGET
             )
             facts.jobs.append((await store.jobs.start(job.id)).id)
-        for _ in range(PROCESSES * CLIENTS):
-            session = await store.sessions.create(
-                session_type="debug", repository_id=facts.repositories[0]
-            )
+        for number in range(PROCESSES * CLIENTS):
+            path = f"/projects/{('app', 'lib')[number % 2]}"
+            session = await store.sessions.create(session_type="test_generation", project_path=path)
             facts.sessions.append((await store.sessions.start(session.id)).id)
         for task_type in TYPES:
             for place in range(3):
@@ -117,6 +120,7 @@ class Workload:
             if any(self.queues[process.number, number] for number in range(CLIENTS)):
                 raise StoreClosed("there is more to do")
             await self.judge.caught_up(process, follower)
+            await self.judge.tickets_left()
         finally:
             follower.cancel()
 
@@ -374,7 +378,7 @@ class Workload:
         wait: float | None = None,
     ) -> None:
         lock = await store.project_locks.acquire(
-            project_id=operation.wants(self.facts.projects[n % 2]),
+            project_id=operation.wants(self.facts.project_of(operation.session)),
             session_id=operation.session,
             ttl=_seconds(TTLS[n // 4 % 4]),
             wait=None if wait is None else _seconds(wait),
