@@ -265,10 +265,11 @@ class SqliteBackend:
     async def _close(self) -> None:
         _open_backends.discard(self)
         self._watcher.close()
-        self._scans.refuse(closed)
-        await asyncio.gather(
-            *(lane.close() for lane in (*self._readers, self._writer)), self._scans.close()
-        )
+        self._refuse(closed)
+        # One after the other: SQLite removes the WAL when the last connection closes, and of two
+        # that close at once neither is the last.
+        await asyncio.gather(*(lane.close() for lane in self._readers), self._scans.close())
+        await self._writer.close()
 
     async def _close_from_outside(self) -> None:
         """Close what a loop left open that has ended, or at least does not run."""
@@ -276,7 +277,8 @@ class SqliteBackend:
             raise WrongLoop
         _open_backends.discard(self)
         self._refuse(closed)
-        await asyncio.gather(*(lane.connection.close_within(CLOSE_LIMIT) for lane in self._lanes))
+        for lane in self._lanes:
+            await lane.connection.close_within(CLOSE_LIMIT)
 
     @property
     def _lanes(self) -> list[Lane]:
