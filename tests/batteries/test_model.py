@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -104,6 +104,11 @@ class Model:
     def is_retired(self, worktree_id: str | None) -> bool:
         worktree = self.worktrees.get(worktree_id or "")
         return worktree is not None and worktree["state"] == "retired"
+
+    def is_elsewhere(self, worktree_id: str | None, repository_id: str | None) -> bool:
+        """Say whether the worktree is one of another repository."""
+        worktree = self.worktrees.get(worktree_id or "")
+        return None not in (worktree, repository_id) and worktree["repository_id"] != repository_id
 
     def drop_lock(self, lock: Values) -> None:
         del self.project_locks[lock["id"]]
@@ -448,7 +453,7 @@ class Operations:
                 None if old else LeaseLost, self.repos.worktrees.record_checkout(lease, **new)
             )
             if old:
-                new |= {"environment_hashes": {}, "updated_at": Now}
+                new |= {"updated_at": Now}
                 await self.stored("worktrees", row.worktree, old | new)
 
     async def release(self, n: list[int]) -> None:
@@ -582,6 +587,8 @@ class Operations:
             error = TokenRejected
         elif self.model.is_retired(values["worktree_id"]):
             error, facts = InvalidTransition, {"table": "worktrees", "from_state": "retired"}
+        elif self.model.is_elsewhere(values["worktree_id"], values["repository_id"]):
+            error = InvalidValue
         elif id_ in self.model.sessions:
             error = AlreadyExists
         elif any(
@@ -727,8 +734,11 @@ class Operations:
     async def create_artifact(self, n: list[int]) -> None:
         id_, session_id = self.new_id(n[0], "artifacts"), self.key(n[1], "sessions")
         command_id = self.key(n[2], "commands") if n[2] else None
+        command = self.model.commands.get(command_id or "")
         error: Any = None
-        if id_ in self.model.artifacts:
+        if command and command["session_id"] != session_id:
+            error = InvalidValue
+        elif id_ in self.model.artifacts:
             error = AlreadyExists
         elif session_id not in self.model.sessions or (
             command_id and command_id not in self.model.commands
