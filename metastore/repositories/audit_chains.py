@@ -485,12 +485,12 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _schema_hash(self) -> str:
         rows = await self._run(self._sql.list_schema())
-        return await asyncio.to_thread(migrations.fingerprint, rows)
+        return await asyncio.to_thread(migrations.fingerprint, self._scope.dialect, rows)
 
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        differences = await asyncio.to_thread(migrations.differences, rows)
+        differences = await asyncio.to_thread(migrations.differences, self._scope.dialect, rows)
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -536,7 +536,7 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._run, self._sql, asked, since, verify_key)
+            trail = _Trail(self._run, self._sql, self._scope.dialect, asked, since, verify_key)
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed
@@ -576,11 +576,13 @@ class _Trail(_Source):
         self,
         run: Run,
         sql: Catalogue,
+        dialect: str,
         asked: list[str],
         since: str | None,
         verify_key: str | None,
     ) -> None:
         super().__init__(run, sql)
+        self._dialect = dialect
         self._asked = asked
         self._since = since
         self._key = verify_key
@@ -603,7 +605,7 @@ class _Trail(_Source):
                 if fault:
                     self._find(checkpoint.number, "rewritten", fault)
                 if honest is None:
-                    honest = await asyncio.to_thread(migrations.fingerprints)
+                    honest = await asyncio.to_thread(migrations.fingerprints, self._dialect)
                 if checkpoint.schema_hash not in honest:
                     detail = f"it was not as any migrations make it at checkpoint {checkpoint[0]}"
                     self.findings.append(Finding("schema", "", None, "edited", detail))

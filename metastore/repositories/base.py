@@ -30,11 +30,13 @@ class Scope(NamedTuple):
         executor: the store's backend, where each operation commits by itself, or a transaction.
         now: the time of an operation; within a transaction it stands still.
         backend: the store's backend; None within a transaction, where nothing can be waited for.
+        dialect: the SQL dialect that is spoken there.
     """
 
     executor: Executor
     now: Callable[[], datetime]
     backend: Backend | None
+    dialect: str
 
 
 class Parents(Protocol):

@@ -29,7 +29,7 @@ from metastore import (
 )
 from metastore.codec import MAX_JSON, MAX_JSON_DEPTH, MAX_TEXT
 from metastore.paging import FIRST_ID
-from metastore.store import write_template
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from pathlib import Path

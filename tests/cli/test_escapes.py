@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from metastore import MetadataStore, cli
 from metastore.cli import main
-from metastore.store import write_template
 from metastore.testing import Factories
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
