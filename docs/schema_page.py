@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
 from metastore.audit import link_hash
-from metastore.backends.base import SchemaObject
 from metastore.backends.sqlite.schema import SqliteSchemaConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from metastore.backends.base import SchemaObject
 
 __all__ = ["Definition", "Table", "migrated", "parse_table", "render"]
 
