@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import pytest
-from aiosql.types import SQLOperationType
+from aiosql.types import QueryDatum, SQLOperationType
 
 import metastore
 from docs import query_plans
 from docs.schema_page import migrated, parse_table
 from metastore import resources
-from metastore.codec import _columns
+from metastore.codec import Row, _columns
 from metastore.repositories import RepositorySet
 from metastore.statements import Catalogue, Statement, read_statements
 from metastore.store import MetadataStore, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from metastore.repositories.base import TableRepository
 
@@ -218,8 +218,14 @@ REPOSITORIES = _repositories()
 STATEMENTS: dict[str, Statement] = {
     f"{table}.{name}": statement
     for table, repository in REPOSITORIES.items()
-    for name, statement in vars(Catalogue(table, repository.row_type)).items()
+    for name, statement in vars(Catalogue(table, repository.row_type, "sqlite")).items()
 }
+
+
+def _read(table: str) -> dict[str, QueryDatum]:
+    row_type: type[Row] = REPOSITORIES[table].row_type
+    return read_statements(table, row_type, "sqlite")
+
 
 each_table = pytest.mark.parametrize("table", REPOSITORIES)
 each_statement = pytest.mark.parametrize("name", STATEMENTS)
@@ -330,6 +336,64 @@ def test_overlay__says_why_each_statement_differs(path: Path) -> None:
         assert comment.startswith("-- Differs: "), header
 
 
+# Stars.
+
+
+class Thing(Row, frozen=True):
+    """A row of a table whose columns are in another order."""
+
+    id: str
+    name: str
+    size: int
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return what is sent for the only statement of the table `things`."""
+    monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path)
+
+    def sent(text: str) -> str:
+        (tmp_path / "things.sql").write_text(f"-- name: it()\n{text};\n", encoding="utf-8")
+        read_statements.cache_clear()
+        return read_statements("things", Thing, "sqlite")["it"].sql
+
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("SELECT *\nFROM things", "SELECT\n    id,\n    name,\n    size\nFROM things"),
+        (
+            "DELETE FROM things\nRETURNING *",
+            "DELETE FROM things\nRETURNING\n    id,\n    name,\n    size",
+        ),
+        (
+            "SELECT t.*\nFROM things AS t",
+            "SELECT\n    t.id,\n    t.name,\n    t.size\nFROM things AS t",
+        ),
+        (
+            "SELECT *\nFROM (\n    SELECT t.*\n    FROM things AS t\n)",
+            "SELECT\n    id,\n    name,\n    size\nFROM (\n"
+            "    SELECT\n        t.id,\n        t.name,\n        t.size\n    FROM things AS t\n)",
+        ),
+        ("SELECT count(*) FROM things", "SELECT count(*) FROM things"),
+        ("SELECT 2 * size FROM things", "SELECT 2 * size FROM things"),
+        ("SELECT 'it''s SELECT * ' AS name", "SELECT 'it''s SELECT * ' AS name"),
+    ],
+)
+def test_star__is_spelled_out_from_the_row_type(
+    things: Callable[[str], str], text: str, sent: str
+) -> None:
+    assert things(text) == sent
+
+
+@each_statement
+def test_star__never_reaches_the_database(name: str) -> None:
+    without_text = re.sub(r"'(?:[^']|'')*'", "''", STATEMENTS[name].sql)
+    assert re.findall(r"(?:\b(?:SELECT|DISTINCT|ALL|RETURNING)\b|,|\.)\s*\*", without_text) == []
+
+
 # Statements against the schema.
 
 
@@ -370,7 +434,7 @@ def test_statement__reads_or_writes_as_its_operator_says(name: str) -> None:
     statement = STATEMENTS[name]
     # Behind a WITH, the first word that stands at the beginning of a line.
     [verb, *_] = re.findall(r"^(?!WITH)[A-Z]+", statement.sql, re.MULTILINE)
-    datum = read_statements(statement.table)[statement.name]
+    datum = _read(statement.table)[statement.name]
     assert verb in ({"INSERT", "UPDATE", "DELETE"} if statement.writes else {"SELECT"})
     returns = datum.operation_type is SQLOperationType.INSERT_RETURNING
     assert bool(re.search(r"\bRETURNING\b", statement.sql)) == (
@@ -574,15 +638,14 @@ def test_repository__passes_what_its_statements_declare(table: str) -> None:
             "declared": sorted(declared),
         }
         for use in _uses(table)
-        if use.parameters
-        != (declared := frozenset(read_statements(table)[use.statement].parameters or ()))
+        if use.parameters != (declared := frozenset(_read(table)[use.statement].parameters or ()))
     }
     assert different == {}
 
 
 @each_table
 def test_repository__uses_every_statement_of_its_file(table: str) -> None:
-    assert {use.statement for use in _uses(table)} == read_statements(table).keys()
+    assert {use.statement for use in _uses(table)} == _read(table).keys()
 
 
 def test_repositories__hold_no_sql() -> None:

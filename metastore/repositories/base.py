@@ -164,7 +164,7 @@ def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, 
 
 @cache
 def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
-    return Catalogue(table, row_type)
+    return Catalogue(table, row_type, "sqlite")
 
 
 @cache
