@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Call", "Catalogue", "Statement", "read_statements"]
+__all__ = ["Call", "Catalogue", "Statement", "may_be_none", "read_statements"]
 
 _READS = {
     SQLOperationType.SELECT,
@@ -87,11 +87,8 @@ class Statement:
         )
         self.parameters = tuple(datum.parameters or ())
         self.sql = _numbered(datum.sql, self.parameters)
-        # `coalesce(:max_items, max_items)`: None leaves the column as it is, also one that is
-        # never NULL.
-        optional = set(_LEFT_AS_IT_IS.findall(datum.sql))
         self._encoders = tuple(
-            codec.parameter_encoders(row_type, self.parameters, optional).items()
+            codec.parameter_encoders(row_type, self.parameters, may_be_none(datum.sql)).items()
         )
 
     def __repr__(self) -> str:
@@ -132,6 +129,14 @@ class Statement:
                 raise InvalidValue(
                     self.table, name, str(refused), value_type=type(values[name]).__name__
                 ) from None
+
+
+def may_be_none(sql: str) -> set[str]:
+    """Return the parameters that may be None, although their column may never be NULL.
+
+    In `coalesce(:max_items, max_items)`, None leaves the column as it is.
+    """
+    return set(_LEFT_AS_IT_IS.findall(sql))
 
 
 def _numbered(sql: str, parameters: tuple[str, ...]) -> str:
