@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
     from metastore.backends.base import Values
     from metastore.sealing import Signature
-    from metastore.statements import Call, Catalogue
+    from metastore.statement_types import (
+        AuditChainsStatements,
+        DeleteAuditChangeRow,
+        NoteAuditHeadRow,
+    )
+    from metastore.statements import Call
 
 __all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "Purge"]
 
@@ -172,7 +177,7 @@ class _Noted(NamedTuple):
 class _Source:
     """What an audit reads of chains, entries and checkpoints."""
 
-    def __init__(self, run: Run, sql: Catalogue) -> None:
+    def __init__(self, run: Run, sql: AuditChainsStatements) -> None:
         self._run = run
         self._sql = sql
 
@@ -292,6 +297,7 @@ class AuditChains(TableRepository[AuditChain]):
     table = "audit_chains"
     row_type = AuditChain
     key = ("resource", "resource_id")
+    _sql: AuditChainsStatements
 
     async def get(self, resource: str, resource_id: str) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.
@@ -356,7 +362,7 @@ class AuditChains(TableRepository[AuditChain]):
         run = new_id()
         async for resource, ids in self._changed(before, position, entry):
             for start in range(0, len(ids), PIECE):
-                rows = [
+                rows: list[NoteAuditHeadRow] = [
                     {
                         "run": run,
                         "number": before.number + 1,
@@ -429,7 +435,7 @@ class AuditChains(TableRepository[AuditChain]):
         after = b""
         while page := await self._run(self._sql.list_changed_tasks(after_chain=after, limit=PIECE)):
             after = page[-1][0]
-            rows = [{"task_id": task_id} for task_id in _ids(page)]
+            rows: list[DeleteAuditChangeRow] = [{"task_id": task_id} for task_id in _ids(page)]
             await self._run_all(self._sql.delete_audit_change.many(rows))
 
     async def _changed(
@@ -575,7 +581,7 @@ class _Trail(_Source):
     def __init__(
         self,
         run: Run,
-        sql: Catalogue,
+        sql: AuditChainsStatements,
         dialect: str,
         asked: list[str],
         since: str | None,
@@ -678,7 +684,7 @@ class _Trail(_Source):
 class _Audit(_Source):
     """Checks the chains of one table, in the order of their sessions or tasks."""
 
-    def __init__(self, run: Run, sql: Catalogue, resource: AuditedTable) -> None:
+    def __init__(self, run: Run, sql: AuditChainsStatements, resource: AuditedTable) -> None:
         super().__init__(run, sql)
         self._resource = resource
         self._unchained_until = 0

@@ -134,6 +134,7 @@ def commands(stored: Stored) -> Iterator[list[str]]:
 
 
 ELSEWHERE = {
+    ("sql",): "prints what is installed, and opens no database",
     ("demo",): "prints what it made itself",
     ("audit", "keygen"): "prints the key that it made",
     ("migrate", "new"): "names a file after its argument, in which only a to z and 0 to 9 are left",
