@@ -63,8 +63,7 @@ class Health(msgspec.Struct, frozen=True):
         known_faults: what is wrong with that release.
         damage: what is broken in the database; None if it was not searched.
         tampering: what was changed in history behind the store's back; None if it was not searched.
-        details: whatever else its backend knows of it, by name: for SQLite `wal_bytes`,
-            `free_disk_bytes`, `journal_mode`, `synchronous`, and `file_modes` by path.
+        details: whatever else its backend knows of it, by name; what ends in `_bytes` is a size.
         problems: what is wrong, and what to do about it; a sentence or two each.
         notes: informational.
     """
@@ -288,7 +287,7 @@ def _advice(error: MetastoreError) -> str:
     match error:
         case StoreBusy():
             return (
-                "Find and end what keeps a transaction open: a sqlite3 shell, or a stuck process."
+                "Find and end what keeps a transaction open: a database shell, or a stuck process."
             )
         case StoreFull():
             return "Make room on its disk."

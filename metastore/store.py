@@ -98,7 +98,7 @@ class MetadataStore(RepositorySet):
             InvalidValue: the URL is of no known form, or another argument is refused.
         """
         expect("migrate", migrate, bool, "a boolean")
-        # It becomes part of a PRAGMA.
+        # It becomes part of a setting's text.
         if not isinstance(durability, str) or durability not in get_args(Durability):
             expect("durability", durability, (), f"one of {', '.join(get_args(Durability))}")
         if type(readers) is not int or not 1 <= readers <= MAX_READERS:

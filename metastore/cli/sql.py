@@ -12,8 +12,8 @@ from metastore.cli import Refused, database_option, json_option, print_json, pri
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from metastore.codec import Row
     from metastore.backends.base import DatabaseUrl
+    from metastore.codec import Row
 
 __all__ = ["sql"]
 

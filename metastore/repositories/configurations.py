@@ -203,7 +203,7 @@ class Configurations(TableRepository[Configuration]):
     async def delete(self, key: str) -> None:
         """Forget a key. Set again, its versions begin at 1.
 
-        Nothing of a secret is left in the WAL, unless another process reads the database all the
+        Nothing of a secret is left in the log, unless another process reads the database all the
         while; within a transaction from its commit on.
 
         Raises:
@@ -381,7 +381,7 @@ class Configurations(TableRepository[Configuration]):
         return keys.newest
 
     async def _erase(self) -> None:
-        """Take what was deleted or overwritten out of the WAL too."""
+        """Take what was deleted or overwritten out of the log too."""
         await self._scope.executor.erase()
 
 

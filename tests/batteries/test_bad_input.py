@@ -77,7 +77,7 @@ async def world(store: MetadataStore, factories: Factories) -> World:
     await store.commands.start(command.id)
     await store.sessions.start(session.id)
     issued = await factories.token("sessions:read")
-    path = store._backend._path  # type: ignore[attr-defined]
+    path = store._backend.path  # type: ignore[attr-defined]
     return World(
         store, path, repository, worktree, lease, project, session, step, command, issued.token
     )
