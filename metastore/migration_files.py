@@ -8,6 +8,7 @@ files are read, before a database is touched.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
@@ -113,10 +114,12 @@ class Migration(msgspec.Struct, frozen=True):
 def ids(dialect: str = "sqlite", directory: Path | None = None) -> list[str]:
     """Return the ids of all migrations, oldest first, by their files' names alone."""
     directory = directory or resources.migrations_directory(dialect)
+    # Every opening of a store asks, and a Path for each name is most of what that costs.
+    names = os.listdir(directory) if directory.is_dir() else []  # noqa: PTH208 - as above
     return sorted(
-        path.name.removesuffix(".sql")
-        for path in directory.glob("*.sql")
-        if not path.name.endswith(_ROLLBACK)
+        name.removesuffix(".sql")
+        for name in names
+        if name.endswith(".sql") and not name.endswith(_ROLLBACK)
     )
 
 
