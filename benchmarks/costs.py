@@ -23,7 +23,7 @@ from benchmarks import database, page
 from benchmarks.audit import UNCHAINED
 from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE
 from metastore import Event, MetadataStore, Worktree, codec
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.repositories.base import _catalogue, _decoder
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _append(path: Path) -> list[Part]:
 def _get(path: Path) -> list[Part]:
     statements, decode = _catalogue("worktrees", Worktree), _decoder("worktrees", Worktree)
     key = database.worktree(7)
-    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+    with contextlib.closing(database_file.connect(path, read_only=True)) as connection:
         call = statements.get_worktree(id=key)
         [row] = _run(connection, call)
         selected = _processor_time(lambda: _run(connection, call), 5_000)
@@ -165,7 +165,7 @@ def _get(path: Path) -> list[Part]:
 def _page(path: Path) -> list[Part]:
     statements, decode = _catalogue("events", Event), _decoder("events", Event)
     asked = {"session_id": database.session(0), "after": 5_000, "limit": 51}
-    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+    with contextlib.closing(database_file.connect(path, read_only=True)) as connection:
         call = statements.list_events_by_session(**asked)
         rows = _run(connection, call)
         selected = _processor_time(lambda: _run(connection, call), 300)
@@ -187,7 +187,7 @@ def _page(path: Path) -> list[Part]:
 
 def _alternatives(path: Path) -> list[tuple[str, float]]:
     """Time what was chosen beside what else there is, for 50 rows where it says so."""
-    with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
+    with contextlib.closing(database_file.connect(path, read_only=True)) as connection:
         columns = ", ".join(Event.__struct_fields__)
         rows = connection.execute(f"SELECT {columns} FROM events LIMIT 50").fetchall()
     frozen, mutable = (
@@ -329,7 +329,7 @@ def _inserts(path: Path) -> Inserts:
 def _changed(path: Path, name: str, statements: list[str]) -> Iterator[sqlite3.Connection]:
     scratch = path.with_stem(f"costs-{name}")
     database.copy(path, scratch)
-    with contextlib.closing(sqlite_file.connect(scratch)) as connection:
+    with contextlib.closing(database_file.connect(scratch)) as connection:
         for statement in statements:
             connection.execute(statement)
         yield connection

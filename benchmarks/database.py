@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metastore import migrations, urls
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 
 if TYPE_CHECKING:
     import sqlite3
@@ -134,7 +134,7 @@ def create(path: Path) -> None:
 @contextlib.contextmanager
 def connected(path: Path) -> Iterator[sqlite3.Connection]:
     """Connect to fill a database, without waiting for the disk; leave it without a WAL."""
-    connection = sqlite_file.connect(path)
+    connection = database_file.connect(path)
     try:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("PRAGMA cache_size = -262144")
@@ -198,7 +198,7 @@ def insert_tasks(connection: sqlite3.Connection, first: int, count: int) -> None
 
 def replenish_tasks(path: Path) -> None:
     """Let there be more pending tasks than anybody completes in one window."""
-    with contextlib.closing(sqlite_file.connect(path)) as connection:
+    with contextlib.closing(database_file.connect(path)) as connection:
         counts = "SELECT count(*), count(*) FILTER (WHERE status = 'pending') FROM tasks"
         count, pending = connection.execute(counts).fetchone()
         if pending < FEW_TASKS:

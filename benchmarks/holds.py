@@ -20,7 +20,7 @@ import click
 
 from benchmarks import database
 from metastore import InvalidValue, MetadataStore, NewEvent
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.codec import new_id
 from metastore.repositories.embedding_index import NewEmbedding
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from metastore.backends.sqlite_lanes import WriterLane
+    from metastore.backends.sqlite.lanes import WriterLane
 
 __all__ = ["main"]
 
@@ -95,7 +95,7 @@ class Bench:
 
     def fill(self, statement: str, rows: int, *values: object) -> None:
         """Run an INSERT for each number up to `rows`; an id and the number are its first values."""
-        with closing(sqlite_file.connect(self.path)) as connection:
+        with closing(database_file.connect(self.path)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany(
                 statement, ((new_id(), number, *values) for number in range(1, rows + 1))
@@ -212,7 +212,7 @@ async def _delete_workflow(bench: Bench) -> Callable[[], Awaitable[object]]:
     workflow = await bench.store.workflows.create(name="w", definition={})
     rows = bench.sized(50_000)
     bench.fill("INSERT INTO tasks (id, title, task_type) VALUES (?, 't' || ?, 't')", rows)
-    with closing(sqlite_file.connect(bench.path)) as connection:
+    with closing(database_file.connect(bench.path)) as connection:
         connection.execute(
             "INSERT INTO workflow_tasks (workflow_id, task_id, sequence)"
             " SELECT ?, id, row_number() OVER (ORDER BY id) FROM tasks",

@@ -21,7 +21,7 @@ import click
 
 from benchmarks import database, growth, operations, page
 from benchmarks.contenders.ours import Ours
-from metastore.backends import sqlite_lanes
+from metastore.backends.sqlite import lanes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -219,7 +219,7 @@ async def _works(subject: Subject, name: str, events: int) -> list[Callable[[], 
 def _checkpoint_after(changes: int | None) -> Any:
     if changes is None:
         return contextlib.nullcontext()
-    return mock.patch.object(sqlite_lanes, "CHECKPOINT_AFTER", changes)
+    return mock.patch.object(lanes, "CHECKPOINT_AFTER", changes)
 
 
 async def _window(works: list[Callable[[], Awaitable[object]]], seconds: float) -> Window:

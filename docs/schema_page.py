@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
 from metastore.audit import link_hash
-from metastore.schema_comparison import SchemaObject, objects
+from metastore.backends.sqlite.schema_comparison import SchemaObject, objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -9,9 +9,9 @@ import msgspec
 
 from metastore import migrations
 from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
-from metastore.backends import sqlite_file
 from metastore.backends.base import NO_TABLES, KnownFault
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.errors import (
     InvalidValue,
     MetastoreError,
@@ -206,7 +206,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
 
 def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
     head = migrations.head(url.dialect)
-    if not sqlite_file.exists(path) or (path.is_file() and path.stat().st_size == 0):
+    if not database_file.exists(path) or (path.is_file() and path.stat().st_size == 0):
         error = SchemaOutdated(str(url), None, head)
     return Health(
         url=str(url),

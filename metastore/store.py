@@ -12,9 +12,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
 from metastore import health, migrations, urls
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite import SqliteBackend
-from metastore.backends.sqlite_memory import MemoryFolder, sweep
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.memory import MemoryFolder, sweep
 from metastore.codec import expect
 from metastore.errors import InvalidValue
 from metastore.leases import background_work
@@ -262,7 +262,7 @@ class _Opening:
 
 def _prepare(url: urls.DatabaseUrl, path: Path) -> None:
     load_statements(repository_types())
-    if not sqlite_file.exists(path):
+    if not database_file.exists(path):
         migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 
 
@@ -280,7 +280,7 @@ def write_template(path: Path) -> None:
         FileExistsError: there is a file.
         StoreReadOnly: the folder takes no new file.
     """
-    if not sqlite_file.create(path):
+    if not database_file.create(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     path.write_bytes(_template())
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from metastore.backends import sqlite_lanes
+from metastore.backends.sqlite import lanes
 from metastore.testing import Clock
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ async def session(store: MetadataStore, repository: Repository) -> Session:
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a batch run for as long as it takes: how many share one depends on no machine's speed."""
-    monkeypatch.setattr(sqlite_lanes, "MAX_HOLD", 60.0)
+    monkeypatch.setattr(lanes, "MAX_HOLD", 60.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

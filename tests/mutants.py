@@ -33,8 +33,8 @@ class Mutant(NamedTuple):
 
 WORKTREES = "tests/repositories/test_worktrees.py"
 BACKEND = "tests/backends/test_sqlite.py"
-LANES = "metastore/backends/sqlite_lanes.py"
-TRANSACTION = "metastore/backends/sqlite_transaction.py"
+LANES = "metastore/backends/sqlite/lanes.py"
+TRANSACTION = "metastore/backends/sqlite/transaction.py"
 
 MUTANTS = [
     Mutant(
@@ -122,21 +122,21 @@ MUTANTS = [
     ),
     Mutant(
         "synchronous is NORMAL by default",
-        "metastore/backends/sqlite_file.py",
+        "metastore/backends/sqlite/database_file.py",
         'connection.execute(f"PRAGMA synchronous = {durability}")',
         'connection.execute("PRAGMA synchronous = NORMAL")',
         BACKEND,
     ),
     Mutant(
         "foreign keys are off",
-        "metastore/backends/sqlite_file.py",
+        "metastore/backends/sqlite/database_file.py",
         "PRAGMA foreign_keys = ON",
         "PRAGMA foreign_keys = OFF",
         BACKEND,
     ),
     Mutant(
         "files are made for everybody",
-        "metastore/backends/sqlite_file.py",
+        "metastore/backends/sqlite/database_file.py",
         "os.O_CLOEXEC, 0o600)",
         "os.O_CLOEXEC, 0o644)",
         BACKEND,
@@ -214,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         "closing deletes the log of the database that took the place",
-        "metastore/backends/sqlite.py",
+        "metastore/backends/sqlite/backend.py",
         "            lane.connection.leak()\n",
         "",
         "tests/backends/test_replaced_files.py",
@@ -256,35 +256,35 @@ MUTANTS = [
     ),
     Mutant(
         "a forked child opens its parent's file",
-        "metastore/backends/sqlite_file.py",
+        "metastore/backends/sqlite/database_file.py",
         "    if file in _inherited:",
         "    if file in _inherited and False:",
         "tests/backends/test_fork.py",
     ),
     Mutant(
         "a forked child closes what it inherited",
-        "metastore/backends/sqlite_file.py",
+        "metastore/backends/sqlite/database_file.py",
         "            _inherited.add(connection.file)\n        leak(connection)",
         "            _inherited.add(connection.file)",
         "tests/backends/test_fork.py",
     ),
     Mutant(
         "worker threads keep the interpreter alive",
-        "metastore/backends/sqlite_connection.py",
+        "metastore/backends/sqlite/connection.py",
         "self._thread.daemon = True",
         "self._thread.daemon = False",
         BACKEND,
     ),
     Mutant(
         "a store may be used after a fork",
-        "metastore/backends/sqlite.py",
+        "metastore/backends/sqlite/backend.py",
         "os.register_at_fork(after_in_child=_after_fork)",
         "pass",
         BACKEND,
     ),
     Mutant(
         "edited migrations are not noticed",
-        "metastore/migration_backend.py",
+        "metastore/migrations/bookkeeping.py",
         'MigrationStatus(id_, "applied" if same else "edited"',
         'MigrationStatus(id_, "applied"',
         "tests/test_migrations.py",

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from docs import generate, schema_page
-from metastore.schema_comparison import objects
+from metastore.backends.sqlite.schema_comparison import objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore, NewEvent, TransactionActive, health, migrations, urls
-from metastore.backends import sqlite
-from metastore.backends.sqlite_faults import known_faults
+from metastore.backends.sqlite import backend
+from metastore.backends.sqlite.known_faults import known_faults
 from metastore.errors import InvalidValue
 from metastore.store import write_template
 from metastore.testing import Clock, Factories, Faults, expire
@@ -413,7 +413,7 @@ async def test_busy__a_transaction_of_this_process_has_the_writer(
     await opened.wait()
     for timeout in (0.05, 0.5, 5):
         with monkeypatch.context() as patched:
-            patched.setattr(sqlite, "PROBE_TIMEOUT", timeout)
+            patched.setattr(backend, "PROBE_TIMEOUT", timeout)
             report = await store.health()
         if report.reachable:
             break

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import NewEvent, repositories
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import TableRepository
 from metastore.testing import Factories

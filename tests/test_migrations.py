@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import migrations, resources, urls
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.errors import (
     InvalidValue,
     MetastoreError,
@@ -29,7 +29,8 @@ from metastore.errors import (
     StoreCorrupt,
     StoreReadOnly,
 )
-from metastore.migration_backend import SchemaBackend
+from metastore.migrations import operations
+from metastore.migrations.bookkeeping import SchemaBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +123,7 @@ class Folder:
 
     @contextlib.contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
-        with contextlib.closing(sqlite_file.connect(self.database)) as connection:
+        with contextlib.closing(database_file.connect(self.database)) as connection:
             yield connection
 
     def execute(self, sql: str) -> list[Any]:
@@ -273,7 +274,7 @@ class TestUpgrade:
         assert folder.upgrade() == ALL
         assert folder.upgrade() == []
         assert folder.states() == dict.fromkeys(ALL, "applied")
-        assert folder.execute("PRAGMA application_id") == [(sqlite_file.APPLICATION_ID,)]
+        assert folder.execute("PRAGMA application_id") == [(database_file.APPLICATION_ID,)]
         assert folder.execute("PRAGMA journal_mode") == [("wal",)]
         assert folder.execute("PRAGMA integrity_check") == [("ok",)]
 
@@ -371,7 +372,7 @@ class TestUpgrade:
         self, folder: Folder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder.upgrade("0001")
-        monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 50)
+        monkeypatch.setattr(database_file, "BUSY_TIMEOUT_MS", 50)
         with folder.connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             with pytest.raises(StoreBusy):
@@ -681,7 +682,7 @@ class TestTrust:
         assert migrations.adopt(folder.url, directory=folder.directory) == ALL
         assert folder.states() == dict.fromkeys(ALL, "applied")
         assert stat.S_IMODE(folder.database.stat().st_mode) == 0o600
-        assert folder.execute("PRAGMA application_id") == [(sqlite_file.APPLICATION_ID,)]
+        assert folder.execute("PRAGMA application_id") == [(database_file.APPLICATION_ID,)]
         assert folder.downgrade("-1") == [SHELF_ID]
 
     def test_a_lock_that_yoyo_left_behind_is_ignored(self, folder: Folder) -> None:
@@ -892,15 +893,15 @@ class TestMeanwhile:
     @pytest.fixture
     def meanwhile(self, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         def meanwhile(looks: str, act: Call) -> None:
-            look = getattr(migrations, looks)
+            look = getattr(operations, looks)
 
             def look_and_let_act(*arguments: Any) -> Any:
                 seen = look(*arguments)
-                monkeypatch.setattr(migrations, looks, look)
+                monkeypatch.setattr(operations, looks, look)
                 act()
                 return seen
 
-            monkeypatch.setattr(migrations, looks, look_and_let_act)
+            monkeypatch.setattr(operations, looks, look_and_let_act)
 
         return meanwhile
 
@@ -953,20 +954,20 @@ def test_commit__that_fails_leaves_no_transaction(folder: Folder) -> None:
 
 def test_recognising__looks_at_one_state(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a database that is made a metastore meanwhile looks like another program's."""
-    recognise = sqlite_file.is_metastore
+    recognise = database_file.is_metastore
 
     def in_a_snapshot(connection: sqlite3.Connection) -> bool:
         assert connection.in_transaction
         return recognise(connection)
 
-    monkeypatch.setattr(sqlite_file, "is_metastore", in_a_snapshot)
+    monkeypatch.setattr(database_file, "is_metastore", in_a_snapshot)
     assert folder.upgrade() == ALL
     assert folder.verify() == []
 
 
 def test_reading__cannot_write(folder: Folder) -> None:
     folder.upgrade()
-    reading = migrations._reading(folder.url, folder.directory)
+    reading = operations._reading(folder.url, folder.directory)
     with pytest.raises(StoreReadOnly), reading as backend:
         assert backend is not None
         backend.connection.execute("DELETE FROM authors")

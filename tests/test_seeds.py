@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from metastore import migration_files
+from metastore import migrations
 from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
 
 if TYPE_CHECKING:
@@ -429,7 +429,7 @@ class Database:
 @pytest.fixture(scope="module")
 def image() -> bytes:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for migration in migration_files.known():
+        for migration in migrations.known():
             for statement in migration.statements:
                 connection.execute(statement.sql)
         return connection.serialize()

@@ -26,7 +26,7 @@ from metastore import (
     statements,
     urls,
 )
-from metastore.backends import sqlite_memory
+from metastore.backends.sqlite import memory
 from metastore.codec import new_id
 from metastore.repositories import repository_types
 from metastore.repositories.base import _catalogue
@@ -167,7 +167,7 @@ async def test_open__everything_it_creates_is_private(url: str, tmp_path: Path) 
 async def test_memory__each_store_is_alone_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sqlite_memory, "place", lambda: tmp_path)
+    monkeypatch.setattr(memory, "place", lambda: tmp_path)
     async with MetadataStore.open("sqlite://") as one, MetadataStore.open("sqlite://") as two:
         await one.repositories.create(name="a", remote_url="")
         assert await two.repositories.find_by_name("a") is None

@@ -9,17 +9,17 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite import SqliteBackend
-from metastore.backends.sqlite_errors import translate
-from metastore.backends.sqlite_lanes import roll_back
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.errors import translate
+from metastore.backends.sqlite.lanes import roll_back
 from metastore.errors import StoreClosed
 from metastore.leases import background_work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from metastore.backends.sqlite_connection import Connection
+    from metastore.backends.sqlite.connection import Connection
     from metastore.store import MetadataStore
 
 __all__ = ["Faults", "Outcome"]
@@ -76,7 +76,7 @@ class Faults:
         Raises:
             StoreBusy: the store has a transaction open itself.
         """
-        other = sqlite_file.connect(self._path)
+        other = database_file.connect(self._path)
         with contextlib.closing(other), self._waiting(_milliseconds(wait)):
             try:
                 other.execute(f"PRAGMA busy_timeout = {_milliseconds(LONGEST_WAIT)}")

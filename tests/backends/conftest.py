@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiosql.types import QueryDatum, SQLOperationType
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.codec import Row
 from metastore.statements import Call, Statement
 
@@ -65,9 +65,9 @@ list_parents = statement("SELECT id, name FROM parents ORDER BY id", SQLOperatio
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "scratch.db"
-    sqlite_file.create(path)
-    connection = sqlite_file.connect(path)
-    sqlite_file.mark(connection)
+    database_file.create(path)
+    connection = database_file.connect(path)
+    database_file.mark(connection)
     connection.executescript(SCHEMA)
     connection.close()
     return path

@@ -14,8 +14,8 @@ import pytest
 from aiosql.types import SQLOperationType
 
 from metastore import StoreBusy, StoreClosed
-from metastore.backends import sqlite_lanes
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite import lanes
+from metastore.backends.sqlite.backend import SqliteBackend
 from tests.backends.conftest import add_parent, list_parents, statement
 from tests.patience import PATIENCE
 
@@ -118,7 +118,7 @@ async def test_busy__a_turn_spent_waiting_for_this_process_does_not_count(
 
 async def _write_elsewhere(backend: SqliteBackend) -> None:
     # A task of its own has no transaction open.
-    from metastore.backends.sqlite_transaction import current_transaction
+    from metastore.backends.sqlite.transaction import current_transaction
 
     current_transaction.set(None)
     await asyncio.gather(*(backend.run(add_parent(id=n, name=str(n))) for n in range(5, 8)))
@@ -318,8 +318,8 @@ def test_close__in_a_later_loop_than_the_one_that_opened_it(
 async def test_close__leaves_a_thread_that_does_not_end_to_itself(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "CLOSE_GRACE", 0.05)
-    monkeypatch.setattr(sqlite_lanes, "CLOSE_LIMIT", 0.05)
+    monkeypatch.setattr(lanes, "CLOSE_GRACE", 0.05)
+    monkeypatch.setattr(lanes, "CLOSE_LIMIT", 0.05)
     before = threading.active_count()
     backend = await SqliteBackend.open(path)
     stuck = threading.Event()

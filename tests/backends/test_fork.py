@@ -275,7 +275,7 @@ def test_fork__while_another_thread_connects(prepared: str, tmp_path: Path) -> N
     script = PRELUDE + textwrap.dedent(
         """
         import pathlib, sqlite3
-        from metastore.backends import sqlite_file
+        from metastore.backends.sqlite import database_file
 
         connect = sqlite3.connect
         seen = []
@@ -288,13 +288,13 @@ def test_fork__while_another_thread_connects(prepared: str, tmp_path: Path) -> N
 
         def refuses():
             try:
-                sqlite_file.connect(pathlib.Path(URL.removeprefix("sqlite:///")))
+                database_file.connect(pathlib.Path(URL.removeprefix("sqlite:///")))
             except OpenedBeforeFork:
                 return True
             return False
 
         sqlite3.connect = fork_in_the_middle
-        sqlite_file.connect(pathlib.Path(URL.removeprefix("sqlite:///"))).close()
+        database_file.connect(pathlib.Path(URL.removeprefix("sqlite:///"))).close()
         tell(seen=seen, after=forked(refuses))
         """
     )

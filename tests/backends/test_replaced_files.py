@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import InvalidValue, MetadataStore, StoreClosed, StoreReplaced, urls
-from metastore.backends import sqlite_file, sqlite_lanes
+from metastore.backends.sqlite import database_file, lanes
 from metastore.store import write_template
 from metastore.testing import Factories
 from tests.patience import PATIENCE
@@ -180,7 +180,7 @@ async def test_replaced__in_the_middle_of_a_transaction(path: Path) -> None:
 
 
 async def test_replaced__while_it_is_opened(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    connect = sqlite_file._connect
+    connect = database_file._connect
 
     def connect_and_replace(opened: Path) -> sqlite3.Connection:
         connection = connect(opened)
@@ -188,7 +188,7 @@ async def test_replaced__while_it_is_opened(path: Path, monkeypatch: pytest.Monk
         _restore_over(path)
         return connection
 
-    monkeypatch.setattr(sqlite_file, "_connect", connect_and_replace)
+    monkeypatch.setattr(database_file, "_connect", connect_and_replace)
     with pytest.raises(StoreReplaced):
         await MetadataStore.open(f"sqlite:///{path}")
 
@@ -244,7 +244,7 @@ async def test_path__is_resolved_once(
     url: Callable[[Path, Path], str],
 ) -> None:
     monkeypatch.chdir(path.parent)
-    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 20)
+    monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 20)
     async with MetadataStore.open(url(path, elsewhere)) as store:
         session = await Factories(store).session()
         # What the name says now: another, damaged file.
@@ -298,7 +298,7 @@ async def test_path__of_a_working_directory_that_is_gone(
 async def test_path__the_working_directory_goes_while_the_store_is_open(
     path: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 1)
+    monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 1)
     monkeypatch.chdir(elsewhere)
     async with (
         asyncio.timeout(PATIENCE),

@@ -23,9 +23,9 @@ from metastore import (
     StoreFull,
     TransactionActive,
 )
-from metastore.backends import sqlite_file, sqlite_lanes
 from metastore.backends.base import Guard
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite import database_file, lanes
+from metastore.backends.sqlite.backend import SqliteBackend
 from tests.backends.conftest import (
     add_child,
     add_parent,
@@ -61,7 +61,7 @@ async def test_open__every_connection_is_hardened(backend: SqliteBackend) -> Non
         assert ask("PRAGMA foreign_keys").fetchone() == (1,)
         assert ask("PRAGMA secure_delete").fetchone() == (1,)
         # SQLite 3.40 takes json_valid for unsafe, and our CHECKs need it.
-        assert ask("PRAGMA trusted_schema").fetchone() == (not sqlite_file._CHECKS_MAY_USE_JSON,)
+        assert ask("PRAGMA trusted_schema").fetchone() == (not database_file._CHECKS_MAY_USE_JSON,)
         assert ask("PRAGMA synchronous").fetchone() == (2,)
         assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
         assert ask("PRAGMA busy_timeout").fetchone()[0] >= 5_000
@@ -254,7 +254,7 @@ async def test_batch__a_cancelled_waiter_does_not_touch_another(
 async def test_queue__is_bounded_and_callers_wait(
     backend: SqliteBackend, monkeypatch: pytest.MonkeyPatch, outside: Callable[[str], list[Any]]
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "MAX_QUEUE", 10)
+    monkeypatch.setattr(lanes, "MAX_QUEUE", 10)
     longest = 0
     tasks = [asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(100)]
     while not all(task.done() for task in tasks):
@@ -271,7 +271,7 @@ async def test_queue__a_cancelled_caller_lets_the_next_one_in(
     outside: Callable[[str], list[Any]],
     granted: bool,
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "MAX_QUEUE", 1)
+    monkeypatch.setattr(lanes, "MAX_QUEUE", 1)
     await backend._writer.take_turn()
     queued, waiting, last = (
         asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(3)
@@ -327,7 +327,7 @@ async def test_errors__the_driver_is_the_cause_and_never_the_error(
 async def test_busy__is_told_and_passes(
     path: Path, monkeypatch: pytest.MonkeyPatch, outside: Callable[[str], list[Any]]
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(database_file, "BUSY_TIMEOUT_MS", 50)
     backend = await SqliteBackend.open(path)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -581,7 +581,7 @@ async def test_open__cancelled_leaves_no_thread(path: Path) -> None:
 FORGOTTEN = """
 import asyncio, sys
 from pathlib import Path
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite.backend import SqliteBackend
 from tests.backends.conftest import add_parent
 
 async def main():
@@ -656,7 +656,7 @@ async def test_fork__use_in_the_child_raises_at_once(backend: SqliteBackend) -> 
 CRASH = """
 import asyncio, sys
 from pathlib import Path
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite.backend import SqliteBackend
 from tests.backends.conftest import add_parent
 
 async def write(backend, n):
@@ -720,7 +720,7 @@ async def test_watch__notices_commits_of_this_and_of_other_processes(
 async def test_checkpoint__large_rows_do_not_wait_for_many(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_file, "WAL_SIZE_LIMIT", 1 << 20)
+    monkeypatch.setattr(database_file, "WAL_SIZE_LIMIT", 1 << 20)
     backend = await SqliteBackend.open(path)
     wal = path.with_name(path.name + "-wal")
     for n in range(80):
@@ -732,7 +732,7 @@ async def test_checkpoint__large_rows_do_not_wait_for_many(
 async def test_checkpoint__happens_in_time_and_empties_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 100)
+    monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 100)
     backend = await SqliteBackend.open(path)
     sizes = []
     for burst in range(30):
@@ -748,7 +748,7 @@ async def test_checkpoint__happens_in_time_and_empties_the_log(
 async def test_checkpoint__happens_where_there_are_only_transactions(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 20)
+    monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 20)
     backend = await SqliteBackend.open(path)
     for n in range(100):
         async with backend.transaction() as tx:

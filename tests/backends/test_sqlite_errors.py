@@ -23,8 +23,8 @@ from metastore import (
     StoreIOError,
     StoreReadOnly,
 )
-from metastore.backends import sqlite_errors, sqlite_file
-from metastore.backends.sqlite_errors import translate
+from metastore.backends.sqlite import database_file, errors
+from metastore.backends.sqlite.errors import translate
 from tests.backends.conftest import list_parents
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ CAUSES: dict[int | None, type[MetastoreError]] = {
 def test_io_error__is_what_the_file_system_says(
     path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cause: int | None
 ) -> None:
-    monkeypatch.setattr(sqlite_errors, "_probe", lambda folder: {path.parent: cause}[folder])
-    connection = sqlite_file.connect(path)
+    monkeypatch.setattr(errors, "_probe", lambda folder: {path.parent: cause}[folder])
+    connection = database_file.connect(path)
     for known in (
         translate(sqlite_error(name), connection),
         translate(sqlite_error(name), path=path),
@@ -105,14 +105,14 @@ def test_error__whose_code_says_enough(
     is_full: bool,
 ) -> None:
     # A disk that is full as well changes the name of what it may have caused only.
-    monkeypatch.setattr(sqlite_errors, "_probe", lambda _: errno.ENOSPC if is_full else None)
+    monkeypatch.setattr(errors, "_probe", lambda _: errno.ENOSPC if is_full else None)
     if is_full and name == "SQLITE_CANTOPEN":
         expected = StoreFull
     assert type(translate(sqlite_error(name), path=path)) is expected
 
 
 def test_error__of_a_statement_that_the_schema_does_not_fit(path: Path) -> None:
-    connection = sqlite_file.connect(path)
+    connection = database_file.connect(path)
     connection.execute("ALTER TABLE parents RENAME TO elsewhere")
     call = list_parents()
     with pytest.raises(sqlite3.OperationalError) as raw:
@@ -125,7 +125,7 @@ def test_error__of_a_statement_that_the_schema_does_not_fit(path: Path) -> None:
 
 
 def test_error__of_the_program_stays_its_own(path: Path) -> None:
-    connection = sqlite_file.connect(path)
+    connection = database_file.connect(path)
     with pytest.raises(sqlite3.ProgrammingError) as raw:
         connection.execute("SELECT ?", ())
     with pytest.raises(sqlite3.ProgrammingError):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore
-from metastore.backends import sqlite_memory
-from metastore.backends.sqlite_memory import MemoryFolder, sweep
+from metastore.backends.sqlite import memory
+from metastore.backends.sqlite.memory import MemoryFolder, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +23,9 @@ OWNER = """
 import asyncio, sys
 from pathlib import Path
 from metastore import MetadataStore
-from metastore.backends import sqlite_memory
+from metastore.backends.sqlite import memory
 
-sqlite_memory.place = lambda: Path(sys.argv[1])
+memory.place = lambda: Path(sys.argv[1])
 
 async def main():
     async with MetadataStore.open("sqlite://") as store:
@@ -43,9 +43,9 @@ RACER = """
 import asyncio, sys
 from pathlib import Path
 from metastore import MetadataStore
-from metastore.backends import sqlite_memory
+from metastore.backends.sqlite import memory
 
-sqlite_memory.place = lambda: Path(sys.argv[1])
+memory.place = lambda: Path(sys.argv[1])
 
 async def main():
     print("ready", flush=True)
@@ -56,21 +56,21 @@ async def main():
             assert await store.repositories.get(created.id) == created
             if n % 4 == 0:
                 # Somebody who was killed.
-                dead = sqlite_memory.MemoryFolder()
+                dead = memory.MemoryFolder()
                 (dead.path / "metadata.db").write_bytes(b"x")
-                sqlite_memory.os.close(dead._lock)
+                memory.os.close(dead._lock)
 
 asyncio.run(main())
 """
 
 
-PLACE = sqlite_memory.place
+PLACE = memory.place
 
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the folders are, apart from those of everybody else."""
-    monkeypatch.setattr(sqlite_memory, "place", lambda: tmp_path)
+    monkeypatch.setattr(memory, "place", lambda: tmp_path)
     return tmp_path
 
 
@@ -136,8 +136,8 @@ def test_sweep__leaves_the_folders_of_others(place: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def shared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The folder of all users, apart from the machine's."""
-    monkeypatch.setattr(sqlite_memory, "shared", lambda: tmp_path)
-    monkeypatch.setattr(sqlite_memory, "place", PLACE)
+    monkeypatch.setattr(memory, "shared", lambda: tmp_path)
+    monkeypatch.setattr(memory, "place", PLACE)
     return tmp_path
 
 
@@ -148,13 +148,13 @@ async def test_place__is_a_folder_of_the_users_own(
     for folder in foreign:
         folder.mkdir()
     looked_at: list[Path] = []
-    lock = sqlite_memory._lock
+    lock = memory._lock
 
     def noted(path: Path) -> int:
         looked_at.append(path)
         return lock(path)
 
-    monkeypatch.setattr(sqlite_memory, "_lock", noted)
+    monkeypatch.setattr(memory, "_lock", noted)
     for _ in range(2):
         async with MetadataStore.open("sqlite://"):
             own = shared / f"metastore-{os.geteuid()}"
@@ -187,7 +187,7 @@ def test_place__that_somebody_else_has_taken_is_not_used(
 
 
 def test_sweep__looks_at_so_many_and_no_more(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_memory, "MOST_SWEPT", 3)
+    monkeypatch.setattr(memory, "MOST_SWEPT", 3)
     for n in range(7):
         (place / f"metastore-memory-{n}").mkdir()
     left = []
@@ -215,13 +215,13 @@ def test_folder__swept_before_it_was_locked_is_made_again(
         if moment == "flock" and not swept:
             swept.extend(place.iterdir())
             monkeypatch.undo()
-            monkeypatch.setattr(sqlite_memory, "place", lambda: place)
+            monkeypatch.setattr(memory, "place", lambda: place)
             sweep()
         done = work(*arguments, **options)
         if not swept:
             swept.extend(place.iterdir())
             monkeypatch.undo()
-            monkeypatch.setattr(sqlite_memory, "place", lambda: place)
+            monkeypatch.setattr(memory, "place", lambda: place)
             if moment == "another sweeps":
                 held.append(os.open(done, os.O_RDONLY))
                 fcntl.flock(held[0], fcntl.LOCK_EX)

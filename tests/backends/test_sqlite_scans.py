@@ -15,7 +15,7 @@ import pytest
 from aiosql.types import SQLOperationType
 
 from metastore import StoreClosed, StoreCorrupt, StoreReadOnly
-from metastore.backends import sqlite_file, sqlite_scans
+from metastore.backends.sqlite import database_file, scans
 from tests.backends.conftest import add_parent, list_parents, statement
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from metastore.backends.sqlite import SqliteBackend
+    from metastore.backends.sqlite.backend import SqliteBackend
 
 PATIENCE = 5.0
 
@@ -62,14 +62,14 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate = Gate()
-    connect = sqlite_file.connect
+    connect = database_file.connect
 
     def connect_with_gate(*arguments: Any, **keywords: Any) -> sqlite3.Connection:
         connection = connect(*arguments, **keywords)
         connection.create_function("at_gate", 0, gate.pass_through)
         return connection
 
-    monkeypatch.setattr(sqlite_file, "connect", connect_with_gate)
+    monkeypatch.setattr(database_file, "connect", connect_with_gate)
     yield gate
     gate.opened.set()
 
@@ -135,7 +135,7 @@ async def test_scan__only_reads(scanned: SqliteBackend) -> None:
     assert lane is not None
     ask = lane.connection.raw.execute
     assert ask("PRAGMA query_only").fetchone() == (1,)
-    assert ask("PRAGMA trusted_schema").fetchone() == (not sqlite_file._CHECKS_MAY_USE_JSON,)
+    assert ask("PRAGMA trusted_schema").fetchone() == (not database_file._CHECKS_MAY_USE_JSON,)
 
 
 async def test_scan__in_a_transaction_sees_its_writes(scanned: SqliteBackend) -> None:
@@ -160,7 +160,7 @@ async def test_scan__error_is_its_own(scanned: SqliteBackend, path: Path) -> Non
 async def test_close__interrupts_the_scan_and_refuses_the_next(
     scanned: SqliteBackend, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_scans, "ASK_EVERY", 1_000)
+    monkeypatch.setattr(scans, "ASK_EVERY", 1_000)
     running, waiting = [asyncio.ensure_future(scanned.run(count_for_ever())) for _ in range(2)]
     await gate.is_reached()
     closing = asyncio.ensure_future(scanned.close())
@@ -209,7 +209,7 @@ async def test_close__while_the_first_scan_connects(
 async def test_cancel__stops_the_scan_and_leaves_the_others(
     scanned: SqliteBackend, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_scans, "ASK_EVERY", 1_000)
+    monkeypatch.setattr(scans, "ASK_EVERY", 1_000)
     endless = asyncio.ensure_future(scanned.run(count_for_ever()))
     await gate.is_reached()
     queued, patient = [asyncio.ensure_future(scanned.run(scan_parents())) for _ in range(2)]

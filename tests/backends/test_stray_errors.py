@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import StoreFailed
-from metastore.backends import sqlite_lanes
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite import lanes
+from metastore.backends.sqlite.backend import SqliteBackend
 from tests.backends.conftest import add_parent, list_parents
 from tests.patience import PATIENCE
 
@@ -116,8 +116,8 @@ async def test_stray_error__while_rolling_back(
     async def body() -> None:
         async with backend.transaction() as tx:
             await tx.run(add_parent(id=1, name="undone"))
-            broken = once(MemoryError(), sqlite_lanes.roll_back)
-            monkeypatch.setattr("metastore.backends.sqlite_transaction.roll_back", broken)
+            broken = once(MemoryError(), lanes.roll_back)
+            monkeypatch.setattr("metastore.backends.sqlite.transaction.roll_back", broken)
             raise ValueError("of the body")
 
     async with asyncio.timeout(PATIENCE):
@@ -134,7 +134,7 @@ async def test_stray_error__after_the_commit_changes_no_answer(
     caplog: pytest.LogCaptureFixture,
     outside: Callable[[str], list[Any]],
 ) -> None:
-    monkeypatch.setattr(sqlite_lanes, "CHECKPOINT_AFTER", 1)
+    monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 1)
     backend = await SqliteBackend.open(path)
     checkpoint = once(MemoryError(), backend._writer._checkpoint)
     monkeypatch.setattr(backend._writer, "_checkpoint", checkpoint)
@@ -150,8 +150,8 @@ WITHOUT_PERMISSION = textwrap.dedent(
     import asyncio, json, os, sys
     from pathlib import Path
     from metastore import StoreFailed
-    from metastore.backends import sqlite_lanes
-    from metastore.backends.sqlite import SqliteBackend
+    from metastore.backends.sqlite import lanes
+    from metastore.backends.sqlite.backend import SqliteBackend
     from tests.backends.conftest import add_parent
 
     async def write(backend, first):
@@ -161,7 +161,7 @@ WITHOUT_PERMISSION = textwrap.dedent(
         )
 
     async def main(folder):
-        sqlite_lanes.CHECKPOINT_AFTER = 1
+        lanes.CHECKPOINT_AFTER = 1
         os.chdir(folder)
         backend = await SqliteBackend.open(folder / "scratch.db")
         async with asyncio.timeout(30):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore, NewEvent
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ async def test_cancellation__during_begin_under_a_foreign_lock(
             results = await asyncio.gather(*tasks, return_exceptions=True)
             assert all(isinstance(result, asyncio.CancelledError) for result in results)
             # Not for as long as a write waits for a lock.
-            async with asyncio.timeout(sqlite_file.BUSY_TIMEOUT_MS / 1000 - 1):
+            async with asyncio.timeout(database_file.BUSY_TIMEOUT_MS / 1000 - 1):
                 await store.events.append(session.id, "next", "")
             lane = store._backend._writer  # type: ignore[attr-defined]
             assert not lane.connection.in_transaction
@@ -201,4 +201,4 @@ async def test_open_and_close__leave_threads_and_descriptors_constant(
 
 
 def test_busy_timeout__is_what_the_promise_says() -> None:
-    assert sqlite_file.BUSY_TIMEOUT_MS >= 5_000
+    assert database_file.BUSY_TIMEOUT_MS >= 5_000

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore, SchemaTooNew, migrations, urls
-from metastore.schema_comparison import objects
+from metastore.backends.sqlite.schema_comparison import objects
 from metastore.store import write_template
 from tests.patience import PATIENCE
 

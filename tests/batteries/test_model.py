@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -108,7 +108,9 @@ class Model:
     def is_elsewhere(self, worktree_id: str | None, repository_id: str | None) -> bool:
         """Say whether the worktree is one of another repository."""
         worktree = self.worktrees.get(worktree_id or "")
-        return None not in (worktree, repository_id) and worktree["repository_id"] != repository_id
+        if worktree is None or repository_id is None:
+            return False
+        return bool(worktree["repository_id"] != repository_id)
 
     def drop_lock(self, lock: Values) -> None:
         del self.project_locks[lock["id"]]

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from metastore import migrations, resources, urls
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.cli import main
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def test_new(directory: Path) -> None:
 def mutate(url: str, sql: str) -> None:
     path = urls.resolve(url).path
     assert path is not None
-    with contextlib.closing(sqlite_file.connect(path)) as connection:
+    with contextlib.closing(database_file.connect(path)) as connection:
         connection.execute(sql)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.errors import (
     AlreadyExists,
     InvalidTransition,

@@ -48,8 +48,8 @@ class Mutant(NamedTuple):
     edits: list[tuple[str, str, str]]
 
 
-LANES = "metastore/backends/sqlite_lanes.py"
-TRANSACTION = "metastore/backends/sqlite_transaction.py"
+LANES = "metastore/backends/sqlite/lanes.py"
+TRANSACTION = "metastore/backends/sqlite/transaction.py"
 LEASES = "metastore/leases.py"
 WAITERS = "metastore/repositories/lease_waiters.py"
 WORKTREES = "sql/worktrees.sql"

@@ -16,7 +16,7 @@ from metastore import (
     StoreIOError,
     StoreReadOnly,
 )
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.testing import Factories, Faults
 from metastore.testing.factories import TTL
 from metastore.testing.faults import SHORT_WAIT
@@ -169,7 +169,7 @@ async def test_busy__waits_as_long_as_it_is_told(
     assert await names(store) == [repository.name]
     with faults.busy():
         # Not for as long as a store waits that was told nothing.
-        async with asyncio.timeout(sqlite_file.BUSY_TIMEOUT_MS / 1000 - 1):
+        async with asyncio.timeout(database_file.BUSY_TIMEOUT_MS / 1000 - 1):
             with pytest.raises(StoreBusy):
                 await factories.repository()
 

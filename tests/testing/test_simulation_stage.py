@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metastore import MetadataStore, StoreIOError
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.testing import Fault, FaultKind, Process
 from metastore.testing.simulation.simulate import image_of, run_once
 from metastore.testing.simulation.stage import Stage
@@ -31,7 +31,7 @@ def stage(image: bytes) -> Iterator[Stage]:
 
 
 def connect(stage: Stage, *, read_only: bool = False) -> sqlite3.Connection:
-    return stage.connect(sqlite_file.connect, stage.path, read_only=read_only)
+    return stage.connect(database_file.connect, stage.path, read_only=read_only)
 
 
 def names(connection: sqlite3.Connection) -> list[str]:
@@ -115,7 +115,7 @@ def test_reset__hands_out_connections_again_with_the_settings_of_new_ones(
     for connection in first:
         connection.execute("PRAGMA busy_timeout = 0")
     stage.reset()
-    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT_MS", 321)
+    monkeypatch.setattr(database_file, "BUSY_TIMEOUT_MS", 321)
     second = [connect(stage), connect(stage, read_only=True)]
     assert all(one is other for one, other in zip(first, second, strict=True))
     for connection in second:

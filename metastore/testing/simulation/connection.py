@@ -9,8 +9,8 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite_lanes import roll_back
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.lanes import roll_back
 from metastore.testing.simulation.stage import CLOSED
 from metastore.testing.simulation.strands import Killed, Strand
 
@@ -48,7 +48,7 @@ def kind_of(sql: str) -> StatementKind:
 
 
 class SimulatedConnection:
-    """What lanes use of `sqlite_connection.Connection`, without a thread of its own."""
+    """What lanes use of `connection.Connection`, without a thread of its own."""
 
     def __init__(self, process: Process, raw: sqlite3.Connection, name: str) -> None:
         self.process = process
@@ -88,9 +88,9 @@ class SimulatedConnection:
         self._adopted.append(connection)
 
     def leak(self) -> None:
-        """Leave the file open, see `sqlite_file.leak`."""
+        """Leave the file open, see `database_file.leak`."""
         for connection in (self._driver, *self._adopted):
-            sqlite_file.leak(connection)
+            database_file.leak(connection)
 
     def stop(self) -> None:
         """Close the connection after whatever was posted before."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from metastore import codec
-from metastore.backends import sqlite_file, sqlite_lanes, sqlite_watcher
+from metastore.backends.sqlite import database_file, lanes, watcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage
     """Give the program chance and ids from `seed` within the body, and connections of `stage`."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     serials = itertools.count(chance.getrandbits(30) << 32)
-    connect = sqlite_file.connect
+    connect = database_file.connect
 
     def uuid7() -> UUID:
         milliseconds = 1_767_000_000_000 + int(now() * 1000)
@@ -54,10 +54,10 @@ def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage
     patches: list[tuple[ModuleType, str, object]] = [
         (codec, "uuid7", uuid7),
         (secrets, "token_hex", lambda n=32: chance.randbytes(n).hex()),
-        (sqlite_file, "connect", partial(stage.connect, connect)),
-        (sqlite_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
-        (sqlite_watcher, "POLL_INTERVAL", tuning.poll_interval),
-        (sqlite_lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
+        (database_file, "connect", partial(stage.connect, connect)),
+        (database_file, "BUSY_TIMEOUT_MS", round(tuning.busy_timeout * 1000)),
+        (watcher, "POLL_INTERVAL", tuning.poll_interval),
+        (lanes, "CHECKPOINT_AFTER", tuning.checkpoint_after),
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     random.seed(seed)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from metastore import urls
-from metastore.backends.sqlite import SqliteBackend
-from metastore.backends.sqlite_lanes import roll_back
+from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.lanes import roll_back
 from metastore.errors import MetastoreError
 from metastore.store import MetadataStore
 from metastore.testing.simulation.connection import SimulatedConnection

@@ -10,8 +10,8 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite_lanes import CLOSE_GRACE, CLOSE_LIMIT, roll_back
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.lanes import CLOSE_GRACE, CLOSE_LIMIT, roll_back
 from metastore.testing.simulation.determinism import Tuning, repeatable
 from metastore.testing.simulation.faults import FaultKind
 from metastore.testing.simulation.loop import SimulatedLoop
@@ -158,7 +158,7 @@ class Scheduler:
 
     def connect(self) -> sqlite3.Connection:
         """Return a connection of an outsider, good until the next run begins."""
-        connection = sqlite_file.connect(self.path, durability="normal")
+        connection = database_file.connect(self.path, durability="normal")
         connection.execute("PRAGMA busy_timeout = 0")
         return connection
 

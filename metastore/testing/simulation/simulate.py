@@ -6,7 +6,7 @@ import random
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_memory import MemoryFolder
+from metastore.backends.sqlite.memory import MemoryFolder
 from metastore.store import write_template
 from metastore.testing.simulation.faults import FaultKind, draw_faults
 from metastore.testing.simulation.scheduler import Scheduler

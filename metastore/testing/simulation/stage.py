@@ -8,9 +8,9 @@ import sqlite3
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Self
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite_lanes import roll_back
-from metastore.backends.sqlite_memory import MemoryFolder
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.lanes import roll_back
+from metastore.backends.sqlite.memory import MemoryFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,13 +59,13 @@ class Stage:
         durability: str = "full",
         read_only: bool = False,
     ) -> sqlite3.Connection:
-        """Return a connection as `make`, which is `sqlite_file.connect`, would."""
+        """Return a connection as `make`, which is `database_file.connect`, would."""
         key = durability, read_only
         if path != self.path:
             return make(path, durability=durability, read_only=read_only)
         if self._idle[key]:
             connection = self._idle[key].pop()
-            connection.execute(f"PRAGMA busy_timeout = {sqlite_file.BUSY_TIMEOUT_MS}")
+            connection.execute(f"PRAGMA busy_timeout = {database_file.BUSY_TIMEOUT_MS}")
         else:
             connection = make(path, durability=durability, read_only=read_only)
         self._used.append((key, connection))
@@ -84,7 +84,7 @@ class Stage:
                 self._idle[key].append(connection)
         with contextlib.suppress(sqlite3.Error):
             if self._cleaner is None:
-                self._cleaner = sqlite_file.connect(self.path, durability="normal")
+                self._cleaner = database_file.connect(self.path, durability="normal")
                 self._cleaner.execute("PRAGMA busy_timeout = 0")
             if self._write_over(self._cleaner):
                 return

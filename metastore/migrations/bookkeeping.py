@@ -22,9 +22,9 @@ from yoyo import default_migration_table, internalmigrations
 from yoyo.backends.core.sqlite3 import SQLiteBackend
 
 from metastore import resources
-from metastore.backends.sqlite_errors import translate
+from metastore.backends.sqlite.errors import translate
 from metastore.errors import InvalidValue, MetastoreError, MigrationFailed, StoreCorrupt
-from metastore.migration_files import Migration, SqlStatement, read
+from metastore.migrations.files import Migration, SqlStatement, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_lanes import Operation, error_for_caller, execute, roll_back
+from metastore.backends.sqlite.lanes import Operation, error_for_caller, execute, roll_back
 from metastore.errors import StoreClosed, TransactionActive
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from metastore.backends.base import Guard, Values
-    from metastore.backends.sqlite_lanes import WriterLane
+    from metastore.backends.sqlite.lanes import WriterLane
     from metastore.statements import Call
 
 __all__ = ["OpenTransaction", "current_transaction", "refuse_inside_transaction"]

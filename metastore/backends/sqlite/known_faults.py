@@ -56,7 +56,7 @@ def known_faults(
     """Return the faults of a release of SQLite that matter to metastore.
 
     Args:
-        trusts_schema: Whether connections must trust the schema, see `sqlite_file.connect`.
+        trusts_schema: Whether connections must trust the schema, see `database_file.connect`.
         release: The release; without it, the one that runs.
     """
     faults = []

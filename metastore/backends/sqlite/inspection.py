@@ -10,7 +10,7 @@ from pathlib import Path
 from stat import S_IMODE
 from typing import TYPE_CHECKING, NamedTuple
 
-from metastore.backends.sqlite_lanes import roll_back
+from metastore.backends.sqlite.lanes import roll_back
 from metastore.errors import MetastoreError, StoreFull
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from metastore.backends import sqlite_file
-from metastore.backends.sqlite_errors import translate
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.errors import translate
 from metastore.errors import MetastoreError, StoreClosed, StoreFailed, StoreReplaced, WrongLoop
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.backends.base import Values
-    from metastore.backends.sqlite_connection import Connection
+    from metastore.backends.sqlite.connection import Connection
     from metastore.statements import Call
 
 __all__ = [
@@ -452,8 +452,8 @@ class WriterLane(Lane):
         self.on_commit: Callable[[], None] = lambda: None
         self.on_replaced: Callable[[Callable[[], MetastoreError]], None] = self.refuse
         self.holder: Holder | None = None
-        self.busy_timeout_ms = sqlite_file.BUSY_TIMEOUT_MS
-        self.files = sqlite_file.OpenedFiles(path, connection.raw)
+        self.busy_timeout_ms = database_file.BUSY_TIMEOUT_MS
+        self.files = database_file.OpenedFiles(path, connection.raw)
         self._path = path
         self._checkpointer: sqlite3.Connection | None = None
         self._checkpointed_at = 0
@@ -716,7 +716,7 @@ class WriterLane(Lane):
         connection = self.connection.raw
         changes = connection.total_changes
         # When SQLite begins the log anew it cuts it down to half of this.
-        is_large = self.files.wal_bytes >= 2 * sqlite_file.WAL_SIZE_LIMIT
+        is_large = self.files.wal_bytes >= 2 * database_file.WAL_SIZE_LIMIT
         if not is_large and changes - self._checkpointed_at < CHECKPOINT_AFTER:
             return
         if not connection.in_transaction:
@@ -735,7 +735,7 @@ class WriterLane(Lane):
         try:
             self.check_files()
             if self._checkpointer is None:
-                self._checkpointer = sqlite_file.connect(self._path, read_only=True)
+                self._checkpointer = database_file.connect(self._path, read_only=True)
                 self.connection.adopt(self._checkpointer)
             self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         finally:
@@ -759,7 +759,7 @@ class WriterLane(Lane):
             connection.execute("COMMIT")
         finally:
             roll_back(connection)
-            connection.execute(f"PRAGMA journal_size_limit = {sqlite_file.WAL_SIZE_LIMIT}")
+            connection.execute(f"PRAGMA journal_size_limit = {database_file.WAL_SIZE_LIMIT}")
         self.check_files()
         [page_bytes] = connection.execute("PRAGMA page_size").fetchone()
         return self.files.wal_bytes < 2 * int(page_bytes)

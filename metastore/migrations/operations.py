@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 from yoyo import default_migration_table
 
 from metastore import resources, urls
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.schema_comparison import (
+    Difference,
+    SchemaObject,
+    compare,
+    from_rows,
+    objects,
+)
+from metastore.backends.sqlite.schema_comparison import fingerprint as fingerprint_of
 from metastore.errors import (
     InvalidValue,
     MetastoreError,
@@ -31,7 +39,7 @@ from metastore.errors import (
     StoreCorrupt,
     StoreReadOnly,
 )
-from metastore.migration_backend import (
+from metastore.migrations.bookkeeping import (
     APPLIED_SQL,
     BOOKKEEPING_TABLES,
     HistoryEntry,
@@ -44,15 +52,7 @@ from metastore.migration_backend import (
     statuses,
     typed_errors,
 )
-from metastore.migration_files import Migration, find, head, ids, known, new
-from metastore.schema_comparison import (
-    Difference,
-    SchemaObject,
-    compare,
-    from_rows,
-    objects,
-)
-from metastore.schema_comparison import fingerprint as fingerprint_of
+from metastore.migrations.files import Migration, find, head, ids, known, new
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -473,15 +473,15 @@ def _connect_to_write(
     """Connect to a metastore; `create` one where there is none, or `adopt` one of yoyo's."""
     path = _file(url)
     if create:
-        sqlite_file.create(path)
-    elif not sqlite_file.exists(path):
+        database_file.create(path)
+    elif not database_file.exists(path):
         raise SchemaOutdated(str(url), None, head(url.dialect, directory))
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
     if adopt or path.stat().st_size == 0:
         _protect(path)
     with typed_errors(path):
-        connection = sqlite_file.connect(path)
+        connection = database_file.connect(path)
         try:
             if not _is_metastore(connection, path, ids(url.dialect, directory), adopt=adopt):
                 if not (create or adopt):
@@ -512,7 +512,7 @@ def _is_metastore(
     # One snapshot: another migrator may be making this database a metastore.
     connection.execute("BEGIN")
     try:
-        return sqlite_file.is_metastore(connection)
+        return database_file.is_metastore(connection)
     except StoreCorrupt:
         if not has_table(connection, "_yoyo_migration"):
             raise
@@ -535,10 +535,10 @@ def _claim(connection: sqlite3.Connection) -> None:
 
     The switch to WAL does not wait for another connection's lock as statements do.
     """
-    deadline = time.monotonic() + sqlite_file.BUSY_TIMEOUT_MS / 1000
+    deadline = time.monotonic() + database_file.BUSY_TIMEOUT_MS / 1000
     while True:
         try:
-            sqlite_file.mark(connection)
+            database_file.mark(connection)
         except sqlite3.OperationalError as error:
             busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
             if not busy or time.monotonic() > deadline:
@@ -552,14 +552,14 @@ def _claim(connection: sqlite3.Connection) -> None:
 def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[SchemaBackend | None]:
     """Connect to a database to look at one state of it; None where there is no metastore yet."""
     path = _file(url)
-    if not sqlite_file.exists(path):
+    if not database_file.exists(path):
         yield None
         return
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
     with (
         typed_errors(path),
-        contextlib.closing(sqlite_file.connect(path, read_only=True)) as found,
+        contextlib.closing(database_file.connect(path, read_only=True)) as found,
     ):
         # A database that yoyo migrated alone is read, so that it can be compared and adopted.
         ours = _is_metastore(found, path, ids(url.dialect, directory), adopt=True)

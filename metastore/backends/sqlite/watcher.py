@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from metastore.errors import StoreClosed
 
 if TYPE_CHECKING:
-    from metastore.backends.sqlite_lanes import ReaderLane
+    from metastore.backends.sqlite.lanes import ReaderLane
 
 __all__ = ["Watcher"]
 

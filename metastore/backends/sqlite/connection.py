@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
-from metastore.backends import sqlite_file
+from metastore.backends.sqlite import database_file
 from metastore.errors import StoreCorrupt, StoreReadOnly
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Connection(aiosqlite.Connection):
         self._made.append(connection)
 
     def leak(self) -> None:
-        """Let `close` end the thread and leave the file open, see `sqlite_file.leak`."""
+        """Let `close` end the thread and leave the file open, see `database_file.leak`."""
         for connection in self._made:
-            sqlite_file.leak(connection)
+            database_file.leak(connection)
 
     def interrupt_now(self) -> None:
         """Interrupt the statement that the thread is running, if it is running one."""
@@ -134,16 +134,16 @@ def open_writer(
         StoreCorrupt: it is missing, empty, or no metastore.
         StoreReadOnly: this user may not write it.
     """
-    if not sqlite_file.exists(path):
+    if not database_file.exists(path):
         raise StoreCorrupt("does not exist", path=path)
     if not path.is_file():
         raise StoreCorrupt("is no file", path=path)
     # SQLite would open it all the same, and let it be read.
     if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise StoreReadOnly(f"the database takes no writes: {path} may not be written")
-    connection = sqlite_file.connect(path, durability=durability)
+    connection = database_file.connect(path, durability=durability)
     try:
-        is_metastore = sqlite_file.is_metastore(connection)
+        is_metastore = database_file.is_metastore(connection)
         check(connection)
         if not is_metastore:
             raise StoreCorrupt("is empty", path=path)

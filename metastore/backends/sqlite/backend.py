@@ -10,19 +10,19 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from metastore.backends import sqlite_file, sqlite_inspection
 from metastore.backends.base import NO_TABLES, Facts
-from metastore.backends.sqlite_connection import connect, open_writer
-from metastore.backends.sqlite_errors import translate
-from metastore.backends.sqlite_faults import known_faults
-from metastore.backends.sqlite_lanes import CLOSE_LIMIT, Lane, ReaderLane, WriterLane, closed
-from metastore.backends.sqlite_scans import Scans
-from metastore.backends.sqlite_transaction import (
+from metastore.backends.sqlite import database_file, inspection
+from metastore.backends.sqlite.connection import connect, open_writer
+from metastore.backends.sqlite.errors import translate
+from metastore.backends.sqlite.known_faults import known_faults
+from metastore.backends.sqlite.lanes import CLOSE_LIMIT, Lane, ReaderLane, WriterLane, closed
+from metastore.backends.sqlite.scans import Scans
+from metastore.backends.sqlite.transaction import (
     OpenTransaction,
     current_transaction,
     refuse_inside_transaction,
 )
-from metastore.backends.sqlite_watcher import Watcher
+from metastore.backends.sqlite.watcher import Watcher
 from metastore.errors import (
     MetastoreError,
     OpenedBeforeFork,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.backends.base import Executor, Guard, RowCheck, Values
-    from metastore.backends.sqlite_connection import Connection
+    from metastore.backends.sqlite.connection import Connection
     from metastore.statements import Call
 
     Connector = Callable[[], sqlite3.Connection]
@@ -94,7 +94,9 @@ class SqliteBackend:
             StoreReadOnly: it cannot be opened for writing.
         """
         lanes: list[Lane] = []
-        connect_to_read = partial(sqlite_file.connect, path, durability=durability, read_only=True)
+        connect_to_read = partial(
+            database_file.connect, path, durability=durability, read_only=True
+        )
         try:
             connection = await connect(partial(open_writer, path, durability, check))
             lanes.append(writer := WriterLane(connection, path))
@@ -199,13 +201,13 @@ class SqliteBackend:
             with contextlib.suppress(MetastoreError):
                 # A store whose files were replaced stops here, and says so below.
                 self._writer.check_files()
-        look = partial(sqlite_inspection.read_settings, check)
+        look = partial(inspection.read_settings, check)
         settings, read_error = await _attempt(self._readers[0].call(look), PROBE_TIMEOUT)
         _, write_error = await _attempt(self._probe_write(), PROBE_TIMEOUT)
         damage, unread = None, None
         if integrity and not isinstance(read_error, StoreClosed | StoreReplaced):
             damage, unread = await _attempt(self._damage(tables))
-        files = sqlite_inspection.files(self._path)
+        files = inspection.files(self._path)
         return Facts(
             read_error=read_error,
             write_error=write_error,
@@ -228,17 +230,17 @@ class SqliteBackend:
         await self._writer.take_turn()
         try:
             self._writer.check_files()
-            await self._writer.call(sqlite_inspection.probe_write)
+            await self._writer.call(inspection.probe_write)
         finally:
             self._writer.release_turn()
 
     async def _damage(self, tables: Mapping[str, RowCheck]) -> list[str]:
         # On a connection of its own: it may take long, and the others have work to do.
-        connect_to_read = partial(sqlite_file.connect, self._path, read_only=True)
+        connect_to_read = partial(database_file.connect, self._path, read_only=True)
         lane = ReaderLane(await connect(connect_to_read))
         try:
             self._writer.files.check_same(lane.connection.raw)
-            return await lane.call(partial(sqlite_inspection.damage, tables))
+            return await lane.call(partial(inspection.damage, tables))
         finally:
             await lane.connection.interrupt()
             await lane.close()

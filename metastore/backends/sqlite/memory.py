@@ -1,7 +1,7 @@
 """The folders of databases in memory, and what processes that were killed left of theirs.
 
 A folder belongs to the process that holds the lock on it, which dies with the process. The lock
-is on the folder itself: nothing here opens a database's files, see `sqlite_file`.
+is on the folder itself: nothing here opens a database's files, see `database_file`.
 """
 
 from __future__ import annotations

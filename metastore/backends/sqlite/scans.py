@@ -6,15 +6,15 @@ import asyncio
 import sqlite3
 from typing import TYPE_CHECKING
 
-from metastore.backends.sqlite_errors import translate
-from metastore.backends.sqlite_lanes import ReaderLane, closed
+from metastore.backends.sqlite.errors import translate
+from metastore.backends.sqlite.lanes import ReaderLane, closed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from metastore.backends.base import Values
-    from metastore.backends.sqlite_connection import Connection
-    from metastore.backends.sqlite_lanes import Operation
+    from metastore.backends.sqlite.connection import Connection
+    from metastore.backends.sqlite.lanes import Operation
     from metastore.errors import MetastoreError
     from metastore.statements import Call
 
