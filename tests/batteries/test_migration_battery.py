@@ -287,10 +287,9 @@ def rounds(path: Path) -> Iterator[list[tuple[str, str, str, str | None]]]:
     """Yield all mutations, in rounds that change no object twice: to verify takes as long."""
     left = list(mutations(path))
     while left:
-        of_each = {(type_, name): (type_, name, *rest) for type_, name, *rest in reversed(left)}
-        chosen = list(of_each.values())
-        left = [it for it in left if it not in chosen]
-        yield chosen
+        of_each = {it[:2]: it for it in reversed(left)}
+        left = [it for it in left if of_each[it[:2]] is not it]
+        yield list(of_each.values())
 
 
 @pytest.mark.parametrize(
