@@ -8,8 +8,15 @@ READY := $(VENV)/.ready
 BENCH_BIN := .venv-bench/bin
 BENCH := .venv-bench/.ready
 
+# Tests start hundreds of interpreters, which must not compile everything each time.
+unexport PYTHONDONTWRITEBYTECODE
+
+# What checks the project takes one core where it runs beside the tests, and they take the rest.
+CHECKS := lint types verify
+SQL_RULES_OF_SQLITE := AL03,AM04,LT02,RF01,RF03,RF04,ST06
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite lint types sql verify format torture mutants bench bench-quick wheel clean
+.PHONY: help setup demo test quick suite fast lint types sql verify format torture mutants bench bench-quick wheel clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,10 +31,17 @@ $(READY): pyproject.toml
 demo: $(READY) ## Run real workers on this checkout, on embedded SQLite
 	$(BIN)/metastore demo
 
-test: lint types sql verify suite ## Lint, types, SQL, generated files, and the whole suite
+test: $(READY) ## Lint, types, SQL, generated files, and the whole suite
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target suite sql $(CHECKS)
 
-suite: $(READY) ## Run the tests, on as many cores as there are
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+quick: $(READY) ## The same without the batteries and the SQL checks, while you work
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target fast $(CHECKS)
+
+suite: $(READY) ## Run all tests, on as many cores as there are
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+fast: $(READY) ## Run the tests but for the batteries
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(foreach it,batteries simulation servers,--ignore tests/$(it))
 
 lint: $(READY) ## Check style with ruff
 	$(BIN)/ruff check .
@@ -37,8 +51,8 @@ types: $(READY) ## Check types with mypy --strict
 	$(BIN)/mypy
 
 sql: $(READY) ## Check every SQL file with sqlfluff, the shared statements in both dialects
-	$(BIN)/sqlfluff lint --disable-progress-bar --dialect sqlite migrations/sqlite sql
-	$(BIN)/sqlfluff lint --disable-progress-bar --dialect postgres --exclude-rules AL03,AM04,LT02,RF01,RF03,RF04,ST06 $(filter-out %.sqlite.sql,$(wildcard sql/*.sql))
+	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect sqlite migrations/sqlite sql
+	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect postgres --exclude-rules $(SQL_RULES_OF_SQLITE) $(filter-out %.sqlite.sql,$(wildcard sql/*.sql))
 
 verify: $(READY) ## Fail when a generated file is stale
 	$(BIN)/python -m docs.generate --check

@@ -14,6 +14,7 @@ import time
 import uuid
 from dataclasses import make_dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -126,9 +127,7 @@ def _append(path: Path) -> list[Part]:
     encode = codec.parameter_encoders(Event, row)
     result = (10_001, *_call(1).parameters)
     bound = _processor_time(lambda: statements.append_event(**row), 5_000)
-    encoded = {
-        name: _processor_time(lambda name=name: encode[name](row[name]), 20_000) for name in row
-    }
+    encoded = {name: _processor_time(partial(encode[name], row[name]), 20_000) for name in row}
     inserts = _inserts(path)
     return [
         _same("a UUIDv7", _processor_time(codec.new_id, 20_000)),
@@ -361,7 +360,8 @@ def _insert(variant: Variant, size: int) -> Cost:
 async def _wholes(path: Path) -> dict[str, tuple[Any, Any]]:
     """Return what the operations cost alone and as one of a batch; of a hop the processor time."""
     async with MetadataStore.open(database.url(path)) as store:
-        lane = store._backend._readers[0]  # noqa: SLF001 - what it adds to a statement
+        backend: Any = store._backend  # noqa: SLF001 - what a lane adds to a statement
+        lane = backend._readers[0]  # noqa: SLF001
         worktrees, events = store.worktrees, store.events
         operations: dict[str, Callable[[], Awaitable[object]]] = {
             "hop": lambda: lane.call(lambda _: None),

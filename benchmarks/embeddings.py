@@ -19,7 +19,6 @@ import time
 import tracemalloc
 from array import array
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -65,21 +64,21 @@ async def _search(store: MetadataStore, queries: int) -> tuple[float, float]:
 
 
 async def _measure(count: int, queries: int) -> None:
-    numpy: Any = vectors.numpy
+    installed = vectors.HAS_NUMPY
     with tempfile.TemporaryDirectory(prefix="metastore-benchmark-") as directory:
         url = f"sqlite:///{Path(directory) / 'embeddings.db'}"
         async with MetadataStore.open(url, migrate=True) as store:
             stored = await _fill(store, count)
             click.echo(f"{count:>9,} vectors: {stored:,.0f} stored a second")
-            for name, module in (("numpy", numpy), ("Python", None)):
-                if name == "numpy" and numpy is None:
+            for name, used in (("numpy", True), ("Python", False)):
+                if used and not installed:
                     click.echo("          numpy  is not installed")
                     continue
-                vectors.numpy = module
+                vectors.HAS_NUMPY = used
                 try:
                     milliseconds, memory = await _search(store, queries)
                 finally:
-                    vectors.numpy = numpy
+                    vectors.HAS_NUMPY = installed
                 click.echo(
                     f"          {name:<6} {milliseconds:8.1f} ms a search, {memory:.1f} MiB",
                 )

@@ -101,8 +101,8 @@ async def _measure(
             return Subject(await stack.enter_async_context(opening), rows)
 
         small, big = [
-            [await subject(*it) for it in of_a_size]
-            for of_a_size in zip(events, worktrees, strict=True)
+            (await subject(*of_events), await subject(*of_worktrees))
+            for of_events, of_worktrees in zip(events, worktrees, strict=True)
         ]
         figures: dict[str, GrowthFigure] = {}
         for number in range(-1, rounds):

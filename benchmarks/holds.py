@@ -26,10 +26,10 @@ from metastore.repositories.embedding_index import NewEmbedding
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from metastore.backends.sqlite.lanes import WriterLane
+    from metastore.backends.sqlite.lanes import Operation, WriterLane
 
 __all__ = ["main"]
 
@@ -56,9 +56,13 @@ def watch(store: MetadataStore) -> Holds:
     writer: WriterLane = backend._writer  # noqa: SLF001
     holds = Holds([], [], [])
     checkpoints_cpu: list[float] = []
-    post, checkpoint = writer.post, writer.checkpoint_if_due
+    post, checkpoint = writer.post, writer._checkpoint  # noqa: SLF001 - the same
 
-    def timed_post(work: Callable[[], None], done: Callable[[], None]) -> None:
+    def timed_post(
+        work: Callable[[], None],
+        done: Callable[[], None],
+        operations: Sequence[Operation] = (),
+    ) -> None:
         def timed() -> None:
             count = len(holds.checkpoints)
             began, began_cpu = time.perf_counter(), time.thread_time()
@@ -68,7 +72,7 @@ def watch(store: MetadataStore) -> Holds:
             spent = time.perf_counter() - began
             holds.hops.append(spent - sum(holds.checkpoints[count:]))
 
-        post(timed, done)
+        post(timed, done, operations)
 
     def timed_checkpoint(connection: sqlite3.Connection) -> None:
         began, began_cpu = time.perf_counter(), time.thread_time()
@@ -77,7 +81,7 @@ def watch(store: MetadataStore) -> Holds:
         holds.checkpoints.append(time.perf_counter() - began)
 
     writer.post = timed_post  # type: ignore[method-assign]
-    writer.checkpoint_if_due = timed_checkpoint  # type: ignore[method-assign]
+    writer._checkpoint = timed_checkpoint  # type: ignore[method-assign]  # noqa: SLF001
     return holds
 
 

@@ -183,7 +183,7 @@ async def _subject(stack: AsyncExitStack, variant: Variant, small: Path, big: Pa
         store = Ours()
         await store.open(copied)
         stack.push_async_callback(store.close)
-        backend = store.store._backend  # noqa: SLF001 - nothing public sets them
+        backend: Any = store.store._backend  # noqa: SLF001 - nothing public sets them
         for lane in (backend._writer, *backend._readers):  # noqa: SLF001
             for pragma in variant.pragmas:
                 await lane.call(lambda raw, pragma=pragma: raw.execute(f"PRAGMA {pragma}"))

@@ -206,4 +206,4 @@ def _hops(contender: Contender) -> int | None:
         return None
     backend = store._backend  # noqa: SLF001 - nothing public counts them
     lanes = (backend._writer, *backend._readers)  # noqa: SLF001
-    return sum(lane.hops for lane in lanes)
+    return sum(int(lane.hops) for lane in lanes)

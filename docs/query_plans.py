@@ -15,6 +15,8 @@ from metastore.statements import read_statements
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from metastore.codec import Row
+
 __all__ = ["is_current", "is_of_this_release", "plan_of", "render", "searching_statements"]
 
 _SEARCHES = re.compile(r"\b(?:WHERE|ORDER)\b")
@@ -51,7 +53,8 @@ def is_current(found: str, expected: str) -> bool:
 def searching_statements() -> Iterator[tuple[str, str]]:
     """Yield the name, `table.statement`, and text of each statement that looks for rows."""
     for repository in sorted(repository_types(), key=lambda it: it.table):
-        statements = read_statements(repository.table, repository.row_type, "sqlite")
+        row_type: type[Row] = repository.row_type
+        statements = read_statements(repository.table, row_type, "sqlite")
         for name, datum in statements.items():
             if _SEARCHES.search(datum.sql):
                 yield f"{repository.table}.{name}", datum.sql

@@ -8,13 +8,13 @@ depend on numpy, on the order of the sum or on the machine.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import math
 import struct
 import sys
 from array import array
 from operator import mul
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,14 +35,9 @@ _SLACK = 1e-9
 """Further than this no quick cosine is from the exact one."""
 
 
-def _import_numpy() -> Any:
-    try:
-        return importlib.import_module("numpy")
-    except ImportError:
-        return None
-
-
-numpy = _import_numpy()
+HAS_NUMPY = importlib.util.find_spec("numpy") is not None
+"""Whether numpy is installed. It is imported at the first search: that takes as long as importing
+all the rest, and most processes never search."""
 
 
 def encode(values: Sequence[float]) -> bytes:
@@ -81,7 +76,7 @@ def dimensions(blob: bytes) -> int:
 
 def block_rows(count: int) -> int:
     """Return how many vectors of `count` dimensions to read at once."""
-    return max(1, (_PYTHON_BLOCK if numpy is None else _NUMPY_BLOCK) // (4 * count))
+    return max(1, (_NUMPY_BLOCK if HAS_NUMPY else _PYTHON_BLOCK) // (4 * count))
 
 
 class Nearest:
@@ -95,7 +90,7 @@ class Nearest:
         self._square = math.fsum(map(mul, self._query, self._query))
         self._limit = limit
         self._min_score = -math.inf if min_score is None else min_score
-        self._quick = _quick_with_python if numpy is None else _quick_with_numpy
+        self._quick = _quick_with_numpy if HAS_NUMPY else _quick_with_python
         # The best so far, in order, as (-score, name): equal scores stand in the order of names.
         self._best: list[tuple[float, str]] = []
 
@@ -143,6 +138,7 @@ def _quick_with_python(query: Vector, square: float, blobs: Iterable[bytes]) -> 
 
 
 def _quick_with_numpy(query: Vector, square: float, blobs: Iterable[bytes]) -> list[float]:
+    numpy = importlib.import_module("numpy")
     stored = numpy.frombuffer(b"".join(blobs), dtype="<f4")
     matrix = stored.reshape(-1, len(query)).astype(numpy.float64)
     lengths = numpy.sqrt(numpy.einsum("ij,ij->i", matrix, matrix) * square)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -16,6 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["Clock"]
 
 pytest_plugins = ["metastore.testing", "pytester"]
+
+# Tests start hundreds of interpreters: compile what they import once, whatever the shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# No test cuts the power, so fsync has nothing to prove: keep databases in memory where there is
+# room. A container's /dev/shm may hold as little as 64 MiB.
+SHARED_MEMORY = Path("/dev/shm")
+if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
 
 # The same examples in every run, however long one takes.
 hypothesis.settings.register_profile(

@@ -60,7 +60,7 @@ CONTEXT = {
     "cached": True,
 }
 
-CALL = {
+CALL: dict[str, Any] = {
     "provider": "anthropic",
     "model": "large",
     "tokens_in": 1_834,

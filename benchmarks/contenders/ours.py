@@ -47,8 +47,8 @@ class Ours:
 
     async def pragma(self, name: str) -> Any:
         """Ask the writer's connection, which nothing in the public interface shows."""
-        lane = self.store._backend._writer  # noqa: SLF001
-        return await lane.call(lambda it: it.execute(f"PRAGMA {name}").fetchone()[0])
+        backend: Any = self.store._backend  # noqa: SLF001
+        return await backend._writer.call(lambda it: it.execute(f"PRAGMA {name}").fetchone()[0])  # noqa: SLF001
 
     async def append(self, session_id: str) -> Event:
         """Append."""

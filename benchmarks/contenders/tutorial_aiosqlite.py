@@ -74,7 +74,7 @@ class TutorialAiosqlite:
         """Page."""
         async with self.connection.execute(sql.PAGE, (session_id, after)) as cursor:
             rows = await cursor.fetchall()
-        return [sql.event(row) for row in rows]
+        return [sql.event(tuple(row)) for row in rows]
 
     async def reserve(self, worktree: dict[str, Any]) -> dict[str, Any]:
         """Reserve."""

@@ -905,7 +905,7 @@ async def _honest(folder: Path, dice: random.Random) -> int:
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(8, id="short"),
+        pytest.param(3, id="short"),
         pytest.param(500, id="torture", marks=pytest.mark.torture),
     ],
 )

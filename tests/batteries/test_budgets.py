@@ -121,7 +121,7 @@ def database(tmp_path: Path) -> str:
 JOBS = pytest.mark.parametrize(
     "jobs",
     [
-        pytest.param(6, id="short"),
+        pytest.param(3, id="short"),
         pytest.param(250, id="torture", marks=pytest.mark.torture),
     ],
 )

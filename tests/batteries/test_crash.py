@@ -32,7 +32,7 @@ LINE = len(f"{new_id()}\n")
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param(6, id="short"),
+        pytest.param(4, id="short"),
         pytest.param(200, id="torture", marks=pytest.mark.torture),
     ],
 )

@@ -290,7 +290,7 @@ async def test_battery__finds_nothing_in_an_undamaged_store(filled: Filled, tmp_
 
 @pytest.mark.parametrize(
     "flips",
-    [pytest.param(24, id="short"), pytest.param(400, id="torture", marks=pytest.mark.torture)],
+    [pytest.param(12, id="short"), pytest.param(400, id="torture", marks=pytest.mark.torture)],
 )
 async def test_flipped_bits__only_typed_errors_and_no_hang(
     filled: Filled,
@@ -389,7 +389,7 @@ def by_hand(connection: sqlite3.Connection, filled: Filled) -> Iterator[Tampered
 
 @pytest.mark.parametrize(
     "one_in",
-    [pytest.param(30, id="short"), pytest.param(1, id="torture", marks=pytest.mark.torture)],
+    [pytest.param(60, id="short"), pytest.param(1, id="torture", marks=pytest.mark.torture)],
 )
 async def test_rows_by_hand__are_named_by_reads_and_by_doctor(
     filled: Filled, tmp_path: Path, record_property: Callable[[str, object], None], one_in: int

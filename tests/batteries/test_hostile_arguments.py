@@ -16,6 +16,7 @@ from collections import Counter
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -46,11 +47,18 @@ MINUTE = timedelta(minutes=1)
 UNKNOWN_ID = "01900000-0000-7000-8000-000000000000"
 
 
+@cache
 def nested(depth: int) -> Any:
+    """Return lists within lists. Made once: a deep value costs more than what it is handed to."""
     value: Any = 1
     for _ in range(depth):
         value = [value]
     return value
+
+
+@cache
+def oversize() -> str:
+    return "x" * (MAX_TEXT + 1)
 
 
 class Stubborn:
@@ -87,7 +95,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
     "text": lambda: "nonsense",
     "NUL": lambda: "a\0b",
     "surrogate": lambda: "a\ud800",
-    "oversize": lambda: "x" * (MAX_TEXT + 1),
+    "oversize": oversize,
     "first id": lambda: FIRST_ID,
     "UUID object": lambda: uuid.UUID(UNKNOWN_ID),
     "bytes": lambda: b"\xff",

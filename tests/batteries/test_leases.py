@@ -101,7 +101,7 @@ def _moment(text: str) -> datetime:
 @pytest.mark.parametrize(
     ("leases", "kills", "stale_writes"),
     [
-        pytest.param(250, 4, 9, id="short"),
+        pytest.param(120, 2, 4, id="short"),
         pytest.param(2_000, 40, 20, id="torture", marks=pytest.mark.torture),
     ],
 )

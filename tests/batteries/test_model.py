@@ -1068,7 +1068,7 @@ for _name in (*OPERATIONS, "lock", "lock", "renew_lock", "unlock", "acquire", "r
 @pytest.mark.parametrize(
     ("examples", "steps"),
     [
-        pytest.param(15, 30, id="short"),
+        pytest.param(6, 30, id="short"),
         pytest.param(200, 50, id="torture", marks=pytest.mark.torture),
     ],
 )
