@@ -639,7 +639,7 @@ class _Trail(_Source):
         totals = (checkpoint.chains - before.chains, checkpoint.links - before.links)
         if (noted.heads, noted.hash) != told or (noted.chains, noted.links) != totals:
             return "the chains that it noted are not what it covers"
-        if checkpoint.entry < before.entry or checkpoint.position < before.position:
+        if checkpoint.entry < before.entry:
             return "it ends before the checkpoint before"
         if await self.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
             return "the entries up to it are not what it covers"
@@ -858,7 +858,7 @@ def _judge(resource: AuditedTable, resource_id: str, chain: Chain, unchained_unt
 
 
 def _state(row: Values) -> State:
-    _, unchained, length, last, purged, base, purged_at, present, deleting = row
+    _, unchained, length, last, purged, base, purged_at, present, deleting, passed_over = row
     return State(
         unchained,
         length,
@@ -868,11 +868,12 @@ def _state(row: Values) -> State:
         _maybe(purged_at),
         bool(present),
         bool(deleting),
+        bool(passed_over),
     )
 
 
 def _head(row: Values) -> Head:
-    return Head(row[1], _state((row[0], *row[2:], False, False)))
+    return Head(row[1], _state((row[0], *row[2:], False, False, False)))
 
 
 def _entry(row: Values) -> Entry:

@@ -486,6 +486,26 @@ async def test_checkpoint__notes_only_the_chains_that_changed(
     assert (await file_store.audit_chains.verify(checkpoint=digest)).findings == []
 
 
+@pytest.mark.parametrize("purged", [1, 2])
+async def test_checkpoint__after_the_newest_events_were_purged(
+    file_store: MetadataStore, session: Session, purged: int
+) -> None:
+    """The last position that is left is before that of the last checkpoint."""
+    repository = await file_store.repositories.find_by_name("app")
+    assert repository is not None
+    sessions = [session, *[await another(file_store, repository) for _ in range(2)]]
+    for each in sessions:
+        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(3)])
+    digests = [await file_store.audit_chains.checkpoint()]
+    for each in sessions[3 - purged :]:
+        await file_store.sessions.delete(each.id)
+    digests.append(await file_store.audit_chains.checkpoint())
+    await file_store.events.append(session.id, "a", "after")
+    digests.append(await file_store.audit_chains.checkpoint())
+    report = await file_store.audit_chains.verify(checkpoint=digests)
+    assert (report.checkpoints, report.rows, report.findings) == (3, 10 - 3 * purged, [])
+
+
 async def test_purge__is_a_link_that_what_follows_covers(
     file_store: MetadataStore, session: Session, shell: sqlite3.Connection
 ) -> None:
