@@ -55,6 +55,9 @@ PAGE_BYTES = 4 << 20
 PIECE = 64
 """The most chains that one transaction of a checkpoint notes: a few milliseconds."""
 
+BEHIND_EVERY_RUN = "~"
+"""Sorts behind the id of every run."""
+
 SMALL = 1 << 16
 """Bytes that are hashed sooner than a thread could be asked to."""
 
@@ -416,11 +419,12 @@ class AuditChains(TableRepository[AuditChain]):
             return None
         if signer is not None and signature is not None:
             await asyncio.to_thread(signer.advance, signature)
-        left_behind = self._sql.delete_audit_heads(
-            run=run, number=made.number, after_run=before.run, limit=PIECE
-        )
-        while await self._run(left_behind):
-            pass
+        for after, until in ((before.run, run), (run, BEHIND_EVERY_RUN)):
+            left_behind = self._sql.delete_audit_heads(
+                number=made.number, after_run=after, until_run=until, limit=PIECE
+            )
+            while await self._run(left_behind):
+                pass
         await self._settle()
         return made
 
