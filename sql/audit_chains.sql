@@ -81,9 +81,10 @@ WHERE
     )
 RETURNING number;
 
--- name: delete_audit_heads(run, number, after_run, limit)<!
--- A piece of what runs without a checkpoint left behind: those that died, and those that cannot end any
--- more because `run` has. No row: none is left.
+-- name: delete_audit_heads(number, after_run, until_run, limit)<!
+-- A piece of what runs between two others left behind without a checkpoint: those that died, and those
+-- that cannot end any more because a later one has. The range leaves out the run that has just ended,
+-- which may have noted every chain there is. No row: none is left.
 DELETE FROM audit_heads
 WHERE
     (run, resource, resource_id) IN (
@@ -94,7 +95,7 @@ WHERE
         FROM audit_heads AS h
         WHERE
             h.run > :after_run
-            AND h.run <> :run
+            AND h.run < :until_run
             AND h.number <= :number
             AND NOT EXISTS (
                 SELECT 1 FROM audit_checkpoints AS k

@@ -60,6 +60,9 @@ PAGE_BYTES = 4 << 20
 PIECE = 64
 """The most chains that one transaction of a checkpoint notes: a few milliseconds."""
 
+BEHIND_EVERY_RUN = "~"
+"""Sorts behind the id of every run."""
+
 SMALL = 1 << 16
 """Bytes that are hashed sooner than a thread could be asked to."""
 
@@ -422,11 +425,12 @@ class AuditChains(TableRepository[AuditChain]):
             return None
         if signer is not None and signature is not None:
             await asyncio.to_thread(signer.advance, signature)
-        left_behind = self._sql.delete_audit_heads(
-            run=run, number=made.number, after_run=before.run, limit=PIECE
-        )
-        while await self._run(left_behind):
-            pass
+        for after, until in ((before.run, run), (run, BEHIND_EVERY_RUN)):
+            left_behind = self._sql.delete_audit_heads(
+                number=made.number, after_run=after, until_run=until, limit=PIECE
+            )
+            while await self._run(left_behind):
+                pass
         await self._settle()
         return made
 
@@ -647,7 +651,7 @@ class _Trail(_Source):
         totals = (checkpoint.chains - before.chains, checkpoint.links - before.links)
         if (noted.heads, noted.hash) != told or (noted.chains, noted.links) != totals:
             return "the chains that it noted are not what it covers"
-        if checkpoint.entry < before.entry or checkpoint.position < before.position:
+        if checkpoint.entry < before.entry:
             return "it ends before the checkpoint before"
         if await self.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
             return "the entries up to it are not what it covers"
@@ -866,7 +870,7 @@ def _judge(resource: AuditedTable, resource_id: str, chain: Chain, unchained_unt
 
 
 def _state(row: Values) -> State:
-    _, unchained, length, last, purged, base, purged_at, present, deleting = row
+    _, unchained, length, last, purged, base, purged_at, present, deleting, passed_over = row
     return State(
         unchained,
         length,
@@ -876,11 +880,12 @@ def _state(row: Values) -> State:
         _maybe(purged_at),
         bool(present),
         bool(deleting),
+        bool(passed_over),
     )
 
 
 def _head(row: Values) -> Head:
-    return Head(row[1], _state((row[0], *row[2:], False, False)))
+    return Head(row[1], _state((row[0], *row[2:], False, False, False)))
 
 
 def _entry(row: Values) -> Entry:

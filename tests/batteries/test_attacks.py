@@ -104,6 +104,8 @@ class Attacker:
         self.text = "message" if is_events else "arguments"
         self.forged = "'forged'" if is_events else "'{\"n\":-1}'"
         self.key = "position" if is_events else "sequence"
+        # Digests of checkpoints that were taken during the attack.
+        self.taken: list[str] = []
 
     def do(self, statement: str, *values: Any) -> None:
         done = self.db.execute(statement, values)
@@ -737,6 +739,55 @@ def put_an_older_file_back(by: Attacker) -> None:
     shutil.copy(by.story.older, by.story.database)
 
 
+# What a checkpoint is to note.
+
+
+def _checkpoint(by: Attacker) -> None:
+    async def checkpoint() -> None:
+        async with MetadataStore.open(f"sqlite:///{by.story.database}") as store:
+            by.taken.append(await store.audit_chains.checkpoint())
+
+    asyncio.run(checkpoint())
+
+
+def _pass_over(by: Attacker) -> None:
+    """Keep what the victim did since the last checkpoint from the next one, and put it back."""
+    if by.kind == "tool_executions":
+        by.do("DELETE FROM audit_changes WHERE task_id = ?", by.victim)
+        _checkpoint(by)
+        return
+    since = "session_id = ? AND position > (SELECT max(position) FROM audit_checkpoints)"
+    columns = [it[1] for it in by.db.execute("PRAGMA table_info(events)")]
+    rows = by.db.execute(f"SELECT * FROM events WHERE {since}", (by.victim,)).fetchall()
+    with by.unguarded():
+        by.do(f"DELETE FROM events WHERE {since}", by.victim)
+    _checkpoint(by)
+    with by.unguarded():
+        for row in rows:
+            by.do(f"INSERT INTO events VALUES ({', '.join('?' * len(columns))})", *row)
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint(by: Attacker) -> None:
+    _pass_over(by)
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint_and_rewrite_its_end(by: Attacker) -> None:
+    _pass_over(by)
+    with by.unguarded():
+        by.edit(by.rows()[-1])
+        by.rehash()
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint_and_cut_its_end_short(by: Attacker) -> None:
+    _pass_over(by)
+    with by.unguarded():
+        by.delete(by.rows()[-1:])
+        by.rehash()
+
+
 # The schema.
 
 PLANTED = "CREATE TRIGGER {} BEFORE INSERT ON {} BEGIN SELECT raise(IGNORE); END"
@@ -761,11 +812,7 @@ def plant_a_trigger_in_the_name_of_sqlite(by: Attacker) -> None:
 def plant_a_trigger_for_the_time_of_a_checkpoint(by: Attacker) -> None:
     by.db.execute(PLANTED.format("helpful", by.kind))
 
-    async def checkpoint() -> None:
-        async with MetadataStore.open(f"sqlite:///{by.story.database}") as store:
-            await store.audit_chains.checkpoint()
-
-    asyncio.run(checkpoint())
+    _checkpoint(by)
     by.db.execute("DROP TRIGGER helpful")
 
 
@@ -800,7 +847,7 @@ def test_attack__is_found_and_named(told: Story, tmp_path: Path, name: str, kind
         "victim": {(kind, story.victims[kind])},
         "stub": {(kind, story.stubs[kind])},
     }.get(resource)
-    anchored = asyncio.run(verify(*story.digests))
+    anchored = asyncio.run(verify(*story.digests, *by.taken))
     places = {(it.resource, it.resource_id) for it in anchored}
     if expected:
         assert expected <= places, anchored
