@@ -52,7 +52,7 @@ NOT_COUNTED = {
     "configurations.rotate_keys": "is a read and a write for each batch",
     "tasks.hold": "is a claim and its end",
     "events.follow": "goes on for ever",
-    "lease_waiters.wait_in_line": "waits",
+    "lease_waiters.wait_in_queue": "waits",
     "memory_files.export": "is a list and a read for each file",
     "memory_files.stream": "is a hop for each of its chunks",
     "project_locks.hold": "is an acquisition and a release",
@@ -144,7 +144,7 @@ async def registry(store: Any, make: Factories) -> None:
     await store.worktrees.release(await store.worktrees.acquire(repository.id, owner="a", ttl=TTL))
     await store.lease_waiters.list_by_resource("worktrees", repository.id)
     await store.worktrees.retire(worktree.id)
-    await store.worktrees.put_back(worktree.id)
+    await store.worktrees.reinstate(worktree.id)
     await store.worktrees.delete(worktree.id)
     await store.repositories.delete(repository.id)
     project = await store.projects.ensure(path="/p")

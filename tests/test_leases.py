@@ -518,7 +518,7 @@ async def _cancelled_wait(
             resource=queue.resource,
             resource_id=queue.resource_id,
             now=leases_module.LONG_AGO.replace(year=9999),
-            ticket_horizon=leases_module.LONG_AGO.replace(year=9999),
+            latest_credible_ticket=leases_module.LONG_AGO.replace(year=9999),
         )
     )
     result = await CancelledAt(point, answered=answered, again=again).run(

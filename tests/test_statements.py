@@ -73,8 +73,8 @@ COLUMN_TYPES = {
 
 NOT_COLUMNS = {
     "now": "the time of the operation, which may set several columns or none",
-    "horizon": "the latest expiry to believe",
-    "ticket_horizon": "the latest expiry of a ticket to believe",
+    "latest_credible_expiry": "the latest expiry to believe",
+    "latest_credible_ticket": "the latest expiry of a ticket to believe",
     "latest_credible_beat": "compared with last_heartbeat",
     "position": "a place in a line of lease_waiters",
     "unused_since": "compared with last_used_at",

@@ -44,7 +44,7 @@ def doctor(
     Ends with code 0 if nothing is wrong, and 1 otherwise. Changes nothing.
 
     With --explain: what an id, or the token of a worktree's lease, stands for, who holds it, since
-    when and until when, under which fencing number, what hangs on it, and what would free it.
+    when and until when, under which fencing number, what depends on it, and what would release it.
     """
     if key is not None:
         if integrity or audit:
@@ -113,8 +113,8 @@ def _print_explanation(explanation: Explanation) -> None:
         ("until", _moment(explanation.until)),
         ("fence", "-" if fence is None else str(fence)),
     )
-    _print_list("What hangs on it", explanation.hangs_on_it or ["nothing"])
-    _print_list("What would free it", explanation.freed_by)
+    _print_list("Dependents", explanation.dependents or ["nothing"])
+    _print_list("Released by", explanation.released_by)
 
 
 def _print_facts(*facts: tuple[str, str]) -> None:

@@ -152,12 +152,12 @@ class BudgetReservations(TableRepository[BudgetReservation]):
             amount_nano_usd=amount,
             expires_at=now + duration("ttl", ttl),
             created_at=now,
-            horizon=believed,
+            latest_credible_expiry=believed,
         )
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
-                job_id=job_id, except_request=request_id, now=now, horizon=believed
+                job_id=job_id, except_request=request_id, now=now, latest_credible_expiry=believed
             ),
             reserve,
         )
@@ -186,7 +186,10 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         share = _share(warn_at)
         rows = await self._run(
             self._sql.get_budget(
-                job_id=job_id, except_request=_NOTHING, now=now, horizon=latest_credible_expiry(now)
+                job_id=job_id,
+                except_request=_NOTHING,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if not rows:

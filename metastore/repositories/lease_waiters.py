@@ -87,14 +87,14 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
                 resource=resource,
                 resource_id=resource_id,
                 now=now,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
                 after=after,
                 limit=checked_limit(limit),
             )
         )
         return page_of(rows, limit, lambda row: row.position)
 
-    async def wait_in_line(
+    async def wait_in_queue(
         self,
         resource: LeasedResource,
         resource_id: str,
@@ -154,7 +154,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
                 resource=resource,
                 resource_id=resource_id,
                 now=now,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             ),
             self._sql.create_lease_waiter(
                 id=ticket_id,

@@ -96,9 +96,9 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 session_id=session_id,
                 acquired_at=now,
                 expires_at=now + ttl,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
                 position=position,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
         async def is_available(position: int) -> bool:
@@ -110,8 +110,8 @@ class ProjectLocks(TableRepository[ProjectLock]):
                         session_id=session_id,
                         position=position,
                         now=now,
-                        horizon=latest_credible_expiry(now),
-                        ticket_horizon=latest_credible_ticket(now),
+                        latest_credible_expiry=latest_credible_expiry(now),
+                        latest_credible_ticket=latest_credible_ticket(now),
                     )
                 )
                 is not None
@@ -129,7 +129,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         if lock is None:
             await self._check_session(project_id, session_id)
         if lock is None and wait is not None:
-            lock = await waiters.wait_in_line(
+            lock = await waiters.wait_in_queue(
                 LeasedResource.PROJECT_LOCKS,
                 project_id,
                 owner=session_id,
@@ -161,10 +161,14 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """Return how many locks are live, and how many ran out without a release."""
         now = self._now()
         live = await self._scalar(
-            self._sql.count_live_project_locks(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_live_project_locks(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         expired = await self._scalar(
-            self._sql.count_expired_project_locks(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_expired_project_locks(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         return live, expired
 
@@ -177,7 +181,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         rows = await self._all(
             self._sql.list_expired_project_locks(
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
                 after=cursor.created_at,
                 after_id=cursor.id,
                 limit=checked_limit(limit),
@@ -199,13 +203,13 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 **_held(lock),
                 expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if row is None:
             if not await self._run(
                 self._sql.project_is_locked(
-                    **_held(lock), now=now, horizon=latest_credible_expiry(now)
+                    **_held(lock), now=now, latest_credible_expiry=latest_credible_expiry(now)
                 )
             ):
                 raise _lost(lock)
@@ -221,7 +225,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         now = self._now()
         row = await self._find(
             self._sql.release_project_lock(
-                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+                **_held(lock), now=now, latest_credible_expiry=latest_credible_expiry(now)
             )
         )
         if row is None:
@@ -265,7 +269,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         def check() -> Call:
             now = self._now()
             return self._sql.project_is_locked(
-                **_held(lock), now=now, horizon=latest_credible_expiry(now)
+                **_held(lock), now=now, latest_credible_expiry=latest_credible_expiry(now)
             )
 
         return Guard(check, lambda: _lost(lock))

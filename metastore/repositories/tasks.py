@@ -243,7 +243,7 @@ class Tasks(TableRepository[Task]):
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
-                self._sql.cancel_task_to_delete(id=task_id, now=now, horizon=latest),
+                self._sql.cancel_task_to_delete(id=task_id, now=now, latest_credible_expiry=latest),
                 self._sql.mark_task_deletion(id=task_id, now=now),
             ),
             pieces=(
@@ -254,7 +254,7 @@ class Tasks(TableRepository[Task]):
                 ),
                 (self._sql.leave_workflow_to_delete_task(id=task_id),),
             ),
-            whole=self._sql.delete_task(id=task_id, now=now, horizon=latest),
+            whole=self._sql.delete_task(id=task_id, now=now, latest_credible_expiry=latest),
         )
 
     # With a claim.
@@ -299,8 +299,8 @@ class Tasks(TableRepository[Task]):
                 "lease_token": token,
                 "lease_expires_at": now + ttl,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
             if types is None:
                 if spread:
@@ -316,8 +316,8 @@ class Tasks(TableRepository[Task]):
                 "line_id": line_id,
                 "position": position,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
             call = (
                 self._sql.task_is_available(**asked)
@@ -331,7 +331,7 @@ class Tasks(TableRepository[Task]):
 
         lease = await self._take(attempt(BACK_OF_QUEUE), token=token)
         if lease is None and wait is not None:
-            lease = await waiters.wait_in_line(
+            lease = await waiters.wait_in_queue(
                 LeasedResource.TASKS,
                 line_id,
                 owner=owner,
@@ -355,7 +355,7 @@ class Tasks(TableRepository[Task]):
                 **_held(lease),
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         return TaskLease.of(_unless_lost(lease, row))
@@ -371,7 +371,10 @@ class Tasks(TableRepository[Task]):
         now = self._now()
         row = await self._find(
             self._sql.complete_task_claim(
-                **_held(lease), metadata=metadata, now=now, horizon=latest_credible_expiry(now)
+                **_held(lease),
+                metadata=metadata,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         return _unless_lost(lease, row)
@@ -385,7 +388,10 @@ class Tasks(TableRepository[Task]):
         now = self._now()
         row = await self._find(
             self._sql.fail_task_claim(
-                **_held(lease), error=error, now=now, horizon=latest_credible_expiry(now)
+                **_held(lease),
+                error=error,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         return _unless_lost(lease, row)
@@ -399,7 +405,7 @@ class Tasks(TableRepository[Task]):
         now = self._now()
         row = await self._find(
             self._sql.release_task_claim(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
             )
         )
         return _unless_lost(lease, row)
@@ -458,7 +464,7 @@ class Tasks(TableRepository[Task]):
         def check() -> Call:
             now = self._now()
             return self._sql.task_is_claimed(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
             )
 
         return Guard(check, lambda: _lost(lease))
@@ -467,10 +473,14 @@ class Tasks(TableRepository[Task]):
         """Return how many claims are live, and how many ran out and were not taken over."""
         now = self._now()
         live = await self._scalar(
-            self._sql.count_live_task_claims(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_live_task_claims(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         expired = await self._scalar(
-            self._sql.count_expired_task_claims(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_expired_task_claims(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         return live, expired
 

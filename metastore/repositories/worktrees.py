@@ -165,10 +165,14 @@ class Worktrees(TableRepository[Worktree]):
         """Return how many leases are live, and how many ran out without a release."""
         now = self._now()
         live = await self._scalar(
-            self._sql.count_live_worktree_leases(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_live_worktree_leases(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         expired = await self._scalar(
-            self._sql.count_expired_worktree_leases(now=now, horizon=latest_credible_expiry(now))
+            self._sql.count_expired_worktree_leases(
+                now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         return live, expired
 
@@ -207,7 +211,7 @@ class Worktrees(TableRepository[Worktree]):
                 lease_token=token,
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             ),
             repository_id=worktree.repository_id,
             token=token,
@@ -253,8 +257,8 @@ class Worktrees(TableRepository[Worktree]):
                 lease_token=token,
                 lease_expires_at=now + ttl,
                 now=now,
-                horizon=latest_credible_expiry(now),
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_expiry=latest_credible_expiry(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
         async def is_available(position: int) -> bool:
@@ -265,8 +269,8 @@ class Worktrees(TableRepository[Worktree]):
                         repository_id=repository_id,
                         position=position,
                         now=now,
-                        horizon=latest_credible_expiry(now),
-                        ticket_horizon=latest_credible_ticket(now),
+                        latest_credible_expiry=latest_credible_expiry(now),
+                        latest_credible_ticket=latest_credible_ticket(now),
                     )
                 )
                 is not None
@@ -282,7 +286,7 @@ class Worktrees(TableRepository[Worktree]):
 
         lease = await self._take(attempt(BACK_OF_QUEUE), repository_id=repository_id, token=token)
         if lease is None and wait is not None:
-            lease = await waiters.wait_in_line(
+            lease = await waiters.wait_in_queue(
                 LeasedResource.WORKTREES,
                 repository_id,
                 owner=owner,
@@ -306,7 +310,7 @@ class Worktrees(TableRepository[Worktree]):
                 **_held(lease),
                 lease_expires_at=now + duration("ttl", ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if row is None:
@@ -340,7 +344,7 @@ class Worktrees(TableRepository[Worktree]):
                     else _canonical("environment_hashes", environment_hashes)
                 ),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if row is None:
@@ -355,7 +359,9 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.release_worktree(**_held(lease), now=now, horizon=latest_credible_expiry(now))
+            self._sql.release_worktree(
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         if row is None:
             raise _lost(lease)
@@ -406,7 +412,7 @@ class Worktrees(TableRepository[Worktree]):
         def check() -> Call:
             now = self._now()
             return self._sql.worktree_is_leased(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
             )
 
         return Guard(check, lambda: _lost(lease))
@@ -420,18 +426,20 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest_credible_expiry(now))
+            self._sql.retire_worktree(
+                id=worktree_id, now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         return row or await self._refuse_held(worktree_id)
 
-    async def put_back(self, worktree_id: str) -> Worktree:
+    async def reinstate(self, worktree_id: str) -> Worktree:
         """Put a retired worktree back into use and return it.
 
         Raises:
             NotFound: there is no retired worktree with this id.
         """
         return await self._one(
-            self._sql.return_worktree(id=worktree_id, now=self._now()), worktree_id
+            self._sql.reinstate_worktree(id=worktree_id, now=self._now()), worktree_id
         )
 
     async def delete(self, worktree_id: str) -> None:
@@ -450,13 +458,13 @@ class Worktrees(TableRepository[Worktree]):
         plan = deletion.Plan(
             weigh=self._sql.weigh_worktree(id=worktree_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
-                self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest),
+                self._sql.retire_worktree(id=worktree_id, now=now, latest_credible_expiry=latest),
                 self._sql.mark_worktree_deletion(id=worktree_id, now=now),
             ),
             pieces=(
                 (self._sql.leave_worktree(id=worktree_id, now=now, limit=deletion.PIECE_ROWS),),
             ),
-            whole=self._sql.delete_worktree(id=worktree_id, now=now, horizon=latest),
+            whole=self._sql.delete_worktree(id=worktree_id, now=now, latest_credible_expiry=latest),
         )
         if not await self._deleted(plan):
             await self._refuse_held(worktree_id)

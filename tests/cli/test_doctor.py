@@ -284,9 +284,9 @@ def test_explain__prints_everything(run: Run, fill: Fill) -> None:
         assert "\nheld by  runner-1\\x1b[2J\n" in result.output
         assert f"\nfence    {lease.fencing_number}\n" in result.output
         assert "(in 59 min)" in result.output
-        [hangs] = section(result.output, "What hangs on it")
-        assert session.id in hangs
-        assert len(section(result.output, "What would free it")) == 2
+        [dependent] = section(result.output, "Dependents")
+        assert session.id in dependent
+        assert len(section(result.output, "Released by")) == 2
 
 
 def test_explain__json(run: Run, fill: Fill) -> None:
@@ -306,7 +306,7 @@ def test_explain__of_something_free_or_past(run: Run, fill: Fill) -> None:
     worktree, lease = fill(work)
     free = run("--explain", worktree.id).output
     assert "\nheld by  nobody\nsince    -\nuntil    -\n" in free
-    assert section(free, "What hangs on it") == ["nothing"]
+    assert section(free, "Dependents") == ["nothing"]
     assert " s ago)\n" in run("--explain", lease.worktree_id).output
 
 

@@ -651,8 +651,8 @@ def _steps(connection: sqlite3.Connection, claim: str) -> int:
                 "lease_token": str(n),
                 "lease_expires_at": "2026-01-02T00:00:00.000Z",
                 "now": "2026-01-01T00:00:01.000Z",
-                "horizon": "2026-02-01T00:00:00.000Z",
-                "ticket_horizon": "2026-01-01T00:05:06.000Z",
+                "latest_credible_expiry": "2026-02-01T00:00:00.000Z",
+                "latest_credible_ticket": "2026-01-01T00:05:06.000Z",
                 "task_types": '["type-3", "type-1", "of which there is none"]',
             },
         ).fetchall()

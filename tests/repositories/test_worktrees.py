@@ -170,7 +170,7 @@ async def test_reserve__of_a_deleted_or_retired_worktree(
         await store.worktrees.reserve(retired, owner="a", ttl=MINUTE)
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(retired.repository_id, owner="a", ttl=MINUTE)
-    ready = await store.worktrees.put_back(retired.id)
+    ready = await store.worktrees.reinstate(retired.id)
     assert (await store.worktrees.reserve(ready, owner="a", ttl=MINUTE)).owner == "a"
 
 
@@ -353,7 +353,7 @@ async def test_retire_and_delete__not_while_it_is_held(
         with pytest.raises(NotFound):
             await refused(new_id())
     with pytest.raises(NotFound):
-        await store.worktrees.put_back(worktree.id)
+        await store.worktrees.reinstate(worktree.id)
     clock.now = lease.expires_at
     retired = await store.worktrees.retire(worktree.id)
     assert (retired.state, retired.lease_owner) == ("retired", None)

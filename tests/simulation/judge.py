@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.simulation.plan import Action
     from tests.simulation.workload import Facts
 
-FRONT = 1 << 62
+BACK_OF_QUEUE = 1 << 62
 """Behind everybody who has a ticket."""
 
 BUDGET = 2 * 10**9
@@ -569,7 +569,9 @@ class Judge:
         if taker is None or taker.kind not in QUEUED or not taker.clock_is_honest:
             return
         queue = self._queue_of(table, new.resource, tickets)
-        position = min((it.position for it in queue if it.owner == new.owner), default=FRONT)
+        position = min(
+            (it.position for it in queue if it.owner == new.owner), default=BACK_OF_QUEUE
+        )
         ahead = [
             it
             for it in queue
