@@ -10,7 +10,7 @@ import msgspec
 
 from metastore.codec import timestamp
 from metastore.errors import InvalidValue, NotFound
-from metastore.leases import latest_credible_expiry
+from metastore.leasing.limits import latest_credible_expiry
 from metastore.repositories.auth_tokens import TokenStatus
 from metastore.repositories.commands import CommandStatus
 from metastore.repositories.lease_waiters import LeasedResource

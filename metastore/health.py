@@ -45,11 +45,11 @@ LOW_DISK = 128 << 20
 
 
 class LeaseCount(msgspec.Struct, frozen=True):
-    """How many leases, or locks, are held.
+    """How many leases, locks or claims there are.
 
     Attributes:
-        live: those that run.
-        expired: those that ran out, and were neither released nor taken over.
+        live: those that are held.
+        expired: those that expired and were neither released nor taken over.
     """
 
     live: int
@@ -57,7 +57,7 @@ class LeaseCount(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a database is. What could not be found out is None.
+    """How a database is. None if unknown.
 
     Attributes:
         url: the database.
@@ -68,9 +68,7 @@ class Health(msgspec.Struct, frozen=True):
         schema_head: the newest migration the code knows.
         wal_bytes: how big its WAL is.
         free_disk_bytes: what is free on its disk.
-        worktree_leases: how many worktrees are leased.
-        project_locks: how many projects are locked.
-        task_claims: how many tasks are claimed.
+        leases: how many worktrees, projects and tasks are held, by what is leased.
         software: the database's software and its release.
         known_faults: what is wrong with that release.
         synchronous: when the operating system is asked to write to the disk.
@@ -78,7 +76,7 @@ class Health(msgspec.Struct, frozen=True):
         damage: what is broken in the database; None if it was not searched.
         tampering: what was changed in history behind the store's back; None if it was not searched.
         problems: what is wrong, and what to do about it; a sentence or two each.
-        notes: what is worth to know, and nothing to worry about.
+        notes: informational.
     """
 
     url: str
@@ -90,9 +88,7 @@ class Health(msgspec.Struct, frozen=True):
     database_bytes: int | None
     wal_bytes: int | None
     free_disk_bytes: int | None
-    worktree_leases: LeaseCount | None
-    project_locks: LeaseCount | None
-    task_claims: LeaseCount | None
+    leases: dict[str, LeaseCount] | None
     software: str | None
     known_faults: list[KnownFault]
     journal_mode: str | None
@@ -136,14 +132,15 @@ async def examine(
     tables = row_checks(repository_types()) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
-    leases = locks = claims = count_error = tampering = audit_error = None
+    leases = count_error = tampering = audit_error = None
     schema: list[Finding] = []
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
-            leases = LeaseCount(*await repositories.worktrees.count_leases())
-            locks = LeaseCount(*await repositories.project_locks.count())
-            claims = LeaseCount(*await repositories.tasks.count_claims())
+            leases = {
+                repository.leased: LeaseCount(*await repository.count_held())
+                for repository in repositories.leasable
+            }
             schema = await repositories.audit_chains.schema_findings()
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
@@ -164,9 +161,7 @@ async def examine(
         database_bytes=facts.database_bytes,
         wal_bytes=facts.wal_bytes,
         free_disk_bytes=facts.free_disk_bytes,
-        worktree_leases=leases,
-        project_locks=locks,
-        task_claims=claims,
+        leases=leases,
         software=facts.software,
         known_faults=facts.known_faults,
         journal_mode=facts.journal_mode,
@@ -180,7 +175,7 @@ async def examine(
             *_schema_problems(schema),
             *_audit_problems(tampering, audit_error),
         ],
-        notes=list(_notes(facts, worktree=leases, project=locks, task=claims)),
+        notes=list(_notes(facts, leases or {})),
     )
 
 
@@ -218,9 +213,7 @@ def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
         database_bytes=None,
         wal_bytes=None,
         free_disk_bytes=None,
-        worktree_leases=None,
-        project_locks=None,
-        task_claims=None,
+        leases=None,
         software=None,
         known_faults=[],
         journal_mode=None,
@@ -343,12 +336,12 @@ def _advice(error: MetastoreError) -> str:
     return ""
 
 
-def _notes(facts: Facts, **counts: LeaseCount | None) -> Iterator[str]:
-    for what, count in counts.items():
-        if count is not None and count.expired:
+def _notes(facts: Facts, leases: dict[str, LeaseCount]) -> Iterator[str]:
+    for leased, count in leases.items():
+        if count.expired:
             yield (
-                f"{count.expired} of the leased {what}s: the lease ran out and was not released, "
-                "so its holder died or was away for too long. Whoever comes next takes it over; "
+                f"{count.expired} of the leased {leased}: the lease expired without a release, "
+                "so its holder died or was away for too long. The next caller takes it over; "
                 "there is nothing to clean up."
             )
     if facts.synchronous not in ("full", "extra", None):

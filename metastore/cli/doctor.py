@@ -85,9 +85,7 @@ def _print_health(report: Health) -> None:
         ("size", _size(report.database_bytes)),
         ("WAL", _size(report.wal_bytes)),
         ("free disk", _size(report.free_disk_bytes)),
-        ("worktrees", _leases(report.worktree_leases, "leased")),
-        ("projects", _leases(report.project_locks, "locked")),
-        ("tasks", _leases(report.task_claims, "claimed")),
+        *_leases(report.leases),
         ("software", report.software or "unknown"),
         ("journal", report.journal_mode or "unknown"),
         ("synchronous", report.synchronous or "unknown"),
@@ -148,8 +146,12 @@ def _size(size: int | None) -> str:
     return f"{amount:,.1f} {unit}" if unit != "B" else f"{size} B"
 
 
-def _leases(count: LeaseCount | None, what: str) -> str:
-    return "unknown" if count is None else f"{count.live} {what}, {count.expired} expired"
+def _leases(leases: dict[str, LeaseCount] | None) -> list[tuple[str, str]]:
+    if leases is None:
+        return [("leases", "unknown")]
+    return [
+        (leased, f"{count.live} held, {count.expired} expired") for leased, count in leases.items()
+    ]
 
 
 def _findings(findings: Sequence[object] | None, flag: str) -> str:

@@ -14,7 +14,7 @@ from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.backends.sqlite.errors import translate
 from metastore.backends.sqlite.lanes import roll_back
 from metastore.errors import StoreClosed
-from metastore.leases import background_work
+from metastore.leasing.queue import background_work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

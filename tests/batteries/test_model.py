@@ -36,7 +36,7 @@ from metastore import (
     ProjectLock,
     TokenRejected,
 )
-from metastore.codec import CLOCK_SKEW, MAX_TTL
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from metastore.testing import Clock
 
 if TYPE_CHECKING:
@@ -1024,7 +1024,7 @@ class Machine(RuleBasedStateMachine, Operations):
                 await self._same(table, read, (order,), session_id=session_id)
         live = [row for row in model.worktrees.values() if self.is_live(row["lease_expires_at"])]
         held = [row for row in model.worktrees.values() if row["lease_expires_at"]]
-        assert await store.worktrees.count_leases() == (len(live), len(held) - len(live))
+        assert await store.worktrees.count_held() == (len(live), len(held) - len(live))
 
     async def _same(
         self,

@@ -80,7 +80,7 @@ def test_doctor__of_a_new_database(run: Run, path: Path) -> None:
     assert found["reachable"] == found["writable"] == "yes"
     assert (found["schema"], found["journal"], found["synchronous"]) == (HEAD, "wal", "full")
     assert found["size"] == f"{path.stat().st_size / 1024:,.1f} KiB"
-    assert found["worktrees"] == "0 leased, 0 expired"
+    assert found["worktrees"] == "0 held, 0 expired"
     assert found["integrity"] == "ok"
     assert section(result.output, "Problems") == []
     assert result.output.endswith("Nothing is wrong.\n")
@@ -112,9 +112,9 @@ def test_doctor__counts_leases_and_notes_expired_ones(run: Run, fill: Fill) -> N
     fill(lease)
     result = run()
     assert result.exit_code == 0
-    assert facts(result.output)["worktrees"] == "1 leased, 1 expired"
-    assert facts(result.output)["projects"] == "1 locked, 0 expired"
-    assert facts(result.output)["tasks"] == "1 claimed, 0 expired"
+    assert facts(result.output)["worktrees"] == "1 held, 1 expired"
+    assert facts(result.output)["projects"] == "1 held, 0 expired"
+    assert facts(result.output)["tasks"] == "1 held, 0 expired"
     assert any(
         line.startswith("1 of the leased worktrees") for line in section(result.output, "Notes")
     )

@@ -21,7 +21,8 @@ from metastore import (
     Worktree,
     WorktreeState,
 )
-from metastore.codec import CLOCK_SKEW, MAX_TTL, new_id
+from metastore.codec import new_id
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -502,7 +503,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
     ]
     now = store.worktrees._now()
     # The ticket of somebody who died in line.
-    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")
     await store.worktrees.release(first)
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
@@ -517,7 +518,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
 async def test_wait__the_dead_block_nobody(
     store: MetadataStore, repository: Repository, worktree: Worktree, clock: Clock
 ) -> None:
-    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
     clock.now += timedelta(seconds=6)

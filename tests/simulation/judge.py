@@ -10,9 +10,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metastore import StoreClosed
-from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
+from metastore.codec import timestamp
 from metastore.errors import LeaseUnavailable, LockHeld
-from metastore.repositories.lease_waiters import TICKET_TTL
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL, TICKET_TTL
 from metastore.testing.simulation.scheduler import SLACK
 
 if TYPE_CHECKING:
