@@ -43,7 +43,6 @@ __all__ = [
     "MAX_JSON",
     "MAX_JSON_DEPTH",
     "MAX_TEXT",
-    "MAX_TTL",
     "Encoder",
     "Id",
     "Inspector",
@@ -76,13 +75,6 @@ deeper document could be written in one place and not be read in another."""
 
 MAX_BLOB = 64 << 20
 """The longest bytes of a column."""
-
-MAX_TTL = timedelta(days=7)
-"""The longest time that anything can be leased, locked or reserved for."""
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far a clock may be wrong. An expiry further ahead than `MAX_TTL` and this is not believed:
-it was written by a clock that has jumped back since."""
 
 _MIN_INTEGER = -(1 << 63)
 _MAX_INTEGER = (1 << 63) - 1
@@ -180,8 +172,8 @@ def duration(
     column: str,
     span: timedelta,
     *,
+    longest: timedelta,
     shortest: timedelta = timedelta(milliseconds=1),
-    longest: timedelta = MAX_TTL,
 ) -> timedelta:
     """Return `span` if it is from `shortest` to `longest`.
 

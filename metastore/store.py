@@ -12,20 +12,18 @@ from metastore import health, migrations, urls
 from metastore.backends import opening
 from metastore.backends.base import Durability
 from metastore.codec import expect
-from metastore.errors import InvalidValue
-from metastore.leases import background_work
+from metastore.leasing.guard import keeper_of
+from metastore.leasing.queue import background_work
 from metastore.repositories import RepositorySet, repository_types
 from metastore.repositories.base import Scope, load_statements
-from metastore.repositories.project_locks import ProjectLock
-from metastore.repositories.tasks import TaskLease
-from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
     from types import TracebackType
 
-    from metastore.backends.base import Backend, DatabaseUrl, Guard
+    from metastore.backends.base import Backend, DatabaseUrl
     from metastore.health import Health
+    from metastore.leasing.holding import Held
 
 __all__ = ["MetadataStore", "Transaction"]
 
@@ -110,9 +108,7 @@ class MetadataStore(RepositorySet):
         )
 
     @contextlib.asynccontextmanager
-    async def transaction(
-        self, lease: Lease | ProjectLock | TaskLease | None = None
-    ) -> AsyncIterator[Transaction]:
+    async def transaction(self, lease: Held | None = None) -> AsyncIterator[Transaction]:
         """Open a transaction: committed at the end of the body, undone when the body raises.
 
         With a `lease` (of a worktree or a task, or a project's lock) it commits only while that
@@ -124,28 +120,10 @@ class MetadataStore(RepositorySet):
             TransactionActive: this task has a transaction open already.
             InvalidValue: `lease` is none.
         """
-        async with self._backend.transaction(self._guard(lease)) as executor:
+        guard = None if lease is None else keeper_of(lease, self.leasable).guard(lease)
+        async with self._backend.transaction(guard) as executor:
             now = self._clock()
             yield Transaction(Scope(executor, lambda: now, None, self._backend.url.dialect))
-
-    def _guard(self, lease: Lease | ProjectLock | TaskLease | None) -> Guard | None:
-        match lease:
-            case None:
-                return None
-            case Lease():
-                return self.worktrees.guard(lease)
-            case ProjectLock():
-                return self.project_locks.guard(lease)
-            case TaskLease():
-                return self.tasks.guard(lease)
-            case _:
-                # Unguarded, it would commit whatever became of what the caller holds.
-                raise InvalidValue(
-                    None,
-                    "lease",
-                    "must be a lease, a project's lock or a task's claim",
-                    value_type=type(lease).__name__,
-                )
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.

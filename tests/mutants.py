@@ -151,9 +151,9 @@ MUTANTS = [
     ),
     Mutant(
         "an expiry of a clock that jumped back is believed",
-        "metastore/leases.py",
-        "return now + longest + CLOCK_SKEW",
-        "return now + longest * 300",
+        "metastore/leasing/limits.py",
+        "return now + MAX_TTL + CLOCK_SKEW",
+        "return now + MAX_TTL * 300",
         WORKTREES,
     ),
     Mutant(
@@ -198,8 +198,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled take is not given back",
-        "metastore/repositories/worktrees.py",
-        "                await give_back(self._abandon(repository_id, token), backend=self._scope.backend)",
+        "metastore/repositories/leasable.py",
+        "                await give_back(self._abandon(abandon), backend=self._scope.backend)",
         "                pass",
         WORKTREES,
     ),

@@ -20,6 +20,7 @@ from metastore.repositories.embedding_index import EmbeddingIndex
 from metastore.repositories.events import Events
 from metastore.repositories.job_steps import JobSteps
 from metastore.repositories.jobs import Jobs
+from metastore.repositories.leasable import LeasableRepository
 from metastore.repositories.lease_waiters import LeaseWaiters
 from metastore.repositories.memory_files import MemoryFiles
 from metastore.repositories.memory_items import MemoryItems
@@ -39,7 +40,7 @@ from metastore.repositories.worktrees import Worktrees
 if TYPE_CHECKING:
     from metastore.repositories.base import Scope, TableRepository
 
-__all__ = ["RepositorySet", "repository_types"]
+__all__ = ["RepositorySet", "leasable_types", "repository_types"]
 
 
 class RepositorySet:
@@ -47,6 +48,11 @@ class RepositorySet:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+
+    @property
+    def leasable(self) -> list[LeasableRepository[Any, Any]]:
+        """The repositories whose rows are leased."""
+        return [getattr(self, it.table) for it in leasable_types()]
 
     @cached_property
     def repositories(self) -> Repositories:
@@ -207,3 +213,9 @@ def repository_types() -> tuple[type[TableRepository[Any]], ...]:
         for attribute in vars(RepositorySet).values()
         if isinstance(attribute, cached_property)
     )
+
+
+@cache
+def leasable_types() -> tuple[type[LeasableRepository[Any, Any]], ...]:
+    """Return the type of each repository whose rows are leased."""
+    return tuple(it for it in repository_types() if issubclass(it, LeasableRepository))

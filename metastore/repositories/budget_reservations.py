@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import msgspec
 
 from metastore import money
-from metastore.codec import Id, Label, Row, decoder, duration, new_id
+from metastore.codec import Id, Label, Row, decoder, new_id
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
@@ -19,7 +19,7 @@ from metastore.errors import (
     JobCancelled,
     NotFound,
 )
-from metastore.leases import latest_credible_expiry
+from metastore.leasing.limits import checked_ttl, latest_credible_expiry
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
@@ -152,14 +152,14 @@ class BudgetReservations(TableRepository[BudgetReservation]):
             job_id=job_id,
             request_id=request_id,
             amount_nano_usd=amount,
-            expires_at=now + duration("ttl", ttl),
+            expires_at=now + checked_ttl(ttl),
             created_at=now,
-            horizon=believed,
+            latest_credible_expiry=believed,
         )
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
-                job_id=job_id, except_request=request_id, now=now, horizon=believed
+                job_id=job_id, except_request=request_id, now=now, latest_credible_expiry=believed
             ),
             reserve,
         )
@@ -188,7 +188,10 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         share = _share(warn_at)
         rows = await self._run(
             self._sql.get_budget(
-                job_id=job_id, except_request=_NOTHING, now=now, horizon=latest_credible_expiry(now)
+                job_id=job_id,
+                except_request=_NOTHING,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if not rows:

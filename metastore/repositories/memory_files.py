@@ -27,7 +27,7 @@ from metastore.errors import (
     StoreIOError,
     StoreReadOnly,
 )
-from metastore.leases import give_back
+from metastore.leasing.queue import give_back
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -14,19 +13,17 @@ from uuid import UUID, uuid5
 import msgspec
 
 from metastore import deletion
-from metastore.backends.base import Guard
-from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, expect, listed, new_id
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed, new_id
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
-from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
-from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import (
-    BACK_OF_QUEUE,
-    LeasedResource,
-    LeaseWaiter,
-    LeaseWaiters,
+from metastore.leasing.limits import (
+    LONG_AGO,
+    checked_ttl,
+    checked_wait,
+    latest_credible_expiry,
     latest_credible_ticket,
 )
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -100,7 +97,7 @@ class TaskLease(msgspec.Struct, frozen=True):
         expires_at: when it ends unless it is renewed.
     """
 
-    resource: ClassVar[LeasedResource] = LeasedResource.TASKS
+    resource: ClassVar[str] = "tasks"
 
     task: Task
     owner: str
@@ -111,6 +108,11 @@ class TaskLease(msgspec.Struct, frozen=True):
     @property
     def task_id(self) -> str:
         """The id of the claimed task."""
+        return self.task.id
+
+    @property
+    def resource_id(self) -> str:
+        """The same, as for everything that is leased."""
         return self.task.id
 
     @classmethod
@@ -136,8 +138,8 @@ class _Waiting(TypedDict):
     line_id: str
     position: int
     now: datetime
-    horizon: datetime
-    ticket_horizon: datetime
+    latest_credible_expiry: datetime
+    latest_credible_ticket: datetime
 
 
 class _Claim(_Waiting):
@@ -148,7 +150,7 @@ class _Claim(_Waiting):
     lease_expires_at: datetime
 
 
-class Tasks(TableRepository[Task]):
+class Tasks(LeasableRepository[Task, TaskLease]):
     """The tasks of orchestrators.
 
     A worker claims a task and ends it with its claim. Whoever needs no claim, say because it
@@ -158,6 +160,8 @@ class Tasks(TableRepository[Task]):
     table = "tasks"
     row_type = Task
     _sql: TasksStatements
+    held_type = TaskLease
+    leased = "tasks"
 
     async def create(
         self,
@@ -272,7 +276,7 @@ class Tasks(TableRepository[Task]):
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
-                self._sql.cancel_task_to_delete(id=task_id, now=now, horizon=latest),
+                self._sql.cancel_task_to_delete(id=task_id, now=now, latest_credible_expiry=latest),
                 self._sql.mark_task_deletion(id=task_id, now=now),
             ),
             pieces=(
@@ -283,7 +287,7 @@ class Tasks(TableRepository[Task]):
                 ),
                 (self._sql.leave_workflow_to_delete_task(id=task_id),),
             ),
-            whole=self._sql.delete_task(id=task_id, now=now, horizon=latest),
+            whole=self._sql.delete_task(id=task_id, now=now, latest_credible_expiry=latest),
         )
 
     # With a claim.
@@ -310,13 +314,11 @@ class Tasks(TableRepository[Task]):
             InvalidValue: a value is refused.
             TransactionActive: `wait` was given in a transaction.
         """
-        duration("ttl", ttl)
-        if wait is not None:
-            duration("wait", wait, shortest=timedelta(0))
+        checked_ttl(ttl)
+        checked_wait(wait)
         expect("spread", spread, bool, "a boolean")
         types = None if task_types is None else _checked(task_types)
         line_id = _line_of(types)
-        waiters = LeaseWaiters(self._scope)
         token = secrets.token_hex(16)
 
         def attempt(position: int) -> Call:
@@ -328,8 +330,8 @@ class Tasks(TableRepository[Task]):
                 "lease_token": token,
                 "lease_expires_at": now + ttl,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
             if types is None:
                 if spread:
@@ -339,37 +341,31 @@ class Tasks(TableRepository[Task]):
                 return self._sql.claim_task_of_types_in_turn(task_types=types, **asked)
             return self._sql.claim_task_of_types(task_types=types, **asked)
 
-        async def is_available(position: int) -> bool:
+        def is_available(position: int) -> Call:
             now = self._now()
             asked: _Waiting = {
                 "line_id": line_id,
                 "position": position,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
-            call = (
-                self._sql.task_is_available(**asked)
-                if types is None
-                else self._sql.task_of_types_is_available(task_types=types, **asked)
-            )
-            return await self._scalar(call) is not None
+            if types is None:
+                return self._sql.task_is_available(**asked)
+            return self._sql.task_of_types_is_available(task_types=types, **asked)
 
-        async def take(ticket: LeaseWaiter) -> TaskLease | None:
-            return await self._take(attempt(ticket.position), waiters.leaving(ticket), token=token)
-
-        lease = await self._take(attempt(BACK_OF_QUEUE), token=token)
-        if lease is None and wait is not None:
-            lease = await waiters.wait_in_line(
-                LeasedResource.TASKS,
-                line_id,
-                owner=owner,
-                wait=wait,
-                is_available=is_available,
-                take=take,
-            )
+        lease = await self._take_in_turn(
+            line_id,
+            owner=owner,
+            wait=wait,
+            attempt=attempt,
+            is_available=is_available,
+            abandon=lambda: self._sql.abandon_task_claim(
+                lease_token=token, after=LONG_AGO, now=self._now()
+            ),
+        )
         if lease is None:
-            raise LeaseUnavailable(resource=LeasedResource.TASKS)
+            raise LeaseUnavailable(resource=self.table)
         return lease
 
     async def renew(self, lease: TaskLease, *, ttl: timedelta) -> TaskLease:
@@ -379,15 +375,16 @@ class Tasks(TableRepository[Task]):
             LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
         """
         now = self._now()
-        row = await self._find(
+        row = await self._unless_lost(
+            lease,
             self._sql.renew_task_claim(
                 **_held(lease),
-                lease_expires_at=now + duration("ttl", ttl),
+                lease_expires_at=now + checked_ttl(ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
-            )
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return TaskLease.of(_unless_lost(lease, row))
+        return TaskLease.of(row)
 
     async def complete_claim(self, lease: TaskLease, *, metadata: JsonObject | None = None) -> Task:
         """End a claimed task well and return it.
@@ -398,12 +395,15 @@ class Tasks(TableRepository[Task]):
             LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.complete_task_claim(
-                **_held(lease), metadata=metadata, now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease),
+                metadata=metadata,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return _unless_lost(lease, row)
 
     async def fail_claim(self, lease: TaskLease, *, error: str) -> Task:
         """End a claimed task badly and return it.
@@ -412,12 +412,15 @@ class Tasks(TableRepository[Task]):
             LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.fail_task_claim(
-                **_held(lease), error=error, now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease),
+                error=error,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return _unless_lost(lease, row)
 
     async def release(self, lease: TaskLease) -> Task:
         """Give a claimed task back and return it: it is pending again, where it was before.
@@ -426,12 +429,12 @@ class Tasks(TableRepository[Task]):
             LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.release_task_claim(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
+            ),
         )
-        return _unless_lost(lease, row)
 
     @asynccontextmanager
     async def hold(
@@ -466,42 +469,13 @@ class Tasks(TableRepository[Task]):
             else:
                 await self.release(lease)
 
-        async with held_lease(
+        async with self._holding(
             lease,
-            backend=self._scope.backend,
-            ttl=ttl,
-            remaining=lease.expires_at - self._now(),
+            ttl,
             renew=lambda: self._unless_ended(lease, self.renew(lease, ttl=ttl)),
-            now=self._now,
             end=end,
-            lost=lambda: _lost(lease),
         ):
             yield lease
-
-    def guard(self, lease: TaskLease) -> Guard:
-        """Return the condition that `lease` is held, or was until its holder ended the task.
-
-        A transaction may so end the task together with what came of it.
-        """
-
-        def check() -> Call:
-            now = self._now()
-            return self._sql.task_is_claimed(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
-            )
-
-        return Guard(check, lambda: _lost(lease))
-
-    async def count_claims(self) -> tuple[int, int]:
-        """Return how many claims are live, and how many ran out and were not taken over."""
-        now = self._now()
-        live = await self._scalar(
-            self._sql.count_live_task_claims(now=now, horizon=latest_credible_expiry(now))
-        )
-        expired = await self._scalar(
-            self._sql.count_expired_task_claims(now=now, horizon=latest_credible_expiry(now))
-        )
-        return live, expired
 
     # Lists.
 
@@ -581,23 +555,21 @@ class Tasks(TableRepository[Task]):
     async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
 
-    async def _take(self, *calls: Call, token: str) -> TaskLease | None:
-        """Run a statement that claims a task, and what goes with it, and return the lease."""
-        try:
-            rows, *_ = await self._run_all(*calls)
-        except asyncio.CancelledError:
-            # It may have been claimed all the same, and nobody would know.
-            if self._scope.backend is not None:
-                await give_back(self._abandon(token), backend=self._scope.backend)
-            raise
-        if not rows:
-            return None
-        [task] = self._decode(rows)
-        return TaskLease.of(task)
+    def _held_of(self, row: Task) -> TaskLease:
+        return TaskLease.of(row)
 
-    async def _abandon(self, token: str) -> None:
-        await self._run(
-            self._sql.abandon_task_claim(lease_token=token, after=LONG_AGO, now=self._now())
+    def _check(self, held: TaskLease, now: datetime) -> Call:
+        # A holder who has ended the task holds it still: a transaction may end it together with
+        # what came of it.
+        return self._sql.task_is_claimed(
+            **_held(held), now=now, latest_credible_expiry=latest_credible_expiry(now)
+        )
+
+    def _counts(self, now: datetime) -> tuple[Call, Call]:
+        latest = latest_credible_expiry(now)
+        return (
+            self._sql.count_live_task_claims(now=now, latest_credible_expiry=latest),
+            self._sql.count_expired_task_claims(now=now, latest_credible_expiry=latest),
         )
 
     async def _unless_ended(self, lease: TaskLease, step: Awaitable[Step]) -> Step | None:
@@ -657,16 +629,6 @@ def _held(lease: TaskLease) -> _Held:
         "lease_owner": lease.owner,
         "lease_token": lease.token,
     }
-
-
-def _lost(lease: TaskLease) -> LeaseLost:
-    return LeaseLost(LeasedResource.TASKS, lease.task.id, lease.fencing_number)
-
-
-def _unless_lost(lease: TaskLease, row: Task | None) -> Task:
-    if row is None:
-        raise _lost(lease)
-    return row
 
 
 _id_of: Callable[[Values], str] = itemgetter(0)

@@ -156,7 +156,7 @@ async def test_claims__each_task_is_finished_exactly_once(
         finally:
             crew.end()
         progress = await store.workflows.progress(workflow.id)
-        claims = await store.tasks.count_claims()
+        claims = await store.tasks.count_held()
 
     ledger = crew.ledger()
     counts = Counter(entry["what"] for entry in ledger)

@@ -316,7 +316,7 @@ METHODS = public_methods()
 
 INTERNAL = {
     # Its callers are the repositories that lease; what it is given was checked by them.
-    "lease_waiters.wait_in_line",
+    "lease_waiters.wait_in_queue",
     "lease_waiters.leaving",
     # The deletion of a job is its caller.
     "memory_files.pieces_of_job",
