@@ -24,6 +24,7 @@ from benchmarks.audit import UNCHAINED
 from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE
 from metastore import Event, MetadataStore, Worktree, codec
 from metastore.backends import sqlite_file
+from metastore.backends.sqlite_columns import COLUMNS
 from metastore.repositories.base import _catalogue, _decoder
 
 if TYPE_CHECKING:
@@ -121,9 +122,12 @@ def _sum(parts: list[Part], wholes: tuple[Whole, Whole]) -> Iterator[Part]:
 
 
 def _append(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder("events", Event)
+    statements, decode = (
+        _catalogue("events", Event, COLUMNS),
+        _decoder("events", Event, COLUMNS),
+    )
     row = _new_event(1)
-    encode = codec.parameter_encoders(Event, row)
+    encode = codec.parameter_encoders(Event, row, COLUMNS)
     result = (10_001, *_call(1).parameters)
     bound = _processor_time(lambda: statements.append_event(**row), 5_000)
     encoded = {
@@ -149,7 +153,10 @@ def _append(path: Path) -> list[Part]:
 
 
 def _get(path: Path) -> list[Part]:
-    statements, decode = _catalogue("worktrees", Worktree), _decoder("worktrees", Worktree)
+    statements, decode = (
+        _catalogue("worktrees", Worktree, COLUMNS),
+        _decoder("worktrees", Worktree, COLUMNS),
+    )
     key = database.worktree(7)
     with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
         call = statements.get_worktree(id=key)
@@ -163,7 +170,10 @@ def _get(path: Path) -> list[Part]:
 
 
 def _page(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder("events", Event)
+    statements, decode = (
+        _catalogue("events", Event, COLUMNS),
+        _decoder("events", Event, COLUMNS),
+    )
     asked = {"session_id": database.session(0), "after": 5_000, "limit": 51}
     with contextlib.closing(sqlite_file.connect(path, read_only=True)) as connection:
         call = statements.list_events_by_session(**asked)
@@ -246,7 +256,7 @@ def _new_event(number: int) -> dict[str, Any]:
 
 
 def _call(number: int) -> Call:
-    return _catalogue("events", Event).append_event(**_new_event(number))
+    return _catalogue("events", Event, COLUMNS).append_event(**_new_event(number))
 
 
 # The INSERT: again and again on copies of the database that lack one thing each.
@@ -285,7 +295,7 @@ class Cost(NamedTuple):
 
 
 def _inserts(path: Path) -> Inserts:
-    sql = _catalogue("events", Event).append_event.sql
+    sql = _catalogue("events", Event, COLUMNS).append_event.sql
     changes = {
         "the hash chain": ([], UNCHAINED),
         "CHECKs": (["PRAGMA ignore_check_constraints = ON"], sql),

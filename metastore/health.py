@@ -133,7 +133,7 @@ async def examine(
     def check(connection: sqlite3.Connection) -> None:
         migrations.check(url, connection)
 
-    tables = row_checks(repository_types()) if integrity else NO_TABLES
+    tables = row_checks(repository_types(), backend.columns) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
     leases = locks = claims = count_error = tampering = audit_error = None
@@ -198,7 +198,9 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
     except MetastoreError as error:
         return _unreachable(url, url.path, error)
     try:
-        repositories = RepositorySet(Scope(backend, lambda: datetime.now(UTC), backend))
+        repositories = RepositorySet(
+            Scope(backend, lambda: datetime.now(UTC), backend, backend.columns)
+        )
         return await examine(backend, url, repositories, integrity=integrity, audit=audit)
     finally:
         await backend.close()

@@ -67,7 +67,7 @@ class MetadataStore(RepositorySet):
         clock: Callable[[], datetime],
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(Scope(backend, clock, backend))
+        super().__init__(Scope(backend, clock, backend, backend.columns))
         self._backend = backend
         self._url = url
         self._clock = clock
@@ -132,7 +132,7 @@ class MetadataStore(RepositorySet):
         """
         async with self._backend.transaction(self._guard(lease)) as executor:
             now = self._clock()
-            yield Transaction(Scope(executor, lambda: now, None))
+            yield Transaction(Scope(executor, lambda: now, None, self._backend.columns))
 
     def _guard(self, lease: Lease | ProjectLock | TaskLease | None) -> Guard | None:
         match lease:
@@ -261,7 +261,7 @@ class _Opening:
 
 
 def _prepare(url: urls.DatabaseUrl, path: Path) -> None:
-    load_statements(repository_types())
+    load_statements(repository_types(), SqliteBackend.columns)
     if not sqlite_file.exists(path):
         migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
 

@@ -10,14 +10,52 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
+    from datetime import date, datetime
 
     from metastore.errors import MetastoreError, StoreCorrupt
     from metastore.statements import Call
 
-__all__ = ["NO_TABLES", "Backend", "Executor", "Facts", "Guard", "KnownFault", "RowCheck", "Values"]
+__all__ = [
+    "NO_TABLES",
+    "Backend",
+    "Columns",
+    "Executor",
+    "Facts",
+    "Guard",
+    "KnownFault",
+    "RowCheck",
+    "Values",
+]
 
 Values = tuple[Any, ...]
 """A row as the database returns it: one value for each column."""
+
+
+class Columns(msgspec.Struct, frozen=True, eq=False):
+    """How a database holds the values of rows.
+
+    What is written has been checked before. What is read may be damaged: a function that reads
+    raises any error for that.
+
+    Attributes:
+        dialect: whose statements it runs: `sql/<table>.<dialect>.sql` over `sql/<table>.sql`.
+        write_time: raises OverflowError for a time that is not in the years 1 to 9999 in UTC.
+        write_json: takes the document as UTF-8.
+        write_day: the day, in UTC, of a time, as a parameter that days are compared with.
+        read_day: the day that a statement returned.
+        storage: the type in which the driver returns a column's values, and how people call it, by
+            the type of the row's attribute. All others are text.
+    """
+
+    dialect: str
+    write_time: Callable[[datetime], Any]
+    read_time: Callable[[Any], datetime]
+    write_boolean: Callable[[bool], Any]
+    read_boolean: Callable[[Any], bool]
+    write_json: Callable[[bytes], Any]
+    write_day: Callable[[datetime], Any]
+    read_day: Callable[[Any], date]
+    storage: Mapping[Any, tuple[type, str]]
 
 
 class Guard(NamedTuple):
@@ -128,6 +166,10 @@ class Executor(Protocol):
 
 class Backend(Executor, Protocol):
     """An open database."""
+
+    @property
+    def columns(self) -> Columns:
+        """How it holds the values of rows, and the dialect that it speaks."""
 
     def transaction(self, guard: Guard | None = None) -> AbstractAsyncContextManager[Executor]:
         """Open a transaction: committed at the end of the body, undone when it raises."""

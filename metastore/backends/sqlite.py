@@ -8,10 +8,11 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from metastore.backends import sqlite_file, sqlite_inspection
 from metastore.backends.base import NO_TABLES, Facts
+from metastore.backends.sqlite_columns import COLUMNS
 from metastore.backends.sqlite_connection import connect, open_writer
 from metastore.backends.sqlite_errors import translate
 from metastore.backends.sqlite_faults import known_faults
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
-    from metastore.backends.base import Executor, Guard, RowCheck, Values
+    from metastore.backends.base import Columns, Executor, Guard, RowCheck, Values
     from metastore.backends.sqlite_connection import Connection
     from metastore.statements import Call
 
@@ -58,6 +59,8 @@ ERASE_PAUSE = 0.01
 
 class SqliteBackend:
     """An open SQLite database."""
+
+    columns: ClassVar[Columns] = COLUMNS
 
     def __init__(
         self, path: Path, writer: WriterLane, readers: list[ReaderLane], scans: Scans

@@ -12,6 +12,7 @@ from aiosql.types import QueryDatum, SQLOperationType
 
 from metastore.backends import sqlite_file
 from metastore.backends.sqlite import SqliteBackend
+from metastore.backends.sqlite_columns import COLUMNS
 from metastore.codec import Row
 from metastore.statements import Call, Statement
 
@@ -46,7 +47,7 @@ def statement(
     datum = QueryDatum(
         "scratch", doc, operation, sql, None, inspect.Signature(), ("", 0), None, parameters
     )
-    return Statement(table, datum, _NoRow)
+    return Statement(table, datum, _NoRow, COLUMNS)
 
 
 add_parent = statement(
