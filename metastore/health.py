@@ -108,7 +108,7 @@ async def examine(
     """
     url = backend.url
     check = migrations.schema_check(url)
-    tables = row_checks(repository_types()) if integrity else NO_TABLES
+    tables = row_checks(repository_types(), backend.columns) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
     leases = count_error = tampering = audit_error = None
@@ -169,7 +169,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
         return _unreachable(url, error)
     try:
         repositories = RepositorySet(
-            Scope(backend, lambda: datetime.now(UTC), backend, url.dialect)
+            Scope(backend, lambda: datetime.now(UTC), backend, backend.columns)
         )
         return await examine(backend, repositories, integrity=integrity, audit=audit)
     finally:

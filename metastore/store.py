@@ -56,7 +56,7 @@ class MetadataStore(RepositorySet):
         backend: Backend,
         clock: Callable[[], datetime],
     ) -> None:
-        super().__init__(Scope(backend, clock, backend, backend.url.dialect))
+        super().__init__(Scope(backend, clock, backend, backend.columns))
         self._backend = backend
         self._clock = clock
 
@@ -123,7 +123,7 @@ class MetadataStore(RepositorySet):
         guard = None if lease is None else keeper_of(lease, self.leasable).guard(lease)
         async with self._backend.transaction(guard) as executor:
             now = self._clock()
-            yield Transaction(Scope(executor, lambda: now, None, self._backend.url.dialect))
+            yield Transaction(Scope(executor, lambda: now, None, self._backend.columns))
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.
@@ -194,7 +194,8 @@ class _Opening:
 
     async def _open(self) -> MetadataStore:
         url = urls.resolve(self._url)
-        await asyncio.to_thread(load_statements, repository_types())
+        columns = opening.columns_of(url.dialect)
+        await asyncio.to_thread(load_statements, repository_types(), columns)
         if not url.in_memory:
             if self._migrate:
                 await asyncio.to_thread(migrations.upgrade, url)

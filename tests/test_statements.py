@@ -26,6 +26,7 @@ from docs import query_plans
 from docs.schema_page import migrated, parse_table
 from docs.statement_types import class_name
 from metastore import resources
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.codec import Row, _columns
 from metastore.repositories import RepositorySet
 from metastore.statements import Catalogue, Statement, read_statements
@@ -70,7 +71,7 @@ COLUMN_TYPES = {
     bytes: "BLOB",
     tuple: "BLOB",
 }
-"""What a column is declared as for each type of a row, see metastore/codec.py."""
+"""What a column is declared as for each type of a row, see metastore/backends/sqlite/columns.py."""
 
 NOT_COLUMNS = {
     "now": "the time of the operation, which may set several columns or none",
@@ -220,7 +221,7 @@ REPOSITORIES = _repositories()
 STATEMENTS: dict[str, Statement] = {
     f"{table}.{name}": statement
     for table, repository in REPOSITORIES.items()
-    for name, statement in vars(Catalogue(table, repository.row_type, "sqlite")).items()
+    for name, statement in vars(Catalogue(table, repository.row_type, COLUMNS)).items()
 }
 
 

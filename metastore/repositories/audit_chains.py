@@ -495,12 +495,14 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _schema_hash(self) -> str:
         rows = await self._run(self._sql.list_schema())
-        return await asyncio.to_thread(migrations.fingerprint, self._scope.dialect, rows)
+        return await asyncio.to_thread(migrations.fingerprint, self._scope.columns.dialect, rows)
 
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        differences = await asyncio.to_thread(migrations.differences, self._scope.dialect, rows)
+        differences = await asyncio.to_thread(
+            migrations.differences, self._scope.columns.dialect, rows
+        )
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -546,7 +548,9 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._run, self._sql, self._scope.dialect, asked, since, verify_key)
+            trail = _Trail(
+                self._run, self._sql, self._scope.columns.dialect, asked, since, verify_key
+            )
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed
