@@ -359,44 +359,50 @@ def _check_json(value: Any) -> None:
         RefusedError: it is not.
     """
     size = 0
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
+    level: list[Any] = [value if isinstance(value, _CONTAINERS) else [value]]
+    for _ in range(MAX_JSON_DEPTH):
         below: list[Any] = []
-        for it in level:
-            kind = type(it)
-            if kind is str:
-                size += len(it)
-            elif kind is int:
-                if not _MIN_INTEGER <= it <= _MAX_INTEGER:
-                    raise RefusedError("must not hold integers beyond 64 bits")
-            elif kind is float:
-                # Neither NaN nor infinities have a difference of zero to themselves.
-                if it - it:
-                    raise RefusedError("must not hold NaN or infinities")
-            elif it is None or kind is bool:
-                pass
-            elif kind is dict or isinstance(it, dict):
-                size += 5 * len(it)
+        for container in level:
+            if isinstance(container, dict):
+                size += 5 * len(container)
                 if size > MAX_JSON:
                     raise RefusedError(_TOO_LONG)
                 try:
-                    size += sum(map(_length_of_text, it))
+                    size += len("".join(container))
                 except TypeError:
                     raise RefusedError("must not hold objects whose keys are no text") from None
-                below += it.values()
-            elif kind is list or isinstance(it, list):
-                size += 2 * len(it)
+                items: Iterable[Any] = container.values()
+            else:
+                size += 2 * len(container)
                 if size > MAX_JSON:
                     raise RefusedError(_TOO_LONG)
-                below += it
-            elif isinstance(it, str):
-                size += len(it)
-            elif isinstance(it, int):
-                below.append(int(it))
-            elif isinstance(it, float):
-                below.append(float(it))
-            else:
-                raise RefusedError(_NOT_JSON)
+                items = container
+            for it in items:
+                kind = type(it)
+                if kind is str:
+                    size += len(it)
+                elif kind is int:
+                    if not _MIN_INTEGER <= it <= _MAX_INTEGER:
+                        raise RefusedError(_TOO_BIG)
+                elif it is None or kind is bool:
+                    pass
+                elif kind is float:
+                    # Neither NaN nor infinities have a difference of zero to themselves.
+                    if it - it:
+                        raise RefusedError(_NOT_FINITE)
+                elif isinstance(it, _CONTAINERS):
+                    if it:
+                        below.append(it)
+                elif isinstance(it, str):
+                    size += len(it)
+                elif isinstance(it, int):
+                    if not _MIN_INTEGER <= int(it) <= _MAX_INTEGER:
+                        raise RefusedError(_TOO_BIG)
+                elif isinstance(it, float):
+                    if float(it) - float(it):
+                        raise RefusedError(_NOT_FINITE)
+                else:
+                    raise RefusedError(_NOT_JSON)
         if size > MAX_JSON:
             raise RefusedError(_TOO_LONG)
         if not below:
@@ -405,8 +411,10 @@ def _check_json(value: Any) -> None:
     raise RefusedError(f"must be nested at most {MAX_JSON_DEPTH} deep")
 
 
+_CONTAINERS = (dict, list)
+_TOO_BIG = "must not hold integers beyond 64 bits"
+_NOT_FINITE = "must not hold NaN or infinities"
 _NOT_JSON = "must be JSON values only: text, finite numbers, lists, objects"
-_length_of_text = str.__len__
 
 
 def _nullable(encode: Encoder) -> Encoder:

@@ -141,6 +141,16 @@ FROM audit_checkpoints
 ORDER BY number DESC
 LIMIT 1;
 
+-- name: get_latest_audit_signature()^
+-- The latest signature, which names the key of the next. No row: nothing was signed yet.
+SELECT
+    next_key,
+    signature
+FROM audit_checkpoints
+WHERE signature IS NOT NULL AND next_key IS NOT NULL
+ORDER BY number DESC
+LIMIT 1;
+
 -- name: list_audit_checkpoints(after_number, limit)
 -- Scans: pages of an audit, which reads every checkpoint.
 -- A page of the checkpoints, the oldest first.

@@ -160,7 +160,11 @@ MAY_SCAN_OR_SORT = {
     "audit_chains.list_changed_sessions": "groups a page of events",
     "audit_chains.list_schema": "the schema is short",
     **dict.fromkeys(
-        ("audit_chains.get_latest_audit_checkpoint", "audit_chains.get_audit_extent"),
+        (
+            "audit_chains.get_latest_audit_checkpoint",
+            "audit_chains.get_latest_audit_signature",
+            "audit_chains.get_audit_extent",
+        ),
         "takes the last row, or one of the short sqlite_sequence",
     ),
     **dict.fromkeys(
