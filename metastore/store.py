@@ -18,7 +18,7 @@ from metastore.backends.sqlite.memory import MemoryFolder, sweep
 from metastore.codec import expect
 from metastore.leasing.guard import keeper_of
 from metastore.leasing.queue import background_work
-from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, load_statements
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class MetadataStore(RepositorySet):
         Raises:
             SchemaOutdated: the database is older than the code, missing or empty.
             SchemaTooNew: it is newer than the code.
+            LimitsMismatch: its processes hold leases under other limits than the code's.
             StoreCorrupt: it is damaged, or no metastore.
             StoreReadOnly: it takes no writes.
             MigrationFailed: `migrate` failed; the schema is as it was.
@@ -126,7 +127,7 @@ class MetadataStore(RepositorySet):
             TransactionActive: this task has a transaction open already.
             InvalidValue: `lease` is none.
         """
-        guard = None if lease is None else keeper_of(lease, self.leasable).guard(lease)
+        guard = None if lease is None else keeper_of(lease, leasable(self)).guard(lease)
         async with self._backend.transaction(guard) as executor:
             now = self._clock()
             yield Transaction(Scope(executor, lambda: now, None))
@@ -235,7 +236,14 @@ class _Opening:
             readers=self._readers,
             check=lambda connection: migrations.check(url, connection),
         )
-        return self._store_type(backend, url, self._clock, on_close)
+        store = self._store_type(backend, url, self._clock, on_close)
+        try:
+            await store.lease_limits.check()
+        except BaseException:
+            # The caller removes what it made.
+            await backend.close()
+            raise
+        return store
 
 
 def _prepare(url: urls.DatabaseUrl, path: Path) -> None:
