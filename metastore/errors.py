@@ -230,11 +230,11 @@ class LeaseUnavailable(MetastoreError):
 
 
 class LeaseLost(MetastoreError):
-    """The lease or lock ran out or went to another holder; what it guarded was not written.
+    """The lease or lock expired or went to another holder; what it guarded was not written.
 
     Attributes:
-        resource: the table of the leased row, `worktrees`, `project_locks` or `tasks`.
-        resource_id: the id of the leased row.
+        resource: the table of the lease, `worktrees`, `project_locks` or `tasks`.
+        resource_id: the id of what was leased: of the worktree, the project or the task.
         fencing_number: the number the lease was granted under.
     """
 
