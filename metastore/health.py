@@ -22,7 +22,7 @@ from metastore.errors import (
     StoreReadOnly,
     StoreReplaced,
 )
-from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, row_checks
 
 if TYPE_CHECKING:
@@ -116,9 +116,10 @@ async def examine(
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
+            await repositories.lease_limits.check()
             leases = {
                 repository.leased: LeaseCount(*await repository.count_held())
-                for repository in repositories.leasable
+                for repository in leasable(repositories)
             }
             schema = await repositories.audit_chains.schema_findings()
             if integrity:
