@@ -10,6 +10,7 @@ import ast
 import contextlib
 import inspect
 import re
+import shutil
 import sys
 from collections import Counter
 from datetime import datetime
@@ -342,6 +343,134 @@ def test_overlay__says_why_each_statement_differs(path: Path) -> None:
     for text in _texts_of_statements(path):
         header, comment = text.splitlines()[:2]
         assert comment.startswith("-- Differs: "), header
+
+
+# What is right with one writer only.
+
+NEEDS = re.compile(r"^Needs: one writer, or .{10,}\.$", re.MULTILINE)
+
+DECIDES_ALONE = {
+    **dict.fromkeys(
+        (
+            "cost_entries.charge_correction",
+            "memory_files.delete_discarded_files_of_job",
+            "memory_files.discard_memory_file",
+            "sessions.delete_events_up_to_cut",
+            "sessions.purge_events_from_chain",
+            "tasks.delete_tool_executions_up_to_cut",
+            "tasks.purge_tool_executions_from_chain",
+        ),
+        "reads what its own transaction wrote or locked before",
+    ),
+    **dict.fromkeys(
+        (
+            "audit_chains.delete_audit_heads",
+            "client_sessions.close_stale_client_sessions",
+            "jobs.delete_costs_of_job",
+            "jobs.delete_items_of_job",
+            "jobs.delete_metrics_of_job",
+            "jobs.delete_reservations_of_job",
+            "jobs.delete_steps_of_job",
+            "jobs.delete_summaries_of_job",
+            "memory_files.delete_discarded_chunks",
+            "memory_files.delete_discarded_uploads",
+            "memory_files.discard_files_of_job",
+            "sessions.cut_events",
+            "sessions.delete_artifacts_of_session",
+            "sessions.delete_commands_of_session",
+            "sessions.delete_debugger_state_of_session",
+            "sessions.delete_locks_of_session",
+            "sessions.delete_steps_of_session",
+            "tasks.cut_tool_executions",
+            "tasks.leave_workflow_to_delete_task",
+            "workflows.delete_last_tasks_of_workflow",
+            "worktrees.leave_worktree",
+        ),
+        "takes a piece of what is to go or to end: whatever another has taken is skipped",
+    ),
+    "audit_chains.note_audit_head": "a state that is noted twice is noted all the same",
+    "memory_limits.set_memory_limits": "the conflicting row decides, and it is locked",
+    "workflows.mark_workflow_deletion": "a workflow that is gone meanwhile has nothing to delete",
+}
+"""Shared statements that write and look at other rows, and why they need no single writer."""
+
+
+def _texts_by_name(dialect: str = "") -> dict[str, str]:
+    """Return the header, reason and text of each statement that is shared, or a dialect's own."""
+    return {
+        f"{path.name.partition('.')[0]}.{re.match(r'[a-z_]*', text)[0]}": text  # type: ignore[index]
+        for path in _statement_files()
+        if path.stem.partition(".")[2] == dialect
+        for text in _texts_of_statements(path)
+    }
+
+
+def _without_overlay(dialect: str) -> set[str]:
+    """Return the statements that are right with one writer only, and that `dialect` shares."""
+    needing = {name for name, text in _texts_by_name().items() if _needs_one_writer(text)}
+    return needing - _texts_by_name(dialect).keys()
+
+
+def _needs_one_writer(text: str) -> bool:
+    return NEEDS.search(_comment_of(text)) is not None
+
+
+def _comment_of(text: str) -> str:
+    return "\n".join(re.findall(r"^-- (.*)", text, re.MULTILINE))
+
+
+def _dialects() -> set[str]:
+    overlays = {path.stem.partition(".")[2] for path in _statement_files()} - {""}
+    return overlays | set(resources.dialects())
+
+
+def test_needs__a_dialect_of_many_writers_has_its_own_statements() -> None:
+    lacking = {dialect: _without_overlay(dialect) for dialect in _dialects() - {"sqlite"}}
+    assert lacking == {dialect: set() for dialect in lacking}
+
+
+def test_needs__a_dialect_without_overlays_lacks_every_marked_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(resources.statements_directory(), tmp_path / "sql")
+    monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path / "sql")
+    own = tmp_path / "sql" / "steps.many_writers.sql"
+    own.write_text("-- steps.\n\n-- name: create_step(id)!\nSELECT 1;\n", encoding="utf-8")
+    assert "many_writers" in _dialects()
+    marked = {name for name, text in _texts_by_name().items() if "Needs:" in text}
+    assert _without_overlay("many_writers") == marked - {"steps.create_step"}
+    assert {"auth_tokens.bootstrap_token", "events.append_events"} < marked
+
+
+def test_needs__is_said_of_every_shared_statement_that_decides_on_other_rows() -> None:
+    deciding = {
+        name
+        for name, text in _texts_by_name().items()
+        if re.search(r"^(INSERT|UPDATE|DELETE)\b", text, re.MULTILINE)
+        and re.search(r"\bSELECT\b", text)
+    }
+    marked = {name for name, text in _texts_by_name().items() if _needs_one_writer(text)}
+    assert deciding - marked == DECIDES_ALONE.keys()
+    # And of what guards a transaction by reading, or moves many rows.
+    assert marked - deciding == {
+        "embedding_index.check_embedding_scope",
+        "project_locks.project_is_locked",
+        "tasks.task_is_claimed",
+        "workflow_tasks.make_room_for_workflow_task",
+        "worktrees.worktree_is_leased",
+    }
+
+
+@each_file
+def test_needs__says_why(path: Path) -> None:
+    marks = [text for text in _texts_of_statements(path) if "Needs:" in text]
+    assert [text for text in marks if not _needs_one_writer(text)] == []
+
+
+def test_overlays__replace_no_statement_of_every_dialect() -> None:
+    """What every dialect words in its own way would be shared by none, and tested by none."""
+    own = [_texts_by_name(dialect).keys() for dialect in resources.dialects()]
+    assert set.intersection(set(_texts_by_name()), *own) == set()
 
 
 # Stars.
