@@ -1,4 +1,4 @@
-"""Writes the files that are generated from the schema, or checks that they are up to date.
+"""Writes what is generated from the schema and the statements, or checks that it is current.
 
 python -m docs.generate            write what is stale
 python -m docs.generate --check    name what is stale and fail
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from docs import query_plans, schema_page
+from docs import query_plans, schema_page, statement_types
 
 if TYPE_CHECKING:
     import sqlite3
@@ -41,6 +41,7 @@ class Generated(NamedTuple):
 
 GENERATED = (
     Generated("docs/schema.md", schema_page.render, str.__eq__),
+    Generated("metastore/statement_types.pyi", statement_types.render, str.__eq__),
     Generated("tests/golden/query_plans.txt", query_plans.render, query_plans.is_current),
 )
 
@@ -70,7 +71,7 @@ def _write(name: str, text: str) -> None:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file is stale.")
 def main(check: bool) -> None:
-    """Write the files that are generated from the schema."""
+    """Write the files that are generated from the schema and the statements."""
     found = stale()
     for name, text in found.items():
         if check:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from metastore import resources
+from metastore.repositories import repository_types
 from metastore.statements import read_statements
 
 if TYPE_CHECKING:
@@ -50,13 +50,12 @@ def is_current(found: str, expected: str) -> bool:
 
 def searching_statements() -> Iterator[tuple[str, str]]:
     """Yield the name, `table.statement`, and text of each statement that looks for rows."""
-    for path in sorted(resources.statements_directory().glob("*.sql")):
-        table, _, dialect = path.stem.partition(".")
-        if dialect:
-            continue
-        for name, datum in read_statements(table).items():
+    for repository in sorted(repository_types(), key=lambda it: it.table):
+        row_type: Any = repository.row_type
+        statements = read_statements(repository.table, row_type, "sqlite")
+        for name, datum in statements.items():
             if _SEARCHES.search(datum.sql):
-                yield f"{table}.{name}", datum.sql
+                yield f"{repository.table}.{name}", datum.sql
 
 
 def plan_of(connection: sqlite3.Connection, sql: str) -> list[str]:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
 from metastore.audit import link_hash
-from metastore.backends.sqlite.schema_comparison import SchemaObject, objects
+from metastore.backends.sqlite.schema import SqliteSchemaConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from metastore.backends.base import SchemaObject
 
 __all__ = ["Definition", "Table", "migrated", "parse_table", "render"]
 
@@ -181,7 +183,7 @@ def render(connection: sqlite3.Connection) -> str:
 
 def _objects(connection: sqlite3.Connection) -> list[SchemaObject]:
     """Return what the schema holds, in the order in which the migrations made it."""
-    found = objects(connection, ())
+    found = SqliteSchemaConnection(connection).objects(())
     rows = connection.execute("SELECT type, name FROM sqlite_schema ORDER BY rowid").fetchall()
     return [found[row] for row in rows if row in found]
 

@@ -8,7 +8,7 @@ is finished by the next one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 if TYPE_CHECKING:
     from metastore.backends.base import Executor
@@ -20,6 +20,7 @@ __all__ = [
     "PIECE_ROWS",
     "SMALL_BYTES",
     "SMALL_ROWS",
+    "Cut",
     "Plan",
     "delete",
     "repeat",
@@ -39,6 +40,13 @@ SMALL_ROWS = 100
 
 SMALL_BYTES = 1 << 18
 """Up to how many bytes of related rows a row is deleted in one statement."""
+
+
+class Cut(TypedDict):
+    """Where a piece ends: at so many rows, or at so many bytes."""
+
+    limit: int
+    byte_limit: int
 
 
 class Plan(NamedTuple):

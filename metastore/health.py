@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from metastore import migrations
 from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
+from metastore.backends import opening
 from metastore.backends.base import NO_TABLES, KnownFault
-from metastore.backends.sqlite import database_file
-from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.errors import (
     InvalidValue,
     MetastoreError,
@@ -27,21 +26,12 @@ from metastore.repositories import RepositorySet, repository_types
 from metastore.repositories.base import Scope, row_checks
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator
-    from pathlib import Path
 
-    from metastore.backends.base import Backend, Facts
+    from metastore.backends.base import Backend, DatabaseUrl, Facts
     from metastore.repositories.cost_entries import CostDiscrepancy
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["Health", "LeaseCount", "diagnose", "examine"]
-
-LARGE_WAL = 64 << 20
-"""The size of a WAL, in bytes, that checkpoints do not let it reach in ordinary operation."""
-
-LOW_DISK = 128 << 20
-"""The free space on the disk, in bytes, below which there is little time left."""
 
 
 class LeaseCount(msgspec.Struct, frozen=True):
@@ -57,7 +47,7 @@ class LeaseCount(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a database is. What could not be found out is None.
+    """How a database is. None where that is unknown.
 
     Attributes:
         url: the database.
@@ -66,19 +56,17 @@ class Health(msgspec.Struct, frozen=True):
         writable: whether it takes writes; tried, and undone.
         schema_revision: the newest migration it has.
         schema_head: the newest migration the code knows.
-        wal_bytes: how big its WAL is.
-        free_disk_bytes: what is free on its disk.
         worktree_leases: how many worktrees are leased.
         project_locks: how many projects are locked.
         task_claims: how many tasks are claimed.
         software: the database's software and its release.
         known_faults: what is wrong with that release.
-        synchronous: when the operating system is asked to write to the disk.
-        file_modes: the permission bits of the database's files, by path, as in `0600`.
         damage: what is broken in the database; None if it was not searched.
         tampering: what was changed in history behind the store's back; None if it was not searched.
+        details: whatever else its backend knows of it, by name: for SQLite `wal_bytes`,
+            `free_disk_bytes`, `journal_mode`, `synchronous`, and `file_modes` by path.
         problems: what is wrong, and what to do about it; a sentence or two each.
-        notes: what is worth to know, and nothing to worry about.
+        notes: informational.
     """
 
     url: str
@@ -88,18 +76,14 @@ class Health(msgspec.Struct, frozen=True):
     schema_revision: str | None
     schema_head: str
     database_bytes: int | None
-    wal_bytes: int | None
-    free_disk_bytes: int | None
     worktree_leases: LeaseCount | None
     project_locks: LeaseCount | None
     task_claims: LeaseCount | None
     software: str | None
     known_faults: list[KnownFault]
-    journal_mode: str | None
-    synchronous: str | None
-    file_modes: dict[str, str]
     damage: list[str] | None
     tampering: list[Finding] | None
+    details: dict[str, Any]
     problems: list[str]
     notes: list[str]
 
@@ -111,7 +95,6 @@ class Health(msgspec.Struct, frozen=True):
 
 async def examine(
     backend: Backend,
-    url: DatabaseUrl,
     repositories: RepositorySet,
     *,
     integrity: bool = False,
@@ -121,7 +104,6 @@ async def examine(
 
     Args:
         backend: The database.
-        url: Its URL.
         repositories: What counts its leases and checks its history.
         integrity: Whether to read all of it in search of damage, and to add the costs up.
         audit: Whether to read all of its history in search of tampering.
@@ -129,10 +111,8 @@ async def examine(
     Raises:
         TransactionActive: this task has a transaction open.
     """
-
-    def check(connection: sqlite3.Connection) -> None:
-        migrations.check(url, connection)
-
+    url = backend.url
+    check = migrations.schema_check(url)
     tables = row_checks(repository_types()) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
@@ -162,18 +142,14 @@ async def examine(
         schema_revision=_revision(facts, head),
         schema_head=head,
         database_bytes=facts.database_bytes,
-        wal_bytes=facts.wal_bytes,
-        free_disk_bytes=facts.free_disk_bytes,
         worktree_leases=leases,
         project_locks=locks,
         task_claims=claims,
         software=facts.software,
         known_faults=facts.known_faults,
-        journal_mode=facts.journal_mode,
-        synchronous=facts.synchronous,
-        file_modes={path: f"{mode:04o}" for path, mode in facts.file_modes.items()},
         damage=facts.damage,
         tampering=tampering,
+        details=facts.details,
         problems=[
             *_problems(facts, count_error),
             *map(_cost_problem, discrepancies),
@@ -190,23 +166,25 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
     Raises:
         InvalidValue: the URL names no file.
     """
-    if url.path is None:
+    if url.in_memory:
         raise InvalidValue(None, "url", "names a database in memory, which is nobody else's")
     try:
         # Without a look at its schema: one that is not the code's is to be reported.
-        backend = await SqliteBackend.open(url.path)
+        backend = await opening.open_backend(url)
     except MetastoreError as error:
-        return _unreachable(url, url.path, error)
+        return _unreachable(url, error)
     try:
-        repositories = RepositorySet(Scope(backend, lambda: datetime.now(UTC), backend))
-        return await examine(backend, url, repositories, integrity=integrity, audit=audit)
+        repositories = RepositorySet(
+            Scope(backend, lambda: datetime.now(UTC), backend, url.dialect)
+        )
+        return await examine(backend, repositories, integrity=integrity, audit=audit)
     finally:
         await backend.close()
 
 
-def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
+def _unreachable(url: DatabaseUrl, error: MetastoreError) -> Health:
     head = migrations.head(url.dialect)
-    if not database_file.exists(path) or (path.is_file() and path.stat().st_size == 0):
+    if opening.is_missing(url):
         error = SchemaOutdated(str(url), None, head)
     return Health(
         url=str(url),
@@ -216,18 +194,14 @@ def _unreachable(url: DatabaseUrl, path: Path, error: MetastoreError) -> Health:
         schema_revision=None,
         schema_head=head,
         database_bytes=None,
-        wal_bytes=None,
-        free_disk_bytes=None,
         worktree_leases=None,
         project_locks=None,
         task_claims=None,
         software=None,
         known_faults=[],
-        journal_mode=None,
-        synchronous=None,
-        file_modes={},
         damage=None,
         tampering=None,
+        details={},
         problems=[f"The database cannot be opened: {error}. {_advice(error)}".rstrip()],
         notes=[],
     )
@@ -266,25 +240,7 @@ def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]
             f"The database is damaged ({lines} finding{'s' * (lines > 1)}, the first: "
             f"{facts.damage[0]}). Stop what writes to it, keep its files, and restore a backup."
         )
-    for path, mode in facts.file_modes.items():
-        if mode & 0o077:
-            yield f"Others may read {path} (its mode is {mode:04o}). Run: chmod 600 '{path}'."
-    if facts.journal_mode not in ("wal", None):
-        yield (
-            f"The journal mode is {facts.journal_mode} and not wal, so that readers and writers "
-            "block each other. Move the database to a local file system that can share memory."
-        )
-    if facts.wal_bytes is not None and facts.wal_bytes >= LARGE_WAL:
-        yield (
-            f"The WAL has {_megabytes(facts.wal_bytes)}: it cannot be copied back while somebody "
-            "reads an old state. Close what reads for long, such as a sqlite3 shell inside a "
-            "transaction; the file is removed when the last process closes the database."
-        )
-    if facts.free_disk_bytes is not None and facts.free_disk_bytes < LOW_DISK:
-        yield (
-            f"Only {_megabytes(facts.free_disk_bytes)} are free in {facts.folder}, and on a full "
-            "disk every write is refused. Make room."
-        )
+    yield from facts.problems
 
 
 def _cost_problem(found: CostDiscrepancy) -> str:
@@ -351,14 +307,6 @@ def _notes(facts: Facts, **counts: LeaseCount | None) -> Iterator[str]:
                 "so its holder died or was away for too long. Whoever comes next takes it over; "
                 "there is nothing to clean up."
             )
-    if facts.synchronous not in ("full", "extra", None):
-        yield (
-            f"synchronous is {facts.synchronous}: when the machine goes down, the last commits "
-            "may be lost. Open the store with durability='full' if they must not be."
-        )
+    yield from facts.notes
     for fault in facts.known_faults:
         yield f"{facts.software} has a known fault, {fault.name}: {fault.effect}. {fault.handling}."
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / (1 << 20):,.1f} MiB"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["example", "migrations_directory", "statements_directory"]
+__all__ = ["dialects", "example", "migrations_directory", "statements_directory"]
 
 _PACKAGE = Path(__file__).resolve().parent
 _PACKAGED = _PACKAGE / "_resources"
@@ -26,6 +26,11 @@ def statements_directory() -> Path:
 def migrations_directory(dialect: str) -> Path:
     """Return the folder of one dialect's migrations, `migrations/<dialect>/`."""
     return _ROOT / "migrations" / dialect
+
+
+def dialects() -> list[str]:
+    """Return the SQL dialects that there are migrations for."""
+    return sorted(it.name for it in (_ROOT / "migrations").iterdir() if it.is_dir())
 
 
 def example(name: str) -> ModuleType:

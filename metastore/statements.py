@@ -16,6 +16,10 @@ A statement that reads a lot says so: a comment line `-- Scans: <why>` above it 
 run it where short reads do not wait for it.
 
 An INSERT marked `<!` without RETURNING returns the number that SQLite gave the row.
+
+`SELECT *` and `RETURNING *` stand for the columns of the table's row type, in its order, and are
+spelled out before a statement reaches the database: a column that a later migration adds never
+shifts the rows of the code that runs today. `metastore sql` prints what is sent.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Call", "Catalogue", "Statement", "read_statements"]
+__all__ = ["Call", "Catalogue", "Statement", "may_be_none", "read_statements"]
 
 _READS = {
     SQLOperationType.SELECT,
@@ -45,6 +49,12 @@ _READS = {
 }
 _SCANS = re.compile(r"^Scans: \S", re.MULTILINE)
 _LEFT_AS_IT_IS = re.compile(r"\bcoalesce\(:(\w+),", re.IGNORECASE)
+# Strings and comments come first, so that a star within one is left alone.
+_STAR = re.compile(
+    r"'(?:[^']|'')*'|--[^\n]*"
+    r"|(?P<verb>\b(?:SELECT|RETURNING)) +(?P<alias>\w+\.)?\*(?=\s|$)",
+    re.IGNORECASE,
+)
 _EXPECTS_A_ROW = {SQLOperationType.SELECT_ONE, SQLOperationType.INSERT_RETURNING}
 
 
@@ -77,11 +87,8 @@ class Statement:
         )
         self.parameters = tuple(datum.parameters or ())
         self.sql = _numbered(datum.sql, self.parameters)
-        # `coalesce(:max_items, max_items)`: None leaves the column as it is, also one that is
-        # never NULL.
-        optional = set(_LEFT_AS_IT_IS.findall(datum.sql))
         self._encoders = tuple(
-            codec.parameter_encoders(row_type, self.parameters, optional).items()
+            codec.parameter_encoders(row_type, self.parameters, may_be_none(datum.sql)).items()
         )
 
     def __repr__(self) -> str:
@@ -122,6 +129,14 @@ class Statement:
                 raise InvalidValue(
                     self.table, name, str(refused), value_type=type(values[name]).__name__
                 ) from None
+
+
+def may_be_none(sql: str) -> set[str]:
+    """Return the parameters that may be None, although their column may never be NULL.
+
+    In `coalesce(:max_items, max_items)`, None leaves the column as it is.
+    """
+    return set(_LEFT_AS_IT_IS.findall(sql))
 
 
 def _numbered(sql: str, parameters: tuple[str, ...]) -> str:
@@ -168,8 +183,8 @@ class Call(msgspec.Struct, frozen=True):
 class Catalogue:
     """The statements of one table, as attributes."""
 
-    def __init__(self, table: str, row_type: type[codec.Row], dialect: str = "sqlite") -> None:
-        for name, datum in read_statements(table, dialect).items():
+    def __init__(self, table: str, row_type: type[codec.Row], dialect: str) -> None:
+        for name, datum in read_statements(table, row_type, dialect).items():
             setattr(self, name, Statement(table, datum, row_type))
 
     def __getattr__(self, name: str) -> Statement:
@@ -177,8 +192,10 @@ class Catalogue:
 
 
 @cache
-def read_statements(table: str, dialect: str = "sqlite") -> dict[str, QueryDatum]:
+def read_statements(table: str, row_type: type[codec.Row], dialect: str) -> dict[str, QueryDatum]:
     """Return the statements of `table` by name: the common ones, then the dialect's own over them.
+
+    A star stands for the columns of `row_type`.
 
     Raises:
         aiosql.utils.SQLParseException: a statement's header and body do not agree.
@@ -189,7 +206,25 @@ def read_statements(table: str, dialect: str = "sqlite") -> dict[str, QueryDatum
     overlay = directory / f"{table}.{dialect}.sql"
     if overlay.exists():
         statements |= _read(overlay)
-    return statements
+    columns = row_type.__struct_fields__
+    return {
+        name: datum._replace(sql=_spelled_out(datum.sql, columns))
+        for name, datum in statements.items()
+    }
+
+
+def _spelled_out(sql: str, columns: tuple[str, ...]) -> str:
+    """Replace each star with `columns`, laid out as a person would write them."""
+
+    def spell_out(found: re.Match[str]) -> str:
+        if not found["verb"]:
+            return found[0]
+        line = sql[sql.rfind("\n", 0, found.start()) + 1 : found.start()]
+        indent = line[: len(line) - len(line.lstrip())]
+        listed = f",\n{indent}    ".join(f"{found['alias'] or ''}{column}" for column in columns)
+        return f"{found['verb']}\n{indent}    {listed}"
+
+    return _STAR.sub(spell_out, sql)
 
 
 def _read(path: Path) -> dict[str, QueryDatum]:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import cache
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 from metastore import health, migrations, urls
-from metastore.backends.sqlite import database_file
-from metastore.backends.sqlite.backend import SqliteBackend
-from metastore.backends.sqlite.memory import MemoryFolder, sweep
+from metastore.backends import opening
+from metastore.backends.base import Durability
 from metastore.codec import expect
 from metastore.errors import InvalidValue
 from metastore.leases import background_work
@@ -26,15 +22,12 @@ from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
-    from pathlib import Path
     from types import TracebackType
 
-    from metastore.backends.base import Backend, Guard
+    from metastore.backends.base import Backend, DatabaseUrl, Guard
     from metastore.health import Health
 
-__all__ = ["MetadataStore", "Transaction", "write_template"]
-
-Durability = Literal["full", "normal"]
+__all__ = ["MetadataStore", "Transaction"]
 
 MAX_READERS = 64
 """The most connections that a store reads with; each is a thread."""
@@ -63,15 +56,16 @@ class MetadataStore(RepositorySet):
     def __init__(
         self,
         backend: Backend,
-        url: urls.DatabaseUrl,
         clock: Callable[[], datetime],
-        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(Scope(backend, clock, backend))
+        super().__init__(Scope(backend, clock, backend, backend.url.dialect))
         self._backend = backend
-        self._url = url
         self._clock = clock
-        self._on_close = on_close
+
+    @property
+    def backend(self) -> Backend:
+        """The open database, for what a metastore's own tools do underneath."""
+        return self._backend
 
     @classmethod
     def open(
@@ -132,7 +126,7 @@ class MetadataStore(RepositorySet):
         """
         async with self._backend.transaction(self._guard(lease)) as executor:
             now = self._clock()
-            yield Transaction(Scope(executor, lambda: now, None))
+            yield Transaction(Scope(executor, lambda: now, None, self._backend.url.dialect))
 
     def _guard(self, lease: Lease | ProjectLock | TaskLease | None) -> Guard | None:
         match lease:
@@ -164,18 +158,13 @@ class MetadataStore(RepositorySet):
         Raises:
             TransactionActive: this task has a transaction open.
         """
-        return await health.examine(
-            self._backend, self._url, self, integrity=integrity, audit=audit
-        )
+        return await health.examine(self._backend, self, integrity=integrity, audit=audit)
 
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
-        try:
-            # What a cancelled caller took is given back while that is possible.
-            await background_work(self._backend, timeout=GIVE_BACK_LIMIT)
-            await self._backend.close()
-        finally:
-            self._on_close()
+        # What a cancelled caller took is given back while that is possible.
+        await background_work(self._backend, timeout=GIVE_BACK_LIMIT)
+        await self._backend.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,68 +216,22 @@ class _Opening:
 
     async def _open(self) -> MetadataStore:
         url = urls.resolve(self._url)
-        if url.path is None:
-            return await self._open_in_memory()
-        if self._migrate:
-            await asyncio.to_thread(migrations.upgrade, url)
-        return await self._connect(url, url.path)
-
-    async def _open_in_memory(self) -> MetadataStore:
-        # A file in memory-backed storage behaves in everything like the file of production:
-        # a reader beside the writer, snapshots, WAL. SQLite's own memory databases do not.
-        folder = MemoryFolder()
-        try:
-            path = folder.path / "metadata.db"
-            await asyncio.to_thread(_prepare_in_memory, path)
-            return await self._connect(
-                urls.resolve(f"sqlite:///{path}"), path, on_close=folder.remove
-            )
-        except BaseException:
-            folder.remove()
-            raise
-
-    async def _connect(
-        self, url: urls.DatabaseUrl, path: Path, on_close: Callable[[], None] = lambda: None
-    ) -> MetadataStore:
-        await asyncio.to_thread(_prepare, url, path)
-        backend = await SqliteBackend.open(
-            path,
+        await asyncio.to_thread(load_statements, repository_types())
+        if not url.in_memory:
+            if self._migrate:
+                await asyncio.to_thread(migrations.upgrade, url)
+            await asyncio.to_thread(_refuse_missing, url)
+        backend = await opening.open_backend(
+            url,
             durability=self._durability,
             readers=self._readers,
-            check=lambda connection: migrations.check(url, connection),
+            check=migrations.schema_check(url),
+            upgrade=migrations.upgrade,
         )
-        return self._store_type(backend, url, self._clock, on_close)
+        return self._store_type(backend, self._clock)
 
 
-def _prepare(url: urls.DatabaseUrl, path: Path) -> None:
-    load_statements(repository_types())
-    if not database_file.exists(path):
-        migrations.check_revision(str(url), [], [it.id for it in migrations.known()])
-
-
-def _prepare_in_memory(path: Path) -> None:
-    sweep()
-    write_template(path)
-
-
-def write_template(path: Path) -> None:
-    """Make a migrated, empty database at `path`, where there is no file yet.
-
-    Copied, which takes a fraction of the time that migrating does.
-
-    Raises:
-        FileExistsError: there is a file.
-        StoreReadOnly: the folder takes no new file.
-    """
-    if not database_file.create(path):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    path.write_bytes(_template())
-
-
-@cache
-def _template() -> bytes:
-    """Return a migrated, empty database: made once for each process."""
-    with MemoryFolder() as folder:
-        path = folder.path / "template.db"
-        migrations.upgrade(urls.resolve(f"sqlite:///{path}"))
-        return path.read_bytes()
+def _refuse_missing(url: DatabaseUrl) -> None:
+    """Raise `SchemaOutdated` where there is no database at all."""
+    if opening.is_missing(url):
+        migrations.check_revision(str(url), [], [it.id for it in migrations.known(url.dialect)])

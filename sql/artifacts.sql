@@ -26,47 +26,17 @@ VALUES (
     :metadata,
     :created_at
 )
-RETURNING
-    id,
-    session_id,
-    command_id,
-    artifact_type,
-    name,
-    content_path,
-    size_bytes,
-    sha256,
-    metadata,
-    created_at;
+RETURNING *;
 
 -- name: get_artifact(id)^
 -- No row: there is no such artifact.
-SELECT
-    id,
-    session_id,
-    command_id,
-    artifact_type,
-    name,
-    content_path,
-    size_bytes,
-    sha256,
-    metadata,
-    created_at
+SELECT *
 FROM artifacts
 WHERE id = :id;
 
 -- name: list_artifacts_by_session(session_id, after_id, limit)
 -- A page of a session's artifacts, oldest first.
-SELECT
-    id,
-    session_id,
-    command_id,
-    artifact_type,
-    name,
-    content_path,
-    size_bytes,
-    sha256,
-    metadata,
-    created_at
+SELECT *
 FROM artifacts
 WHERE session_id = :session_id AND id > :after_id
 ORDER BY id
@@ -74,17 +44,7 @@ LIMIT :limit;
 
 -- name: list_artifacts_by_type(artifact_type, after_id, limit)
 -- A page of the artifacts of one type, oldest first.
-SELECT
-    id,
-    session_id,
-    command_id,
-    artifact_type,
-    name,
-    content_path,
-    size_bytes,
-    sha256,
-    metadata,
-    created_at
+SELECT *
 FROM artifacts
 WHERE artifact_type = :artifact_type AND id > :after_id
 ORDER BY id
@@ -94,14 +54,4 @@ LIMIT :limit;
 -- Forget a file. No row: there is no such artifact.
 DELETE FROM artifacts
 WHERE id = :id
-RETURNING
-    id,
-    session_id,
-    command_id,
-    artifact_type,
-    name,
-    content_path,
-    size_bytes,
-    sha256,
-    metadata,
-    created_at;
+RETURNING *;

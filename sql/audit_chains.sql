@@ -3,29 +3,13 @@
 
 -- name: get_audit_chain(resource, resource_id)^
 -- No row: nothing was ever chained there.
-SELECT
-    resource,
-    resource_id,
-    unchained,
-    length,
-    last,
-    purged,
-    base,
-    purged_at
+SELECT *
 FROM audit_chains
 WHERE resource = :resource AND resource_id = :resource_id;
 
 -- name: list_audit_chains(resource, after_place, limit)
 -- A page of the chains of a table, by session or task.
-SELECT
-    resource,
-    resource_id,
-    unchained,
-    length,
-    last,
-    purged,
-    base,
-    purged_at
+SELECT *
 FROM audit_chains
 WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id

@@ -24,18 +24,7 @@ VALUES (
     :created_at,
     :expires_at
 )
-RETURNING
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by;
+RETURNING *;
 
 -- name: bootstrap_token(id, user_name, name, token_prefix, token_hash, scopes, created_at, expires_at)<!
 -- Issue a token for everything, unless a live one exists: in one statement, so that of two
@@ -69,51 +58,18 @@ WHERE
             AND admin.revoked_at IS NULL
             AND (admin.expires_at IS NULL OR admin.expires_at > :created_at)
     )
-RETURNING
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by;
+RETURNING *;
 
 -- name: get_auth_token(id)^
 -- No row: there is no such token.
-SELECT
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by
+SELECT *
 FROM auth_tokens
 WHERE id = :id;
 
 -- name: find_auth_token_by_hash(token_hash)^
 -- Every request asks this. Whether the token is live is for the caller to say.
 -- No row: it was never issued.
-SELECT
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by
+SELECT *
 FROM auth_tokens
 WHERE token_hash = :token_hash;
 
@@ -123,18 +79,7 @@ WHERE token_hash = :token_hash;
 UPDATE auth_tokens
 SET last_used_at = :last_used_at
 WHERE id = :id AND (last_used_at IS NULL OR last_used_at <= :unused_since)
-RETURNING
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by;
+RETURNING *;
 
 -- name: replace_auth_token(id, replaced_by, expires_at, now)<!
 -- Let a live token expire in favour of its replacement, at :expires_at or when it would anyway.
@@ -148,51 +93,18 @@ WHERE
     AND revoked_at IS NULL
     AND replaced_by IS NULL
     AND (expires_at IS NULL OR expires_at > :now)
-RETURNING
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by;
+RETURNING *;
 
 -- name: revoke_auth_token(id, revoked_at)<!
 -- End a token for good; the first time it was revoked stands. No row: there is no such token.
 UPDATE auth_tokens
 SET revoked_at = coalesce(revoked_at, :revoked_at)
 WHERE id = :id
-RETURNING
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by;
+RETURNING *;
 
 -- name: list_auth_tokens(after_id, limit)
 -- A page in the order of issue.
-SELECT
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by
+SELECT *
 FROM auth_tokens
 WHERE id > :after_id
 ORDER BY id
@@ -200,18 +112,7 @@ LIMIT :limit;
 
 -- name: list_auth_tokens_by_user(user_name, after_id, limit)
 -- A page of one user's tokens in the order of issue.
-SELECT
-    id,
-    user_name,
-    name,
-    token_prefix,
-    token_hash,
-    scopes,
-    created_at,
-    expires_at,
-    last_used_at,
-    revoked_at,
-    replaced_by
+SELECT *
 FROM auth_tokens
 WHERE user_name = :user_name AND id > :after_id
 ORDER BY id

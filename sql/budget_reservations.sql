@@ -59,13 +59,7 @@ WHERE job_id = :job_id AND request_id = :request_id;
 
 -- name: list_reservations_by_job(job_id, after_request, limit)
 -- A page of a job's reservations by request, also of those that ran out and were not removed yet.
-SELECT
-    id,
-    job_id,
-    request_id,
-    amount_nano_usd,
-    expires_at,
-    created_at
+SELECT *
 FROM budget_reservations
 WHERE job_id = :job_id AND request_id > :after_request
 ORDER BY request_id

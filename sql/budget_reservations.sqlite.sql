@@ -54,4 +54,4 @@ SET
     amount_nano_usd = excluded.amount_nano_usd,
     expires_at = excluded.expires_at,
     created_at = excluded.created_at
-RETURNING id, job_id, request_id, amount_nano_usd, expires_at, created_at;
+RETURNING *;

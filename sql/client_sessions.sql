@@ -25,16 +25,7 @@ VALUES (
     :created_at,
     :created_at
 )
-RETURNING
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat;
+RETURNING *;
 
 -- name: beat_client_session(id, now, beaten_before)<!
 -- Note that a client was heard of, unless that was noted a moment ago. A heartbeat of the future is
@@ -45,16 +36,7 @@ SET
     last_heartbeat = :now,
     updated_at = :now
 WHERE id = :id AND is_active = TRUE AND (last_heartbeat <= :beaten_before OR last_heartbeat > :now)
-RETURNING
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat;
+RETURNING *;
 
 -- name: close_client_session(id, updated_at)<!
 -- No row: the session is closed already, or gone.
@@ -63,16 +45,7 @@ SET
     is_active = FALSE,
     updated_at = :updated_at
 WHERE id = :id AND is_active = TRUE
-RETURNING
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat;
+RETURNING *;
 
 -- name: close_stale_client_sessions(beaten_before, latest_credible_beat, now, limit)<!
 -- Close sessions that have not been heard from since, a piece at a time. A heartbeat further ahead than
@@ -95,31 +68,13 @@ RETURNING id;
 
 -- name: get_client_session(id)^
 -- No row: there is no such session.
-SELECT
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat
+SELECT *
 FROM client_sessions
 WHERE id = :id;
 
 -- name: list_active_client_sessions(after_id, limit)
 -- A page of the open sessions, in the order in which they were opened.
-SELECT
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat
+SELECT *
 FROM client_sessions
 WHERE is_active = TRUE AND id > :after_id
 ORDER BY id
@@ -127,16 +82,7 @@ LIMIT :limit;
 
 -- name: list_client_sessions_by_client(client_id, after_id, limit)
 -- A page of one client's sessions, open or closed, in the order in which they were opened.
-SELECT
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat
+SELECT *
 FROM client_sessions
 WHERE client_id = :client_id AND id > :after_id
 ORDER BY id
@@ -144,16 +90,7 @@ LIMIT :limit;
 
 -- name: list_client_sessions_by_user(user_id, after_id, limit)
 -- A page of one user's sessions, open or closed, in the order in which they were opened.
-SELECT
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat
+SELECT *
 FROM client_sessions
 WHERE user_id = :user_id AND id > :after_id
 ORDER BY id
@@ -163,13 +100,4 @@ LIMIT :limit;
 -- No row: there was no such session.
 DELETE FROM client_sessions
 WHERE id = :id
-RETURNING
-    id,
-    client_id,
-    user_id,
-    connection_type,
-    is_active,
-    metadata,
-    created_at,
-    updated_at,
-    last_heartbeat;
+RETURNING *;

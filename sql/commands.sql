@@ -20,35 +20,11 @@ FROM sessions AS s
 WHERE
     s.id = :session_id
     AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: get_command(id)^
 -- No row: there is no such command.
-SELECT
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at
+SELECT *
 FROM commands
 WHERE id = :id;
 
@@ -69,19 +45,7 @@ WHERE
             s.id = commands.session_id
             AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
     )
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: finish_command(id, exit_code, now)<!
 -- It ended by itself; 0 is success. No row: it is not running.
@@ -91,19 +55,7 @@ SET
     exit_code = :exit_code,
     completed_at = :now
 WHERE id = :id AND status = 'running'
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: fail_command(id, error_message, now)<!
 -- It could not run, or its end was not seen. No row: it has ended already.
@@ -113,19 +65,7 @@ SET
     error_message = :error_message,
     completed_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: time_out_command(id, error_message, now)<!
 -- It was ended for taking too long. No row: it is not running.
@@ -135,19 +75,7 @@ SET
     error_message = :error_message,
     completed_at = :now
 WHERE id = :id AND status = 'running'
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: cancel_command(id, now)<!
 -- It was called off. No row: it has ended already.
@@ -156,35 +84,11 @@ SET
     status = 'cancelled',
     completed_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: list_commands_by_session(session_id, after, limit)
 -- A page of a session's commands, in their order.
-SELECT
-    id,
-    session_id,
-    sequence,
-    argv,
-    working_directory,
-    status,
-    exit_code,
-    log_path,
-    error_message,
-    created_at,
-    started_at,
-    completed_at
+SELECT *
 FROM commands
 WHERE session_id = :session_id AND sequence > :after
 ORDER BY sequence

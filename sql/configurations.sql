@@ -43,17 +43,7 @@ WHERE
         )
     )
 ON CONFLICT (key) DO NOTHING
-RETURNING
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation;
+RETURNING *;
 
 -- name: update_configuration(key, value, value_type, description, is_secret, version, secret_key_id, incarnation, known_key_id, updated_at)<!
 -- Make :version of a value out of the one before it. A description stays unless there is another.
@@ -84,17 +74,7 @@ WHERE
             WHERE secret.secret_key_id IS NOT NULL
         )
     )
-RETURNING
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation;
+RETURNING *;
 
 -- name: reencrypt_configuration(key, value, version, secret_key_id, incarnation, updated_at)!
 -- Put a secret under another key: the version it is bound to stays. Nothing happens to one that moved
@@ -115,33 +95,13 @@ WHERE
 
 -- name: get_configuration(key)^
 -- No row: the key has no value.
-SELECT
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation
+SELECT *
 FROM configurations
 WHERE key = :key;
 
 -- name: list_configurations(after_key, limit)
 -- A page in the order of the keys.
-SELECT
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation
+SELECT *
 FROM configurations
 WHERE key > :after_key
 ORDER BY key
@@ -149,17 +109,7 @@ LIMIT :limit;
 
 -- name: list_secret_configurations(after_key, limit)
 -- A page of the secrets, for a rotation of keys.
-SELECT
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation
+SELECT *
 FROM configurations
 WHERE is_secret = TRUE AND key > :after_key
 ORDER BY key
@@ -176,14 +126,4 @@ ORDER BY secret_key_id;
 -- No row: the key had no value.
 DELETE FROM configurations
 WHERE key = :key
-RETURNING
-    key,
-    value,
-    value_type,
-    description,
-    is_secret,
-    version,
-    secret_key_id,
-    created_at,
-    updated_at,
-    incarnation;
+RETURNING *;

@@ -22,41 +22,17 @@ VALUES (
     :details,
     :created_at
 )
-RETURNING
-    id,
-    job_id,
-    step_id,
-    tokens_final,
-    tokens_clipped,
-    compact_ops,
-    details,
-    created_at;
+RETURNING *;
 
 -- name: get_context_metric(id)^
 -- No row: there is no such metric.
-SELECT
-    id,
-    job_id,
-    step_id,
-    tokens_final,
-    tokens_clipped,
-    compact_ops,
-    details,
-    created_at
+SELECT *
 FROM context_metrics
 WHERE id = :id;
 
 -- name: list_context_metrics_by_job(job_id, after_id, limit)
 -- A page of a job's metrics, oldest first.
-SELECT
-    id,
-    job_id,
-    step_id,
-    tokens_final,
-    tokens_clipped,
-    compact_ops,
-    details,
-    created_at
+SELECT *
 FROM context_metrics
 WHERE job_id = :job_id AND id > :after_id
 ORDER BY id
@@ -64,15 +40,7 @@ LIMIT :limit;
 
 -- name: list_context_metrics_by_step(step_id, after_id, limit)
 -- A page of a step's metrics, oldest first.
-SELECT
-    id,
-    job_id,
-    step_id,
-    tokens_final,
-    tokens_clipped,
-    compact_ops,
-    details,
-    created_at
+SELECT *
 FROM context_metrics
 WHERE step_id = :step_id AND id > :after_id
 ORDER BY id

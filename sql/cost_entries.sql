@@ -35,21 +35,7 @@ VALUES (
     :created_at
 )
 ON CONFLICT (job_id, request_id) DO NOTHING
-RETURNING
-    id,
-    job_id,
-    request_id,
-    provider,
-    model,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    tokens_cache_write,
-    tokens_reasoning,
-    cost_nano_usd,
-    priced_by,
-    corrects,
-    created_at;
+RETURNING *;
 
 -- name: settle_reservation(job_id, request_id)!
 -- What was promised to the call is spent, or was never needed.
@@ -134,21 +120,7 @@ WHERE
         0
     ) >= -:cost_nano_usd
 ON CONFLICT (job_id, request_id) DO NOTHING
-RETURNING
-    id,
-    job_id,
-    request_id,
-    provider,
-    model,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    tokens_cache_write,
-    tokens_reasoning,
-    cost_nano_usd,
-    priced_by,
-    corrects,
-    created_at;
+RETURNING *;
 
 -- name: charge_correction(id, cost_nano_usd, now)<!
 -- Add the correction :id to the total of its job, or take it off. It is no call.
@@ -222,61 +194,19 @@ WHERE id = :job_id;
 
 -- name: get_cost_entry(id)^
 -- No row: there is no such entry.
-SELECT
-    id,
-    job_id,
-    request_id,
-    provider,
-    model,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    tokens_cache_write,
-    tokens_reasoning,
-    cost_nano_usd,
-    priced_by,
-    corrects,
-    created_at
+SELECT *
 FROM cost_entries
 WHERE id = :id;
 
 -- name: find_cost_entry_by_request(job_id, request_id)^
 -- No row: the call was not recorded.
-SELECT
-    id,
-    job_id,
-    request_id,
-    provider,
-    model,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    tokens_cache_write,
-    tokens_reasoning,
-    cost_nano_usd,
-    priced_by,
-    corrects,
-    created_at
+SELECT *
 FROM cost_entries
 WHERE job_id = :job_id AND request_id = :request_id;
 
 -- name: list_cost_entries_by_job(job_id, after_id, limit)
 -- A page of a job's entries, in the order of recording.
-SELECT
-    id,
-    job_id,
-    request_id,
-    provider,
-    model,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    tokens_cache_write,
-    tokens_reasoning,
-    cost_nano_usd,
-    priced_by,
-    corrects,
-    created_at
+SELECT *
 FROM cost_entries
 WHERE job_id = :job_id AND id > :after_id
 ORDER BY id

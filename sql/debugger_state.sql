@@ -18,35 +18,17 @@ FROM sessions AS s
 WHERE
     s.id = :session_id
     AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
-RETURNING
-    id,
-    session_id,
-    sequence,
-    label,
-    state,
-    created_at;
+RETURNING *;
 
 -- name: get_checkpoint(id)^
 -- No row: there is no such checkpoint.
-SELECT
-    id,
-    session_id,
-    sequence,
-    label,
-    state,
-    created_at
+SELECT *
 FROM debugger_state
 WHERE id = :id;
 
 -- name: latest_checkpoint(session_id)^
 -- No row: the session has none.
-SELECT
-    id,
-    session_id,
-    sequence,
-    label,
-    state,
-    created_at
+SELECT *
 FROM debugger_state
 WHERE session_id = :session_id
 ORDER BY sequence DESC
@@ -54,13 +36,7 @@ LIMIT 1;
 
 -- name: list_checkpoints_by_session(session_id, after, limit)
 -- A page of a session's checkpoints, oldest first.
-SELECT
-    id,
-    session_id,
-    sequence,
-    label,
-    state,
-    created_at
+SELECT *
 FROM debugger_state
 WHERE session_id = :session_id AND sequence > :after
 ORDER BY sequence

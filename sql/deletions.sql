@@ -3,11 +3,7 @@
 
 -- name: list_deletions(resource, after_place, limit)
 -- A page of the rows of a table that are being deleted, or were left half deleted.
-SELECT
-    resource,
-    resource_id,
-    cut,
-    created_at
+SELECT *
 FROM deletions
 WHERE resource = :resource AND resource_id > :after_place
 ORDER BY resource_id

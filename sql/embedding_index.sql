@@ -25,7 +25,7 @@ WHERE
     ) = :dimensions
 ON CONFLICT (scope, ref_id)
 DO UPDATE SET text = excluded.text, vector = excluded.vector, created_at = excluded.created_at
-RETURNING id, scope, ref_id, text, vector, dimensions, created_at;
+RETURNING *;
 
 -- name: check_embedding_scope(scope, dimensions)^
 -- Goes before upsert_embeddings in its transaction. No row: the scope has other dimensions.
@@ -59,14 +59,7 @@ LIMIT 1;
 
 -- name: get_embedding(scope, ref_id)^
 -- No row: nothing is embedded under this reference.
-SELECT
-    id,
-    scope,
-    ref_id,
-    text,
-    vector,
-    dimensions,
-    created_at
+SELECT *
 FROM embedding_index
 WHERE scope = :scope AND ref_id = :ref_id;
 
@@ -84,4 +77,4 @@ LIMIT :limit;
 -- No row: nothing is embedded under this reference.
 DELETE FROM embedding_index
 WHERE scope = :scope AND ref_id = :ref_id
-RETURNING id, scope, ref_id, text, vector, dimensions, created_at;
+RETURNING *;

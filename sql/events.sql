@@ -64,29 +64,13 @@ VALUES (
 
 -- name: get_event(id)^
 -- No row: there is no such event.
-SELECT
-    position,
-    id,
-    session_id,
-    event_type,
-    level,
-    message,
-    context,
-    created_at
+SELECT *
 FROM events
 WHERE id = :id;
 
 -- name: list_events_by_session(session_id, after, limit)
 -- A page of one session's events, oldest first.
-SELECT
-    position,
-    id,
-    session_id,
-    event_type,
-    level,
-    message,
-    context,
-    created_at
+SELECT *
 FROM events
 WHERE session_id = :session_id AND position > :after
 ORDER BY position
@@ -94,15 +78,7 @@ LIMIT :limit;
 
 -- name: list_events(after, limit)
 -- A page of all events, oldest first.
-SELECT
-    position,
-    id,
-    session_id,
-    event_type,
-    level,
-    message,
-    context,
-    created_at
+SELECT *
 FROM events
 WHERE position > :after
 ORDER BY position

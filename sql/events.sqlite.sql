@@ -34,15 +34,7 @@ VALUES (
 -- Differs: after an ANALYZE at a time when one session had nearly all events, SQLite would walk the
 -- table to find those of another.
 -- A page of one session's events, oldest first.
-SELECT
-    position,
-    id,
-    session_id,
-    event_type,
-    level,
-    message,
-    context,
-    created_at
+SELECT *
 FROM events INDEXED BY ix_events_session_id -- noqa: PRS
 WHERE session_id = :session_id AND position > :after
 ORDER BY position

@@ -16,29 +16,11 @@ WHERE
     j.id = :job_id
     AND NOT j.cancelled
     AND (j.status = 'pending' OR j.status = 'running' OR j.status = 'paused')
-RETURNING
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at;
+RETURNING *;
 
 -- name: get_job_step(id)^
 -- No row: there is no such step.
-SELECT
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at
+SELECT *
 FROM job_steps
 WHERE id = :id;
 
@@ -59,16 +41,7 @@ WHERE
             AND NOT j.cancelled
             AND (j.status = 'pending' OR j.status = 'running' OR j.status = 'paused')
     )
-RETURNING
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at;
+RETURNING *;
 
 -- name: complete_job_step(id, details, now)<!
 -- End well; the details stay as they were unless there are others. No row: it is not running.
@@ -78,16 +51,7 @@ SET
     details = coalesce(:details, details),
     finished_at = :now
 WHERE id = :id AND status = 'running'
-RETURNING
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at;
+RETURNING *;
 
 -- name: fail_job_step(id, details, now)<!
 -- End badly; the details stay as they were unless there are others. No row: it has ended already.
@@ -97,16 +61,7 @@ SET
     details = coalesce(:details, details),
     finished_at = :now
 WHERE id = :id AND (status = 'planned' OR status = 'running')
-RETURNING
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at;
+RETURNING *;
 
 -- name: skip_job_step(id, details, now)<!
 -- Leave it out; the details stay as they were unless there are others. No row: it is not planned.
@@ -116,29 +71,11 @@ SET
     details = coalesce(:details, details),
     finished_at = :now
 WHERE id = :id AND status = 'planned'
-RETURNING
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at;
+RETURNING *;
 
 -- name: list_job_steps_by_job(job_id, after_id, limit)
 -- A page of a job's steps, in the order in which they were planned.
-SELECT
-    id,
-    job_id,
-    name,
-    step_type,
-    status,
-    details,
-    started_at,
-    finished_at,
-    created_at
+SELECT *
 FROM job_steps
 WHERE job_id = :job_id AND id > :after_id
 ORDER BY id

@@ -34,59 +34,11 @@ VALUES (
     :created_at,
     :created_at
 )
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: get_job(id)^
 -- No row: there is no such job.
-SELECT
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at
+SELECT *
 FROM jobs
 WHERE id = :id;
 
@@ -98,31 +50,7 @@ SET
     started_at = :now,
     updated_at = :now
 WHERE id = :id AND status = 'pending'
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: pause_job(id, now)<!
 -- Interrupt. No row: it is not running.
@@ -131,31 +59,7 @@ SET
     status = 'paused',
     updated_at = :now
 WHERE id = :id AND status = 'running'
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: resume_job(id, now)<!
 -- Go on. No row: it is not paused, or was called off meanwhile.
@@ -164,31 +68,7 @@ SET
     status = 'running',
     updated_at = :now
 WHERE id = :id AND status = 'paused' AND NOT cancelled
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: complete_job(id, now)<!
 -- End well. No row: it has not begun, or has ended already.
@@ -198,31 +78,7 @@ SET
     finished_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'running' OR status = 'paused')
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: fail_job(id, last_action, now)<!
 -- End badly; the last action stays as it was unless there is one to note. No row: it has ended already.
@@ -233,31 +89,7 @@ SET
     finished_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running' OR status = 'paused')
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: cancel_job(id, now)<!
 -- Call it off: it ends at once if it has not begun, and else when its agent acknowledges it.
@@ -269,31 +101,7 @@ SET
     cancelled = TRUE,
     updated_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running' OR status = 'paused')
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: acknowledge_job_cancel(id, now)<!
 -- End a job that was called off. No row: nobody has called it off, or it has ended already.
@@ -303,31 +111,7 @@ SET
     finished_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'running' OR status = 'paused') AND cancelled
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: set_job_limits(id, budget_nano_usd, max_requests, max_minutes, now)<!
 -- Change what it may use. What it has used already stays. No row: there is no such job.
@@ -338,31 +122,7 @@ SET
     max_minutes = :max_minutes,
     updated_at = :now
 WHERE id = :id
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: set_job_last_action(id, last_action, now)<!
 -- Note what the agent did. No row: there is no such job.
@@ -371,59 +131,11 @@ SET
     last_action = :last_action,
     updated_at = :now
 WHERE id = :id
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: list_jobs_by_status(status, created_at, after_id, limit)
 -- A page of one status, the newest first.
-SELECT
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at
+SELECT *
 FROM jobs
 WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -431,31 +143,7 @@ LIMIT :limit;
 
 -- name: list_jobs_by_repo(repo_owner, repo_name, created_at, after_id, limit)
 -- A page of one repository, the newest first.
-SELECT
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at
+SELECT *
 FROM jobs
 WHERE repo_owner = :repo_owner AND repo_name = :repo_name AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -463,31 +151,7 @@ LIMIT :limit;
 
 -- name: list_recent_jobs(created_at, after_id, limit)
 -- A page of all, the newest first.
-SELECT
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at
+SELECT *
 FROM jobs
 WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -536,31 +200,7 @@ WHERE j.id = :id;
 -- Forget a job with all that belongs to it. No row: there was none.
 DELETE FROM jobs
 WHERE id = :id
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: weigh_job(id, limit)^
 -- What goes with a job, in rows and bytes, of each table as far as the limit: whether one statement

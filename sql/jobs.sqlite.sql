@@ -12,28 +12,4 @@ SET
     END,
     updated_at = :now
 WHERE id = :id
-RETURNING
-    id,
-    task,
-    repo_owner,
-    repo_name,
-    branch_base,
-    status,
-    budget_nano_usd,
-    max_requests,
-    max_minutes,
-    model_cto,
-    model_coder,
-    cost_nano_usd,
-    tokens_in,
-    tokens_out,
-    tokens_cached,
-    requests_made,
-    started_at,
-    finished_at,
-    cancelled,
-    last_action,
-    pr_links,
-    agents_hash,
-    created_at,
-    updated_at;
+RETURNING *;

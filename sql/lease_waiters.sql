@@ -7,14 +7,14 @@
 -- Get in line.
 INSERT INTO lease_waiters (id, resource, resource_id, owner, created_at, expires_at)
 VALUES (:id, :resource, :resource_id, :owner, :created_at, :expires_at)
-RETURNING position, id, resource, resource_id, owner, created_at, expires_at;
+RETURNING *;
 
 -- name: keep_lease_waiter(id, expires_at)<!
 -- Stay in line. No row: the ticket was cleared away after it had expired.
 UPDATE lease_waiters
 SET expires_at = :expires_at
 WHERE id = :id
-RETURNING position, id, resource, resource_id, owner, created_at, expires_at;
+RETURNING *;
 
 -- name: delete_lease_waiter(id)!
 -- Leave the line, served or not.
@@ -31,14 +31,7 @@ WHERE
 
 -- name: list_lease_waiters(resource, resource_id, now, ticket_horizon, after, limit)
 -- The line as it stands: live tickets, first come first.
-SELECT
-    position,
-    id,
-    resource,
-    resource_id,
-    owner,
-    created_at,
-    expires_at
+SELECT *
 FROM lease_waiters
 WHERE
     resource = :resource

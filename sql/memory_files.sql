@@ -226,14 +226,7 @@ WHERE job_id = :job_id AND path = :path;
 
 -- name: read_memory_file(job_id, path)^
 -- A file with the first of its bytes. No row: the job has none at this path.
-SELECT
-    id,
-    job_id,
-    path,
-    size_bytes,
-    sha256,
-    created_at,
-    bytes
+SELECT *
 FROM memory_files
 WHERE job_id = :job_id AND path = :path;
 

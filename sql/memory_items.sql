@@ -2,29 +2,13 @@
 
 -- name: get_memory_item(job_id, kind, key)^
 -- No row: the job has no such note.
-SELECT
-    id,
-    job_id,
-    kind,
-    key,
-    content,
-    tags,
-    created_at,
-    updated_at
+SELECT *
 FROM memory_items
 WHERE job_id = :job_id AND kind = :kind AND key = :key;
 
 -- name: list_memory_items_by_job(job_id, after_id, limit)
 -- A page of a job's notes, in the order in which they were first made.
-SELECT
-    id,
-    job_id,
-    kind,
-    key,
-    content,
-    tags,
-    created_at,
-    updated_at
+SELECT *
 FROM memory_items
 WHERE job_id = :job_id AND id > :after_id
 ORDER BY id
@@ -32,15 +16,7 @@ LIMIT :limit;
 
 -- name: list_memory_items_by_kind(job_id, kind, after_id, limit)
 -- The same, of one kind.
-SELECT
-    id,
-    job_id,
-    kind,
-    key,
-    content,
-    tags,
-    created_at,
-    updated_at
+SELECT *
 FROM memory_items
 WHERE job_id = :job_id AND kind = :kind AND id > :after_id
 ORDER BY id
@@ -50,4 +26,4 @@ LIMIT :limit;
 -- No row: the job has no such note.
 DELETE FROM memory_items
 WHERE job_id = :job_id AND kind = :kind AND key = :key
-RETURNING id, job_id, kind, key, content, tags, created_at, updated_at;
+RETURNING *;

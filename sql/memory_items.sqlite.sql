@@ -47,7 +47,7 @@ DO UPDATE SET
     content = excluded.content,
     tags = excluded.tags,
     updated_at = excluded.updated_at
-RETURNING id, job_id, kind, key, content, tags, created_at, updated_at;
+RETURNING *;
 
 -- name: measure_memory_item(job_id, kind, key, content, tags)^
 -- Differs: the lengths of JSON, which is text here and jsonb in PostgreSQL.
@@ -82,15 +82,7 @@ WHERE
 -- name: search_memory_items_with_all(job_id, tags, after_id, limit)
 -- Differs: JSON arrays are taken apart by json_each here, compared by operators in PostgreSQL.
 -- A page of the job's notes that have all of the tags, oldest first. Only the job's own are looked at.
-SELECT
-    m.id,
-    m.job_id,
-    m.kind,
-    m.key,
-    m.content,
-    m.tags,
-    m.created_at,
-    m.updated_at
+SELECT m.*
 FROM memory_items AS m
 WHERE
     m.job_id = :job_id
@@ -111,15 +103,7 @@ LIMIT :limit;
 -- name: search_memory_items_with_any(job_id, tags, after_id, limit)
 -- Differs: JSON arrays are taken apart by json_each here, compared by operators in PostgreSQL.
 -- A page of the job's notes that have at least one of the tags.
-SELECT
-    m.id,
-    m.job_id,
-    m.kind,
-    m.key,
-    m.content,
-    m.tags,
-    m.created_at,
-    m.updated_at
+SELECT m.*
 FROM memory_items AS m
 WHERE
     m.job_id = :job_id
@@ -135,15 +119,7 @@ LIMIT :limit;
 -- name: search_memory_items_of_kind_with_all(job_id, kind, tags, after_id, limit)
 -- Differs: JSON arrays are taken apart by json_each here, compared by operators in PostgreSQL.
 -- The first, among the notes of one kind.
-SELECT
-    m.id,
-    m.job_id,
-    m.kind,
-    m.key,
-    m.content,
-    m.tags,
-    m.created_at,
-    m.updated_at
+SELECT m.*
 FROM memory_items AS m
 WHERE
     m.job_id = :job_id
@@ -165,15 +141,7 @@ LIMIT :limit;
 -- name: search_memory_items_of_kind_with_any(job_id, kind, tags, after_id, limit)
 -- Differs: JSON arrays are taken apart by json_each here, compared by operators in PostgreSQL.
 -- The second, among the notes of one kind.
-SELECT
-    m.id,
-    m.job_id,
-    m.kind,
-    m.key,
-    m.content,
-    m.tags,
-    m.created_at,
-    m.updated_at
+SELECT m.*
 FROM memory_items AS m
 WHERE
     m.job_id = :job_id

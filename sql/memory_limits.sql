@@ -4,17 +4,7 @@
 
 -- name: get_memory_limits(job_id)^
 -- The row that holds for a job.
-SELECT
-    id,
-    job_id,
-    max_items,
-    max_item_bytes,
-    max_item_tags,
-    max_files,
-    max_file_bytes,
-    max_job_file_bytes,
-    created_at,
-    updated_at
+SELECT *
 FROM memory_limits
 WHERE
     id = coalesce(
@@ -32,17 +22,7 @@ WHERE
 
 -- name: get_default_memory_limits()^
 -- The row that holds for jobs without their own.
-SELECT
-    id,
-    job_id,
-    max_items,
-    max_item_bytes,
-    max_item_tags,
-    max_files,
-    max_file_bytes,
-    max_job_file_bytes,
-    created_at,
-    updated_at
+SELECT *
 FROM memory_limits
 WHERE job_id IS NULL;
 
@@ -84,17 +64,7 @@ DO UPDATE SET
     max_file_bytes = coalesce(:max_file_bytes, memory_limits.max_file_bytes),
     max_job_file_bytes = coalesce(:max_job_file_bytes, memory_limits.max_job_file_bytes),
     updated_at = excluded.updated_at
-RETURNING
-    id,
-    job_id,
-    max_items,
-    max_item_bytes,
-    max_item_tags,
-    max_files,
-    max_file_bytes,
-    max_job_file_bytes,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: set_default_memory_limits(max_items, max_item_bytes, max_item_tags, max_files, max_file_bytes, max_job_file_bytes, updated_at)<!
 -- Change what holds for jobs without their own limits. NULL leaves a limit as it is.
@@ -108,30 +78,10 @@ SET
     max_job_file_bytes = coalesce(:max_job_file_bytes, max_job_file_bytes),
     updated_at = :updated_at
 WHERE job_id IS NULL
-RETURNING
-    id,
-    job_id,
-    max_items,
-    max_item_bytes,
-    max_item_tags,
-    max_files,
-    max_file_bytes,
-    max_job_file_bytes,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: delete_memory_limits(job_id)<!
 -- Take a job's own limits away. No row: it has none.
 DELETE FROM memory_limits
 WHERE job_id = :job_id
-RETURNING
-    id,
-    job_id,
-    max_items,
-    max_item_bytes,
-    max_item_tags,
-    max_files,
-    max_file_bytes,
-    max_job_file_bytes,
-    created_at,
-    updated_at;
+RETURNING *;

@@ -45,7 +45,7 @@ SET
 WHERE
 project_locks.expires_at <= excluded.acquired_at
 OR project_locks.expires_at > :horizon
-RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+RETURNING *;
 
 -- name: project_lock_is_available(project_id, session_id, position, now, horizon, ticket_horizon)$
 -- Whether acquire_project_lock would end the wait, without a write: the project is free, or the session
@@ -95,37 +95,19 @@ WHERE
 
 -- name: get_project_lock(id)^
 -- No row: the lock was released or taken over.
-SELECT
-    id,
-    project_id,
-    session_id,
-    acquired_at,
-    expires_at,
-    fencing_number
+SELECT *
 FROM project_locks
 WHERE id = :id;
 
 -- name: find_project_lock(project_id)^
 -- No row: the project is free.
-SELECT
-    id,
-    project_id,
-    session_id,
-    acquired_at,
-    expires_at,
-    fencing_number
+SELECT *
 FROM project_locks
 WHERE project_id = :project_id;
 
 -- name: list_project_locks_by_session(session_id)
 -- The locks that a session holds or has left behind: one, or a handful, and so in no order.
-SELECT
-    id,
-    project_id,
-    session_id,
-    acquired_at,
-    expires_at,
-    fencing_number
+SELECT *
 FROM project_locks
 WHERE session_id = :session_id;
 
@@ -143,13 +125,7 @@ WHERE expires_at <= :now OR expires_at > :horizon;
 
 -- name: list_expired_project_locks(now, horizon, after, after_id, limit)
 -- Locks that count as expired and were not taken over, the longest first.
-SELECT
-    id,
-    project_id,
-    session_id,
-    acquired_at,
-    expires_at,
-    fencing_number
+SELECT *
 FROM project_locks
 WHERE (expires_at <= :now OR expires_at > :horizon) AND (expires_at, id) > (:after, :after_id)
 ORDER BY expires_at, id
@@ -173,7 +149,7 @@ WHERE
             s.id = project_locks.session_id
             AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
     )
-RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+RETURNING *;
 
 -- name: release_project_lock(id, session_id, fencing_number, now, horizon)<!
 -- Set the project free; the number stays spent. No row: the lock is lost.
@@ -184,7 +160,7 @@ WHERE
     AND fencing_number = :fencing_number
     AND expires_at > :now
     AND expires_at <= :horizon
-RETURNING id, project_id, session_id, acquired_at, expires_at, fencing_number;
+RETURNING *;
 
 -- name: abandon_project_lock(id)!
 -- Give back what a cancelled caller took without ever seeing the answer.

@@ -7,7 +7,7 @@ INSERT INTO projects (id, path, name, config, created_at, updated_at)
 VALUES (:id, :path, :name, '{}', :created_at, :created_at)
 ON CONFLICT (path)
 DO UPDATE SET name = coalesce(:name, projects.name), updated_at = :created_at
-RETURNING id, path, name, config, created_at, updated_at;
+RETURNING *;
 
 -- name: ensure_configured_project(id, path, name, config, created_at)<!
 -- The same, and the configuration is replaced as a whole.
@@ -15,41 +15,23 @@ INSERT INTO projects (id, path, name, config, created_at, updated_at)
 VALUES (:id, :path, :name, :config, :created_at, :created_at)
 ON CONFLICT (path)
 DO UPDATE SET name = coalesce(:name, projects.name), config = :config, updated_at = :created_at
-RETURNING id, path, name, config, created_at, updated_at;
+RETURNING *;
 
 -- name: get_project(id)^
 -- No row: there is no such project.
-SELECT
-    id,
-    path,
-    name,
-    config,
-    created_at,
-    updated_at
+SELECT *
 FROM projects
 WHERE id = :id;
 
 -- name: find_project_by_path(path)^
 -- No row: no session has worked on this path.
-SELECT
-    id,
-    path,
-    name,
-    config,
-    created_at,
-    updated_at
+SELECT *
 FROM projects
 WHERE path = :path;
 
 -- name: list_projects(after_id, limit)
 -- A page in the order in which the projects were first seen.
-SELECT
-    id,
-    path,
-    name,
-    config,
-    created_at,
-    updated_at
+SELECT *
 FROM projects
 WHERE id > :after_id
 ORDER BY id
@@ -60,4 +42,4 @@ LIMIT :limit;
 -- No row: there was none.
 DELETE FROM projects
 WHERE id = :id
-RETURNING id, path, name, config, created_at, updated_at;
+RETURNING *;

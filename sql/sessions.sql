@@ -48,41 +48,11 @@ WHERE
         FROM worktrees AS w
         WHERE w.id = :worktree_id AND w.state = 'retired'
     )
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: get_session(id)^
 -- No row: there is no such session.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions
 WHERE id = :id;
 
@@ -101,22 +71,7 @@ WHERE
         FROM worktrees AS w
         WHERE w.id = coalesce(:worktree_id, sessions.worktree_id) AND w.state = 'retired'
     )
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: pause_session(id, now)<!
 -- Interrupt the work. No row: it is not in progress.
@@ -125,22 +80,7 @@ SET
     status = 'paused',
     updated_at = :now
 WHERE id = :id AND status = 'in_progress'
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: resume_session(id, now)<!
 -- Go on with the work. No row: it is not paused.
@@ -149,22 +89,7 @@ SET
     status = 'in_progress',
     updated_at = :now
 WHERE id = :id AND status = 'paused'
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: complete_session(id, result, now)<!
 -- End well. No row: it is not in progress.
@@ -175,22 +100,7 @@ SET
     completed_at = :now,
     updated_at = :now
 WHERE id = :id AND status = 'in_progress'
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: fail_session(id, error_message, now)<!
 -- End badly. No row: it has ended already.
@@ -201,22 +111,7 @@ SET
     completed_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'in_progress' OR status = 'paused')
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: cancel_session(id, now)<!
 -- Call it off. No row: it has ended already.
@@ -226,41 +121,11 @@ SET
     completed_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'in_progress' OR status = 'paused')
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: list_sessions_by_status(status, created_at, after_id, limit)
 -- A page of the sessions in one status, newest first.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions
 WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -268,22 +133,7 @@ LIMIT :limit;
 
 -- name: list_sessions_by_project(project_path, created_at, after_id, limit)
 -- A page of one project's sessions, newest first.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions
 WHERE project_path = :project_path AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -291,22 +141,7 @@ LIMIT :limit;
 
 -- name: list_recent_sessions(created_at, after_id, limit)
 -- A page of all sessions, newest first.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions
 WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -314,22 +149,7 @@ LIMIT :limit;
 
 -- name: list_open_sessions_by_worktree(worktree_id)
 -- The sessions in a worktree that have not ended: one, or a handful, and so in no order.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions
 WHERE worktree_id = :worktree_id AND status IN ('pending', 'in_progress', 'paused');
 
@@ -343,22 +163,7 @@ WHERE auth_token_id = :auth_token_id AND status IN ('pending', 'in_progress', 'p
 -- Delete a session with all that belongs to it. No row: there is none.
 DELETE FROM sessions
 WHERE id = :id
-RETURNING
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at;
+RETURNING *;
 
 -- name: weigh_session(id, limit)^
 -- What goes with a session, in rows and bytes, of each table as far as the limit: whether one statement

@@ -4,22 +4,7 @@
 -- Differs: without statistics SQLite takes ix_sessions_status, reads every active session and sorts them;
 -- PostgreSQL knows how many there are, and has no INDEXED BY.
 -- A page of the sessions that wait or run, oldest first.
-SELECT
-    id,
-    session_type,
-    status,
-    mode,
-    project_path,
-    repository_id,
-    worktree_id,
-    auth_token_id,
-    config,
-    result,
-    metadata,
-    error_message,
-    created_at,
-    updated_at,
-    completed_at
+SELECT *
 FROM sessions INDEXED BY ix_sessions_active -- noqa: PRS
 WHERE status IN ('pending', 'in_progress') AND id > :after_id
 ORDER BY id

@@ -18,17 +18,7 @@ FROM sessions AS s
 WHERE
     s.id = :session_id
     AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: create_step_at(id, session_id, name, sequence, input)<!
 -- Plan a step at a place of the caller's choice, which must be free.
@@ -44,31 +34,11 @@ FROM sessions AS s
 WHERE
     s.id = :session_id
     AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: get_step(id)^
 -- No row: there is no such step.
-SELECT
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at
+SELECT *
 FROM steps
 WHERE id = :id;
 
@@ -88,17 +58,7 @@ WHERE
             s.id = steps.session_id
             AND (s.status = 'pending' OR s.status = 'in_progress' OR s.status = 'paused')
     )
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: complete_step(id, output, now)<!
 -- End well. No row: it is not running.
@@ -108,17 +68,7 @@ SET
     output = :output,
     completed_at = :now
 WHERE id = :id AND status = 'running'
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: fail_step(id, error_message, now)<!
 -- End badly. No row: it has ended already.
@@ -128,17 +78,7 @@ SET
     error_message = :error_message,
     completed_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: skip_step(id, now)<!
 -- Leave it out. No row: it is not pending.
@@ -147,31 +87,11 @@ SET
     status = 'skipped',
     completed_at = :now
 WHERE id = :id AND status = 'pending'
-RETURNING
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at;
+RETURNING *;
 
 -- name: list_steps_by_session(session_id, after, limit)
 -- A page of a session's steps, in their order.
-SELECT
-    id,
-    session_id,
-    name,
-    sequence,
-    status,
-    input,
-    output,
-    error_message,
-    started_at,
-    completed_at
+SELECT *
 FROM steps
 WHERE session_id = :session_id AND sequence > :after
 ORDER BY sequence

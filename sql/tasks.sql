@@ -31,47 +31,11 @@ SELECT
     number
 FROM fencing_floors
 WHERE resource = 'tasks'
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: get_task(id)^
 -- No row: there is no such task.
-SELECT
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version
+SELECT *
 FROM tasks
 WHERE id = :id;
 
@@ -83,25 +47,7 @@ SET
     started_at = :now,
     updated_at = :now
 WHERE id = :id AND status = 'pending'
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: complete_task(id, metadata, now)<!
 -- End well what was started without a claim. No row: it is not running, or claimed.
@@ -112,25 +58,7 @@ SET
     completed_at = :now,
     updated_at = :now
 WHERE id = :id AND status = 'running' AND lease_token IS NULL
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: fail_task(id, error, now)<!
 -- End badly what nobody has claimed. No row: it has ended already, or is claimed.
@@ -141,25 +69,7 @@ SET
     completed_at = :now,
     updated_at = :now
 WHERE id = :id AND (status = 'pending' OR status = 'running') AND lease_token IS NULL
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: cancel_task(id, now)<!
 -- Call it off, also from under its holder, who is fenced. No row: it has ended already.
@@ -174,25 +84,7 @@ SET
     lease_expires_at = NULL,
     version = version + 1
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: delete_task(id, now, horizon)<!
 -- Forget a task that nobody holds; its version stays spent. No row: it is held, or gone.
@@ -200,25 +92,7 @@ DELETE FROM tasks
 WHERE
     id = :id
     AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: renew_task_claim(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
 -- Move the end of a live claim. No row: it is lost.
@@ -237,25 +111,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: complete_task_claim(id, version, lease_owner, lease_token, metadata, now, horizon)<!
 -- End a claimed task well. No row: the claim is lost.
@@ -276,25 +132,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: fail_task_claim(id, version, lease_owner, lease_token, error, now, horizon)<!
 -- End a claimed task badly. No row: the claim is lost.
@@ -315,25 +153,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: release_task_claim(id, version, lease_owner, lease_token, now, horizon)<!
 -- Give a claimed task back, to the place it had. No row: the claim is lost.
@@ -354,25 +174,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: abandon_task_claim(lease_token, after, now)!
 -- Give back what a cancelled caller claimed without ever seeing the answer. Tokens have no index: it
@@ -422,25 +224,7 @@ WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
 
 -- name: list_tasks_by_status(status, created_at, after_id, limit)
 -- A page of the tasks in one status, newest first.
-SELECT
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version
+SELECT *
 FROM tasks
 WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -448,25 +232,7 @@ LIMIT :limit;
 
 -- name: list_tasks_by_type(task_type, created_at, after_id, limit)
 -- A page of the tasks of one type, newest first.
-SELECT
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version
+SELECT *
 FROM tasks
 WHERE task_type = :task_type AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -474,25 +240,7 @@ LIMIT :limit;
 
 -- name: list_tasks_by_workspace(workspace_path, created_at, after_id, limit)
 -- A page of the tasks in one workspace, newest first.
-SELECT
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version
+SELECT *
 FROM tasks
 WHERE workspace_path = :workspace_path AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -500,25 +248,7 @@ LIMIT :limit;
 
 -- name: list_recent_tasks(created_at, after_id, limit)
 -- A page of all tasks, newest first.
-SELECT
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version
+SELECT *
 FROM tasks
 WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC

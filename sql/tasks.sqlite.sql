@@ -70,25 +70,7 @@ WHERE
             1
             OFFSET (SELECT l.ahead FROM line AS l)
     )
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: claim_task_of_types(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: json_each, and as claim_task.
@@ -185,25 +167,7 @@ WHERE
             1
             OFFSET (SELECT l.ahead FROM line AS l)
     )
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: as claim_task.
@@ -281,25 +245,7 @@ WHERE
             1
             OFFSET (SELECT l.ahead FROM line AS l)
     )
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: claim_task_of_types_in_turn(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
 -- Differs: as claim_task_of_types.
@@ -408,25 +354,7 @@ WHERE
             1
             OFFSET (SELECT l.ahead FROM line AS l)
     )
-RETURNING
-    id,
-    title,
-    description,
-    task_type,
-    status,
-    config,
-    metadata,
-    workspace_path,
-    created_at,
-    updated_at,
-    started_at,
-    completed_at,
-    error,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version;
+RETURNING *;
 
 -- name: task_is_available(line_id, position, now, horizon, ticket_horizon)$
 -- Differs: as claim_task, whose condition it repeats for those who wait, without a write.

@@ -44,59 +44,17 @@ SELECT
     )
 FROM tasks AS t
 WHERE t.id = :task_id AND (t.status = 'pending' OR t.status = 'running')
-RETURNING
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash;
+RETURNING *;
 
 -- name: get_tool_execution(id)^
 -- No row: there is no such call.
-SELECT
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash
+SELECT *
 FROM tool_executions
 WHERE id = :id;
 
 -- name: list_tool_executions_by_task(task_id, after_id, limit)
 -- A page of a task's calls, in their order.
-SELECT
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash
+SELECT *
 FROM tool_executions
 WHERE task_id = :task_id AND id > :after_id
 ORDER BY id
@@ -104,21 +62,7 @@ LIMIT :limit;
 
 -- name: list_tool_executions_by_tool(tool_name, after_id, limit)
 -- A page of a tool's calls, in their order.
-SELECT
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash
+SELECT *
 FROM tool_executions
 WHERE tool_name = :tool_name AND id > :after_id
 ORDER BY id
@@ -126,21 +70,7 @@ LIMIT :limit;
 
 -- name: list_tool_executions_by_status(status, after_id, limit)
 -- A page of the calls in a status, in their order: those that run, for one.
-SELECT
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash
+SELECT *
 FROM tool_executions
 WHERE status = :status AND id > :after_id
 ORDER BY id

@@ -34,21 +34,7 @@ SET
         max(0, cast(round((julianday(:now) - julianday(created_at)) * 86400000) AS INTEGER))
     )
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash;
+RETURNING *;
 
 -- name: fail_tool_execution(id, error, now)<!
 -- Differs: julianday() for the duration, which a clock that jumped back makes zero and never negative.
@@ -84,21 +70,7 @@ SET
         max(0, cast(round((julianday(:now) - julianday(created_at)) * 86400000) AS INTEGER))
     )
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash;
+RETURNING *;
 
 -- name: time_out_tool_execution(id, error, now)<!
 -- Differs: julianday() for the duration, which a clock that jumped back makes zero and never negative.
@@ -134,18 +106,4 @@ SET
         max(0, cast(round((julianday(:now) - julianday(created_at)) * 86400000) AS INTEGER))
     )
 WHERE id = :id AND (status = 'pending' OR status = 'running')
-RETURNING
-    id,
-    task_id,
-    tool_name,
-    arguments,
-    output,
-    status,
-    error,
-    created_at,
-    completed_at,
-    duration_ms,
-    sequence,
-    hash,
-    finished_sequence,
-    finished_hash;
+RETURNING *;

@@ -16,11 +16,7 @@ SELECT
     :created_at
 FROM workflows AS w
 WHERE w.id = :workflow_id AND w.status <> 'archived'
-RETURNING
-    workflow_id,
-    task_id,
-    sequence,
-    created_at;
+RETURNING *;
 
 -- name: make_room_for_workflow_task(workflow_id, sequence)!
 -- Let the tasks from a place on move back by one, for insert_workflow_task.
@@ -55,11 +51,7 @@ WHERE
             WHERE m.workflow_id = w.id AND m.sequence = :sequence - 1
         )
     )
-RETURNING
-    workflow_id,
-    task_id,
-    sequence,
-    created_at;
+RETURNING *;
 
 -- name: move_workflow_task(workflow_id, task_id, sequence)<!
 -- Move a task to another's place, and those in between by one towards where it was.
@@ -87,29 +79,17 @@ WHERE
         FROM workflow_tasks AS m
         WHERE m.workflow_id = :workflow_id AND m.sequence = :sequence
     )
-RETURNING
-    workflow_id,
-    task_id,
-    sequence,
-    created_at;
+RETURNING *;
 
 -- name: get_workflow_task(workflow_id, task_id)^
 -- No row: the workflow has no such task.
-SELECT
-    workflow_id,
-    task_id,
-    sequence,
-    created_at
+SELECT *
 FROM workflow_tasks
 WHERE workflow_id = :workflow_id AND task_id = :task_id;
 
 -- name: list_workflow_tasks(workflow_id, after_id, limit)
 -- A page of a workflow's places, by task, as in list_tasks_by_workflow.
-SELECT
-    workflow_id,
-    task_id,
-    sequence,
-    created_at
+SELECT *
 FROM workflow_tasks
 WHERE workflow_id = :workflow_id AND task_id > :after_id
 ORDER BY task_id
@@ -117,11 +97,7 @@ LIMIT :limit;
 
 -- name: list_workflow_tasks_by_task(task_id, after_id, limit)
 -- A page of the workflows that a task belongs to, and its place in each.
-SELECT
-    workflow_id,
-    task_id,
-    sequence,
-    created_at
+SELECT *
 FROM workflow_tasks
 WHERE task_id = :task_id AND workflow_id > :after_id
 ORDER BY workflow_id
@@ -131,8 +107,4 @@ LIMIT :limit;
 -- Take a task out; a trigger moves up those behind it. No row: the workflow has no such task.
 DELETE FROM workflow_tasks
 WHERE workflow_id = :workflow_id AND task_id = :task_id
-RETURNING
-    workflow_id,
-    task_id,
-    sequence,
-    created_at;
+RETURNING *;

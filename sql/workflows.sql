@@ -5,38 +5,17 @@
 -- Begin a workflow, as a draft.
 INSERT INTO workflows (id, name, description, definition, created_at, updated_at)
 VALUES (:id, :name, :description, :definition, :created_at, :created_at)
-RETURNING
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: get_workflow(id)^
 -- No row: there is no such workflow.
-SELECT
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at
+SELECT *
 FROM workflows
 WHERE id = :id;
 
 -- name: find_workflow_by_name(name)^
 -- Names may be shared: the newest counts. No row: no workflow has this name.
-SELECT
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at
+SELECT *
 FROM workflows
 WHERE name = :name
 ORDER BY created_at DESC, id DESC
@@ -49,14 +28,7 @@ SET
     status = 'active',
     updated_at = :now
 WHERE id = :id AND (status = 'draft' OR status = 'paused')
-RETURNING
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: pause_workflow(id, now)<!
 -- Hold it. No row: it is not active.
@@ -65,14 +37,7 @@ SET
     status = 'paused',
     updated_at = :now
 WHERE id = :id AND status = 'active'
-RETURNING
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: archive_workflow(id, now)<!
 -- Put it away: it takes no more tasks. No row: it is archived already.
@@ -81,25 +46,11 @@ SET
     status = 'archived',
     updated_at = :now
 WHERE id = :id AND (status = 'draft' OR status = 'active' OR status = 'paused')
-RETURNING
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: list_workflows(created_at, after_id, limit)
 -- A page of all workflows, newest first.
-SELECT
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at
+SELECT *
 FROM workflows
 WHERE (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -107,14 +58,7 @@ LIMIT :limit;
 
 -- name: list_workflows_by_status(status, created_at, after_id, limit)
 -- A page of the workflows in one status, newest first.
-SELECT
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at
+SELECT *
 FROM workflows
 WHERE status = :status AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -122,14 +66,7 @@ LIMIT :limit;
 
 -- name: list_workflows_by_name(name, created_at, after_id, limit)
 -- A page of the workflows that share a name, newest first.
-SELECT
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at
+SELECT *
 FROM workflows
 WHERE name = :name AND (created_at, id) < (:created_at, :after_id)
 ORDER BY created_at DESC, id DESC
@@ -153,14 +90,7 @@ GROUP BY w.id;
 -- Delete a workflow; its tasks stay. No row: there is none.
 DELETE FROM workflows
 WHERE id = :id
-RETURNING
-    id,
-    name,
-    description,
-    definition,
-    status,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: weigh_workflow(id, limit)^
 -- How many tasks a workflow has, as far as the limit: whether one statement may delete it.

@@ -28,80 +28,24 @@ SELECT
     :created_at
 FROM fencing_floors
 WHERE resource = 'worktrees'
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: get_worktree(id)^
 -- No row: there is no such worktree.
-SELECT
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at
+SELECT *
 FROM worktrees
 WHERE id = :id;
 
 -- name: find_worktree_by_path(path)^
 -- No row: no worktree is registered at this path.
-SELECT
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at
+SELECT *
 FROM worktrees
 WHERE path = :path;
 
 -- name: find_worktree_by_lease_token(lease_token, after)^
 -- Whose lease is this? People ask it, so tokens have no index: it walks the leased worktrees, which
 -- have one. No row: the lease is over, and the worktree free or another's.
-SELECT
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at
+SELECT *
 FROM worktrees
 WHERE lease_expires_at > :after AND lease_token = :lease_token;
 
@@ -119,21 +63,7 @@ WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
 
 -- name: list_worktrees_by_repository(repository_id, after_id, limit)
 -- A page of a repository's worktrees, in the order of registration.
-SELECT
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at
+SELECT *
 FROM worktrees
 WHERE repository_id = :repository_id AND id > :after_id
 ORDER BY id
@@ -155,21 +85,7 @@ WHERE
     AND version = :version
     AND state = 'ready'
     AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
 -- Move the end of a live lease. No row: it is lost.
@@ -188,21 +104,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: record_worktree_checkout(id, version, lease_owner, lease_token, branch, commit_sha, environment_hashes, now, horizon)<!
 -- Note what the holder has checked out; the hashes stay unless there are others. No row: the lease is lost.
@@ -219,21 +121,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: release_worktree(id, version, lease_owner, lease_token, now, horizon)<!
 -- Set a leased worktree free. No row: the lease is lost.
@@ -252,21 +140,7 @@ WHERE
     AND lease_token = :lease_token
     AND lease_expires_at > :now
     AND lease_expires_at <= :horizon
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: abandon_worktree(repository_id, lease_token, now)!
 -- Give back what a cancelled caller took without ever seeing the answer.
@@ -306,21 +180,7 @@ SET
 WHERE
     id = :id
     AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: return_worktree(id, now)<!
 -- Put a retired worktree back into use. No row: there is no retired one.
@@ -330,21 +190,7 @@ SET
     version = version + 1,
     updated_at = :now
 WHERE id = :id AND state = 'retired'
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: delete_worktree(id, now, horizon)<!
 -- Forget a worktree that nobody holds; its version stays spent. No row: it is held, or gone.
@@ -352,21 +198,7 @@ DELETE FROM worktrees
 WHERE
     id = :id
     AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: weigh_worktree(id, limit)^
 -- How many sessions name a worktree, as far as the limit: whether one statement may delete it.

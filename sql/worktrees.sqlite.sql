@@ -110,21 +110,7 @@ WHERE
                 OFFSET (SELECT l.ahead FROM line AS l)
         )
     )
-RETURNING
-    id,
-    repository_id,
-    path,
-    branch,
-    commit_sha,
-    environment_hashes,
-    state,
-    lease_owner,
-    lease_token,
-    leased_at,
-    lease_expires_at,
-    version,
-    created_at,
-    updated_at;
+RETURNING *;
 
 -- name: worktree_is_available(repository_id, position, now, horizon, ticket_horizon)$
 -- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.

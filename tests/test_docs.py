@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from docs import generate, schema_page
-from metastore.backends.sqlite.schema_comparison import objects
+from metastore.backends.sqlite.schema import SqliteSchemaConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +108,11 @@ def test_generate__check_names_the_stale_file_and_leaves_it(empty_checkout: Path
 def test_schema_page__says_what_each_table_and_view_is_for() -> None:
     page = schema_page.render(connection := schema_page.migrated())
     described = dict(re.findall(r"^\| \[(\w+)\]\(#\1\) \| (.+) \|$", page, re.MULTILINE))
-    names = {name for type_, name in objects(connection, ()) if type_ in ("table", "view")}
+    names = {
+        name
+        for type_, name in SqliteSchemaConnection(connection).objects(())
+        if type_ in ("table", "view")
+    }
     connection.close()
     assert described.keys() == names
     assert all(described.values())

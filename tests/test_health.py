@@ -17,14 +17,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from metastore import MetadataStore, NewEvent, TransactionActive, health, migrations, urls
-from metastore.backends.sqlite import backend
+from metastore.backends.sqlite import backend, inspection
 from metastore.backends.sqlite.known_faults import known_faults
 from metastore.errors import InvalidValue
-from metastore.store import write_template
 from metastore.testing import Clock, Factories, Faults, expire
+from metastore.testing.template import write_template
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ async def test_health__of_a_new_database(file_store: MetadataStore, store_url: s
     assert report.worktree_leases == report.project_locks == health.LeaseCount(0, 0)
     assert report.task_claims == health.LeaseCount(0, 0)
     assert report.software == f"SQLite {sqlite3.sqlite_version}"
-    assert (report.journal_mode, report.synchronous) == ("wal", "full")
+    assert (report.details["journal_mode"], report.details["synchronous"]) == ("wal", "full")
     assert report.damage == []
     assert len(report.notes) == len(report.known_faults)
 
@@ -85,8 +86,10 @@ async def test_health__says_what_the_file_system_says(
     report = await file_store.health()
     assert report.damage is None
     assert report.database_bytes == path.stat().st_size
-    assert report.wal_bytes == path.with_name("metadata.db-wal").stat().st_size > 0
-    assert report.file_modes == {f"{path}{suffix}": "0600" for suffix in ("", "-wal", "-shm")}
+    assert report.details["wal_bytes"] == path.with_name("metadata.db-wal").stat().st_size > 0
+    assert report.details["file_modes"] == {
+        f"{path}{suffix}": "0600" for suffix in ("", "-wal", "-shm")
+    }
 
 
 async def test_health__says_how_much_of_the_disk_is_free(
@@ -101,7 +104,7 @@ async def test_health__says_how_much_of_the_disk_is_free(
 
     usage = shutil.disk_usage(path.parent)
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    assert (await file_store.health()).free_disk_bytes == usage.free
+    assert (await file_store.health()).details["free_disk_bytes"] == usage.free
     assert asked == [path.parent]
 
 
@@ -151,8 +154,9 @@ async def test_diagnose__is_what_an_open_store_says(
     store_url: str, file_store: MetadataStore
 ) -> None:
     def facts(report: Health) -> dict[str, Any]:
-        names = set(report.__struct_fields__) - {"checked_at", "free_disk_bytes"}
-        return {name: getattr(report, name) for name in names}
+        found: dict[str, Any] = msgspec.structs.asdict(report)
+        del found["checked_at"], found["details"]["free_disk_bytes"]
+        return found
 
     assert facts(await diagnose(store_url)) == facts(await file_store.health())
 
@@ -205,7 +209,7 @@ async def test_modes__of_a_file_that_others_may_read(
     file = path.with_name(f"metadata.db{suffix}")
     file.chmod(0o644)
     report = await file_store.health()
-    assert report.file_modes[str(file)] == "0644"
+    assert report.details["file_modes"][str(file)] == "0644"
     assert the_problem(report).endswith(f"Run: chmod 600 '{file}'.")
     file.chmod(0o600)
     assert (await file_store.health()).healthy
@@ -235,7 +239,7 @@ async def test_schema__that_became_newer_than_the_code(
 async def test_wal__grows_while_somebody_reads_an_old_state(
     file_store: MetadataStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "LARGE_WAL", 2 * MIB)
+    monkeypatch.setattr(inspection, "LARGE_WAL", 2 * MIB)
     session = await Factories(file_store).session()
     with closing(sqlite3.connect(path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
@@ -243,15 +247,15 @@ async def test_wal__grows_while_somebody_reads_an_old_state(
         for _ in range(3):
             await file_store.events.append_many(session.id, [NewEvent("log", "x" * MIB)])
         report = await file_store.health()
-    assert report.wal_bytes is not None
-    assert report.wal_bytes > 3 * MIB
+    assert report.details["wal_bytes"] is not None
+    assert report.details["wal_bytes"] > 3 * MIB
     assert "sqlite3 shell" in the_problem(report)
 
 
 async def test_disk__is_nearly_full(
     file_store: MetadataStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "LOW_DISK", 1 << 62)
+    monkeypatch.setattr(inspection, "LOW_DISK", 1 << 62)
     problem = the_problem(await file_store.health())
     assert str(tmp_path) in problem
     assert problem.endswith("Make room.")
@@ -447,17 +451,24 @@ async def test_closed__is_a_report_and_no_exception(file_store: MetadataStore) -
     assert all("the store is closed" in problem for problem in report.problems)
 
 
-async def test_journal_mode__that_is_not_wal(file_store: MetadataStore) -> None:
+async def test_journal_mode__that_is_not_wal(
+    file_store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # SQLite falls back to this on file systems that cannot share memory.
-    facts = await file_store._backend.inspect(check=lambda _: None)
-    [problem] = health._problems(facts._replace(journal_mode="delete"), None)
+    read_settings = inspection.read_settings
+    monkeypatch.setattr(
+        inspection,
+        "read_settings",
+        lambda check, connection: read_settings(check, connection)._replace(journal_mode="delete"),
+    )
+    [problem] = (await file_store.health()).problems
     assert "local file system" in problem
 
 
 async def test_durability__normal_is_noted(store_url: str) -> None:
     async with MetadataStore.open(store_url, durability="normal") as store:
         report = await store.health()
-    assert report.synchronous == "normal"
+    assert report.details["synchronous"] == "normal"
     assert any("last commits may be lost" in note for note in report.notes)
     assert report.healthy
 

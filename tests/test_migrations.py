@@ -19,6 +19,7 @@ import pytest
 
 from metastore import migrations, resources, urls
 from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.schema import SqliteSchema, SqliteSchemaConnection, read_state
 from metastore.errors import (
     InvalidValue,
     MetastoreError,
@@ -30,7 +31,7 @@ from metastore.errors import (
     StoreReadOnly,
 )
 from metastore.migrations import operations
-from metastore.migrations.bookkeeping import SchemaBackend
+from metastore.migrations.bookkeeping import Bookkeeping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,7 +103,7 @@ class Folder:
         return self.write(id_, f"-- depends: {self.ids()[-1]}\n{sql}")
 
     def ids(self) -> list[str]:
-        return [migration.id for migration in migrations.known(directory=self.directory)]
+        return [migration.id for migration in migrations.known("sqlite", directory=self.directory)]
 
     def remove(self, id_: str) -> None:
         for path in self.directory.glob(f"{id_}.*"):
@@ -163,7 +164,7 @@ def metastore(tmp_path: Path) -> Folder:
 
 class TestFiles:
     def test_known__reads_headers_and_statements(self, folder: Folder) -> None:
-        authors, books, _ = migrations.known(directory=folder.directory)
+        authors, books, _ = migrations.known("sqlite", directory=folder.directory)
         assert (authors.depends, books.depends) == (None, AUTHORS_ID)
         assert authors.loses == "drops the table; every author is lost."
         assert [(it.line, it.sql.split()[1]) for it in authors.statements] == [
@@ -172,7 +173,7 @@ class TestFiles:
         ]
         assert authors.statements[1].sql.endswith("END;")
         assert "".join(AUTHORS.split()).endswith("".join(authors.statements[1].sql.split()))
-        assert migrations.head(directory=folder.directory) == SHELF_ID
+        assert migrations.head("sqlite", directory=folder.directory) == SHELF_ID
 
     @pytest.mark.parametrize(
         ("sql", "line", "message"),
@@ -250,12 +251,14 @@ class TestFiles:
     def test_known__of_an_empty_folder(self, tmp_path: Path) -> None:
         for call in (migrations.known, migrations.head):
             with pytest.raises(MigrationFailed, match="holds no migration"):
-                call(directory=tmp_path)
+                call("sqlite", directory=tmp_path)
         with pytest.raises(MigrationFailed, match="is no folder"):
-            migrations.known(directory=tmp_path / "none")
+            migrations.known("sqlite", directory=tmp_path / "none")
 
     def test_new__writes_the_next_pair(self, folder: Folder) -> None:
-        path, rollback = migrations.new("Add pool to_worktrees!", directory=folder.directory)
+        path, rollback = migrations.new(
+            "Add pool to_worktrees!", "sqlite", directory=folder.directory
+        )
         assert path == folder.directory / "0004-add-pool-to-worktrees.sql"
         assert rollback == folder.directory / "0004-add-pool-to-worktrees.rollback.sql"
         with pytest.raises(MigrationFailed, match="holds no statement"):
@@ -266,7 +269,7 @@ class TestFiles:
 
     def test_new__refuses_a_name_without_letters(self, folder: Folder) -> None:
         with pytest.raises(InvalidValue, match="no letters"):
-            migrations.new(" / ", directory=folder.directory)
+            migrations.new(" / ", "sqlite", directory=folder.directory)
 
 
 class TestUpgrade:
@@ -446,7 +449,7 @@ class TestFailure:
 
         folder.upgrade(BOOKS_ID)
         before = folder.dump()
-        monkeypatch.setattr(SchemaBackend, step, fail)
+        monkeypatch.setattr(Bookkeeping, step, fail)
         if step != "unmark_one":
             with pytest.raises(StoreCorrupt, match="lost the disk"):
                 folder.upgrade()
@@ -559,7 +562,7 @@ class TestOwnMigrations:
     ) -> None:
         broken = Folder(tmp_path / "broken", metastore.database)
         shutil.copytree(metastore.directory, broken.directory)
-        for migration in migrations.known(directory=metastore.directory):
+        for migration in migrations.known("sqlite", directory=metastore.directory):
             before = metastore.dump() if metastore.database.exists() else None
             path = broken.directory / migration.path.name
             for statement in migration.statements:
@@ -842,11 +845,12 @@ class TestCheck:
     def test_of_a_connection(self, metastore: Folder) -> None:
         empty = sqlite3.connect(":memory:")
         with contextlib.closing(empty), pytest.raises(SchemaOutdated):
-            migrations.check(metastore.url, empty)
+            migrations.schema_check(metastore.url)(read_state(empty))
         metastore.upgrade()
         with metastore.connect() as connection:
-            migrations.check(metastore.url, connection)
-            assert [id_ for (id_,) in connection.execute(migrations.APPLIED_SQL)] == metastore.ids()
+            state = read_state(connection)
+            migrations.schema_check(metastore.url)(state)
+            assert state.applied == metastore.ids()
 
 
 def test_history__tells_who_did_what(folder: Folder) -> None:
@@ -907,7 +911,7 @@ class TestMeanwhile:
 
     def test_the_same_was_applied(self, folder: Folder, meanwhile: Callable[..., None]) -> None:
         folder.upgrade("0001")
-        meanwhile("_pending", lambda: folder.upgrade("0002"))
+        meanwhile("pending", lambda: folder.upgrade("0002"))
         assert folder.upgrade() == [SHELF_ID]
         assert [it.migration_id for it in migrations.history(folder.url)] == ALL
 
@@ -921,7 +925,7 @@ class TestMeanwhile:
         self, folder: Folder, meanwhile: Callable[..., None]
     ) -> None:
         folder.upgrade("0002")
-        meanwhile("_pending", lambda: folder.downgrade("0001"))
+        meanwhile("pending", lambda: folder.downgrade("0001"))
         with pytest.raises(MigrationFailed, match=f"needs {BOOKS_ID}, which is not applied"):
             folder.upgrade()
         assert folder.states()[SHELF_ID] == "pending"
@@ -942,9 +946,9 @@ def test_commit__that_fails_leaves_no_transaction(folder: Folder) -> None:
 
     folder.upgrade(BOOKS_ID)
     before = folder.dump()
-    *_, shelf = migrations.known(directory=folder.directory)
+    *_, shelf = migrations.known("sqlite", directory=folder.directory)
     with folder.connect() as connection:
-        backend = SchemaBackend(connection)
+        backend = Bookkeeping(SqliteSchema(), "sqlite", SqliteSchemaConnection(connection))
         connection.set_authorizer(refuse)
         with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
             backend.apply_one(shelf)
@@ -970,7 +974,7 @@ def test_reading__cannot_write(folder: Folder) -> None:
     reading = operations._reading(folder.url, folder.directory)
     with pytest.raises(StoreReadOnly), reading as backend:
         assert backend is not None
-        backend.connection.execute("DELETE FROM authors")
+        backend.execute("DELETE FROM authors")
 
 
 # --- several processes -------------------------------------------------------------------------

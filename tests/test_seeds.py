@@ -429,7 +429,7 @@ class Database:
 @pytest.fixture(scope="module")
 def image() -> bytes:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        for migration in migrations.known():
+        for migration in migrations.known("sqlite"):
             for statement in migration.statements:
                 connection.execute(statement.sql)
         return connection.serialize()

@@ -217,8 +217,8 @@ def test_tool_executions__belong_to_a_task(database: sqlite3.Connection) -> None
 def test_events_of_before_the_chains__are_counted(tmp_path: Path) -> None:
     url = urls.resolve(f"sqlite:///{tmp_path}/old.db")
     migrations.upgrade(url)
-    [chains] = [it.id for it in migrations.known() if "audit-chains" in it.id]
-    ids = [it.id for it in migrations.known()]
+    [chains] = [it.id for it in migrations.known("sqlite") if "audit-chains" in it.id]
+    ids = [it.id for it in migrations.known("sqlite")]
     migrations.downgrade(url, ids[ids.index(chains) - 1])
     connection = sqlite3.connect(tmp_path / "old.db", isolation_level=None)
     connection.execute(

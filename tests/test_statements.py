@@ -14,25 +14,26 @@ import sys
 from collections import Counter
 from datetime import datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import pytest
-from aiosql.types import SQLOperationType
+from aiosql.types import QueryDatum, SQLOperationType
 
 import metastore
 from docs import query_plans
 from docs.schema_page import migrated, parse_table
+from docs.statement_types import class_name
 from metastore import resources
-from metastore.codec import _columns
+from metastore.codec import Row, _columns
 from metastore.repositories import RepositorySet
 from metastore.statements import Catalogue, Statement, read_statements
 from metastore.store import MetadataStore, Transaction
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from metastore.repositories.base import TableRepository
 
@@ -218,8 +219,14 @@ REPOSITORIES = _repositories()
 STATEMENTS: dict[str, Statement] = {
     f"{table}.{name}": statement
     for table, repository in REPOSITORIES.items()
-    for name, statement in vars(Catalogue(table, repository.row_type)).items()
+    for name, statement in vars(Catalogue(table, repository.row_type, "sqlite")).items()
 }
+
+
+def _read(table: str) -> dict[str, QueryDatum]:
+    row_type: type[Row] = REPOSITORIES[table].row_type
+    return read_statements(table, row_type, "sqlite")
+
 
 each_table = pytest.mark.parametrize("table", REPOSITORIES)
 each_statement = pytest.mark.parametrize("name", STATEMENTS)
@@ -330,6 +337,64 @@ def test_overlay__says_why_each_statement_differs(path: Path) -> None:
         assert comment.startswith("-- Differs: "), header
 
 
+# Stars.
+
+
+class Thing(Row, frozen=True):
+    """A row of a table whose columns are in another order."""
+
+    id: str
+    name: str
+    size: int
+
+
+@pytest.fixture
+def things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return what is sent for the only statement of the table `things`."""
+    monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path)
+
+    def sent(text: str) -> str:
+        (tmp_path / "things.sql").write_text(f"-- name: it()\n{text};\n", encoding="utf-8")
+        read_statements.cache_clear()
+        return read_statements("things", Thing, "sqlite")["it"].sql
+
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("SELECT *\nFROM things", "SELECT\n    id,\n    name,\n    size\nFROM things"),
+        (
+            "DELETE FROM things\nRETURNING *",
+            "DELETE FROM things\nRETURNING\n    id,\n    name,\n    size",
+        ),
+        (
+            "SELECT t.*\nFROM things AS t",
+            "SELECT\n    t.id,\n    t.name,\n    t.size\nFROM things AS t",
+        ),
+        (
+            "SELECT *\nFROM (\n    SELECT t.*\n    FROM things AS t\n)",
+            "SELECT\n    id,\n    name,\n    size\nFROM (\n"
+            "    SELECT\n        t.id,\n        t.name,\n        t.size\n    FROM things AS t\n)",
+        ),
+        ("SELECT count(*) FROM things", "SELECT count(*) FROM things"),
+        ("SELECT 2 * size FROM things", "SELECT 2 * size FROM things"),
+        ("SELECT 'it''s SELECT * ' AS name", "SELECT 'it''s SELECT * ' AS name"),
+    ],
+)
+def test_star__is_spelled_out_from_the_row_type(
+    things: Callable[[str], str], text: str, sent: str
+) -> None:
+    assert things(text) == sent
+
+
+@each_statement
+def test_star__never_reaches_the_database(name: str) -> None:
+    without_text = re.sub(r"'(?:[^']|'')*'", "''", STATEMENTS[name].sql)
+    assert re.findall(r"(?:\b(?:SELECT|DISTINCT|ALL|RETURNING)\b|,|\.)\s*\*", without_text) == []
+
+
 # Statements against the schema.
 
 
@@ -370,7 +435,7 @@ def test_statement__reads_or_writes_as_its_operator_says(name: str) -> None:
     statement = STATEMENTS[name]
     # Behind a WITH, the first word that stands at the beginning of a line.
     [verb, *_] = re.findall(r"^(?!WITH)[A-Z]+", statement.sql, re.MULTILINE)
-    datum = read_statements(statement.table)[statement.name]
+    datum = _read(statement.table)[statement.name]
     assert verb in ({"INSERT", "UPDATE", "DELETE"} if statement.writes else {"SELECT"})
     returns = datum.operation_type is SQLOperationType.INSERT_RETURNING
     assert bool(re.search(r"\bRETURNING\b", statement.sql)) == (
@@ -400,189 +465,66 @@ def _returned(schema: sqlite3.Connection, statement: Statement) -> tuple[str, ..
     return tuple(column.strip() for column in returning.split(",") if column.strip())
 
 
-def _is_decoded(statement: Statement) -> bool:
-    return any(use.decoded for use in _uses(statement.table) if use.statement == statement.name)
-
-
-# Repositories against their statements.
-
-
-class Use(NamedTuple):
-    """A place where a repository calls a statement.
-
-    Attributes:
-        parameters: the names it passes.
-        decoded: whether what comes back is turned into rows of the table.
-    """
-
-    statement: str
-    line: int
-    parameters: frozenset[str]
-    decoded: bool
-
-
 DECODING = {"_all", "_find", "_one", "_created", "_advanced"}
 """The methods of TableRepository that turn what a statement returns into rows."""
 
 
-class _Module:
-    """A repository's source, and what it passes to its statements.
-
-    It follows what the repositories are written in: keywords, dict literals, local names, `|`,
-    `**`, and helpers of the same module that return a dict. Anything else is an error, so that
-    no call goes unread.
-    """
-
-    def __init__(self, table: str) -> None:
-        self._table = table
-        self._tree = ast.parse(_text(Path(inspect.getfile(REPOSITORIES[table]))))
-        self._parents = {
-            child: parent
-            for parent in ast.walk(self._tree)
-            for child in ast.iter_child_nodes(parent)
-        }
-
-    def uses(self) -> Iterator[Use]:
-        for node in ast.walk(self._tree):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._sql":
-                yield self._use(node)
-
-    def _use(self, node: ast.Attribute) -> Use:
-        called: ast.AST = node
-        parent = self._parents[called]
-        if isinstance(parent, ast.IfExp):
-            called, parent = parent, self._parents[parent]
-        many = isinstance(parent, ast.Attribute) and parent.attr == "many"
-        if many:
-            called, parent = parent, self._parents[parent]
-        if not isinstance(parent, ast.Call) or parent.func is not called:
-            raise self._unread(node)
-        parameters = self._of_rows(parent.args[0]) if many else self._of_call(parent)
-        return Use(node.attr, node.lineno, parameters, self._is_decoded(parent))
-
-    def _is_decoded(self, call: ast.Call) -> bool:
-        parent = self._parents[call]
-        if isinstance(parent, ast.keyword):
-            parent = self._parents[parent]
-        return (
-            isinstance(parent, ast.Call)
-            and isinstance(parent.func, ast.Attribute)
-            and parent.func.attr in DECODING
-        )
-
-    def _of_call(self, call: ast.Call) -> frozenset[str]:
-        if call.args:
-            raise self._unread(call)
-        spread = [self._of_dict(keyword.value) for keyword in call.keywords if not keyword.arg]
-        named = [keyword.arg for keyword in call.keywords if keyword.arg]
-        return frozenset(named).union(*spread)
-
-    def _of_rows(self, rows: ast.expr) -> frozenset[str]:
-        """Return the keys of the dicts in a list."""
-        match rows:
-            case ast.ListComp(elt=row):
-                return self._of_dict(row)
-            case ast.List(elts=[*found]) if found:
-                return self._same(rows, [self._of_dict(row) for row in found])
-            case ast.Name():
-                return self._of_rows(self._assigned(rows))
-        raise self._unread(rows)
-
-    def _of_dict(self, value: ast.expr) -> frozenset[str]:
-        """Return the keys of a dict."""
-        match value:
-            case ast.Dict():
-                return self._of_literal(value)
-            case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-                return self._of_dict(left) | self._of_dict(right)
-            case ast.Name():
-                return self._of_dict(self._assigned(value))
-            case ast.Call(func=ast.Name(id="dict"), args=[]):
-                return self._of_call(value)
-            case ast.Call(func=ast.Name(id=helper) | ast.Attribute(attr=helper)):
-                returned = [
-                    node.value
-                    for node in ast.walk(self._function(helper, value))
-                    if isinstance(node, ast.Return) and node.value is not None
-                ]
-                return self._same(value, [self._of_dict(found) for found in returned])
-        raise self._unread(value)
-
-    def _of_literal(self, literal: ast.Dict) -> frozenset[str]:
-        keys: set[str] = set()
-        for key, value in zip(literal.keys, literal.values, strict=True):
-            match key:
-                case None:
-                    keys |= self._of_dict(value)
-                case ast.Constant(value=str(name)):
-                    keys.add(name)
-                case _:
-                    raise self._unread(literal)
-        return frozenset(keys)
-
-    def _same(self, node: ast.AST, found: list[frozenset[str]]) -> frozenset[str]:
-        if len(set(found)) != 1:
-            raise self._unread(node)
-        return found[0]
-
-    def _assigned(self, name: ast.Name) -> ast.expr:
-        """Return what a local name is assigned, if that is one thing."""
-        function = self._parents[name]
-        while not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            function = self._parents[function]
-        found = []
-        for node in ast.walk(function):
-            match node:
-                case ast.Assign(targets=[ast.Name(id=target)], value=value):
-                    pass
-                case ast.AnnAssign(target=ast.Name(id=target), value=ast.expr() as value):
-                    pass
-                case _:
-                    continue
-            if target == name.id:
-                found.append(value)
-        if len(found) != 1:
-            raise self._unread(name)
-        return found[0]
-
-    def _function(self, name: str, node: ast.AST) -> ast.AST:
-        found = [
-            function
-            for function in ast.walk(self._tree)
-            if isinstance(function, ast.FunctionDef) and function.name == name
-        ]
-        if len(found) != 1:
-            raise self._unread(node)
-        return found[0]
-
-    def _unread(self, node: ast.AST) -> AssertionError:
-        line = getattr(node, "lineno", 0)
-        return AssertionError(
-            f"{self._table}.py:{line}: {ast.unparse(node)}: cannot tell which parameters these are"
-        )
+def _is_decoded(statement: Statement) -> bool:
+    """Tell whether a repository turns what a statement returns into rows of the table."""
+    return any(
+        isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in DECODING
+        and f"self._sql.{statement.name}(" in ast.unparse(call)
+        for call in ast.walk(_module(statement.table))
+    )
 
 
-def _uses(table: str) -> list[Use]:
-    return list(_Module(table).uses())
+# Repositories and the types of their statements, which mypy checks the rest of.
 
 
-@each_table
-def test_repository__passes_what_its_statements_declare(table: str) -> None:
-    different = {
-        f"{table}.py:{use.line} {use.statement}": {
-            "passed": sorted(use.parameters),
-            "declared": sorted(declared),
-        }
-        for use in _uses(table)
-        if use.parameters
-        != (declared := frozenset(read_statements(table)[use.statement].parameters or ()))
-    }
-    assert different == {}
+@cache
+def _module(table: str) -> ast.Module:
+    return ast.parse(_text(Path(inspect.getfile(REPOSITORIES[table]))))
 
 
 @each_table
 def test_repository__uses_every_statement_of_its_file(table: str) -> None:
-    assert {use.statement for use in _uses(table)} == read_statements(table).keys()
+    used = {
+        node.attr
+        for node in ast.walk(_module(table))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._sql"
+    }
+    assert used == _read(table).keys()
+
+
+@each_table
+def test_repository__declares_the_type_of_its_statements(table: str) -> None:
+    assert REPOSITORIES[table].__annotations__["_sql"] == class_name(table)
+
+
+@each_table
+def test_repository__passes_no_keywords_that_mypy_cannot_see(table: str) -> None:
+    """Of a `dict[str, …]` mypy believes that it has every key; a TypedDict has those it names."""
+    nodes = list(ast.walk(_module(table)))
+    types = {
+        ast.unparse(node.target): ast.unparse(node.annotation)
+        for node in nodes
+        if isinstance(node, ast.AnnAssign)
+    } | {
+        node.name: ast.unparse(node.returns)
+        for node in nodes
+        if isinstance(node, ast.FunctionDef) and node.returns is not None
+    }
+    untyped = {
+        call.lineno: ast.unparse(keyword.value)
+        for call in nodes
+        if isinstance(call, ast.Call) and ast.unparse(call.func).startswith("self._sql.")
+        for keyword in call.keywords
+        if keyword.arg is None
+        and types.get(ast.unparse(keyword.value).partition("(")[0], "dict").startswith("dict")
+    }
+    assert untyped == {}
 
 
 def test_repositories__hold_no_sql() -> None:

@@ -49,7 +49,7 @@ async def test_open__migrates_when_asked_and_only_then(url: str, tmp_path: Path)
     with pytest.raises(SchemaOutdated) as missing:
         await MetadataStore.open(url)
     assert missing.value.revision is None
-    assert missing.value.head == migrations.head()
+    assert missing.value.head == migrations.head("sqlite")
     assert f"metastore migrate upgrade --db {url}" in str(missing.value)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "empty.db").touch()
@@ -95,7 +95,7 @@ async def test_open__refuses_urls_of_no_known_form(url: str) -> None:
 
 
 async def test_open__an_older_schema_names_both_revisions(url: str) -> None:
-    known = [migration.id for migration in migrations.known()]
+    known = [migration.id for migration in migrations.known("sqlite")]
     migrations.upgrade(urls.resolve(url), known[-2])
     with pytest.raises(SchemaOutdated) as outdated:
         await MetadataStore.open(url)
@@ -142,7 +142,10 @@ async def test_open__a_newer_schema_is_refused_without_a_write(url: str, tmp_pat
     before = path.read_bytes()
     with pytest.raises(SchemaTooNew) as newer:
         await MetadataStore.open(url)
-    assert (newer.value.revision, newer.value.head) == ("9999-from-the-future", migrations.head())
+    assert (newer.value.revision, newer.value.head) == (
+        "9999-from-the-future",
+        migrations.head("sqlite"),
+    )
     assert path.read_bytes() == before
 
 

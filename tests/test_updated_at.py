@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metastore.codec import new_id
-from metastore.store import write_template
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,8 +18,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from metastore.backends.base import DatabaseUrl
     from metastore.store import MetadataStore
-    from metastore.urls import DatabaseUrl
 
 __all__ = [
     "Refused",

@@ -23,9 +23,9 @@ from metastore.cli import (
 from metastore.cli._options import DURATION
 
 if TYPE_CHECKING:
+    from metastore.backends.base import DatabaseUrl
     from metastore.repositories.auth_tokens import AuthToken, IssuedToken
     from metastore.store import MetadataStore
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["admin"]
 

@@ -12,9 +12,9 @@ import click
 from metastore.cli import Refused, database_option, json_option, print_json, say, with_store
 
 if TYPE_CHECKING:
+    from metastore.backends.base import DatabaseUrl
     from metastore.repositories.audit_chains import AuditReport
     from metastore.store import MetadataStore
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["audit"]
 

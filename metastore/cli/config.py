@@ -24,9 +24,9 @@ from metastore.cli import (
 from metastore.secrets import Secret
 
 if TYPE_CHECKING:
+    from metastore.backends.base import DatabaseUrl
     from metastore.repositories.configurations import Configuration
     from metastore.store import MetadataStore
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["config"]
 

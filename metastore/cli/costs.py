@@ -20,8 +20,8 @@ from metastore.cli import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from metastore.backends.base import DatabaseUrl
     from metastore.repositories.cost_entries import CostSummary
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["costs"]
 

@@ -16,9 +16,9 @@ from metastore.cli import Refused, database_option, json_option, print_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from metastore.backends.base import DatabaseUrl
     from metastore.demo.display import Lines, LiveTable
     from metastore.demo.orchestration import Demo, Outcome
-    from metastore.urls import DatabaseUrl
 
 FOLDER = Path(".artifacts/demo")
 """Where runs leave their logs and other artifacts."""

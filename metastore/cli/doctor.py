@@ -12,9 +12,9 @@ from metastore.cli import database_option, json_option, print_json, say, with_st
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from metastore.backends.base import DatabaseUrl
     from metastore.explain import Explanation
     from metastore.health import Health, LeaseCount
-    from metastore.urls import DatabaseUrl
 
 __all__ = ["doctor"]
 
@@ -83,17 +83,13 @@ def _print_health(report: Health) -> None:
         ("writable", _yes(report.writable)),
         ("schema", revision if is_head else f"{revision}; the code needs {report.schema_head}"),
         ("size", _size(report.database_bytes)),
-        ("WAL", _size(report.wal_bytes)),
-        ("free disk", _size(report.free_disk_bytes)),
         ("worktrees", _leases(report.worktree_leases, "leased")),
         ("projects", _leases(report.project_locks, "locked")),
         ("tasks", _leases(report.task_claims, "claimed")),
         ("software", report.software or "unknown"),
-        ("journal", report.journal_mode or "unknown"),
-        ("synchronous", report.synchronous or "unknown"),
+        *_details(report.details),
         ("integrity", _findings(report.damage, "--integrity")),
         ("history", _findings(report.tampering, "--audit")),
-        *(("mode", f"{mode} {path}") for path, mode in report.file_modes.items()),
     )
     _print_list("Damage", report.damage)
     _print_list("Tampering", map(str, report.tampering or ()))
@@ -121,6 +117,17 @@ def _print_facts(*facts: tuple[str, str]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         say(f"{name:<{width}}  {value}")
+
+
+def _details(details: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for name, value in details.items():
+        if isinstance(value, dict):
+            for key, one in value.items():
+                yield name.replace("_", " ").removesuffix("s"), f"{one} {key}"
+        elif name.endswith("_bytes"):
+            yield name.removesuffix("_bytes").replace("_", " "), _size(value)
+        else:
+            yield name.replace("_", " "), "unknown" if value is None else str(value)
 
 
 def _print_list(title: str, lines: Iterable[str] | None) -> None:

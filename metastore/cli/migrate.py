@@ -12,7 +12,7 @@ from metastore.cli import confirm, database_option, json_option, print_json, pri
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from metastore.urls import DatabaseUrl
+    from metastore.backends.base import DatabaseUrl
 
 __all__ = ["migrate"]
 
@@ -162,11 +162,12 @@ def verify(ctx: click.Context, url: DatabaseUrl, as_json: bool, adopt: bool) -> 
 
 @migrate.command()
 @click.argument("name", nargs=-1, required=True)
-def new(name: tuple[str, ...]) -> None:
+@database_option
+def new(name: tuple[str, ...], url: DatabaseUrl) -> None:
     """Begin the next migration: `new add pool to worktrees` writes its two files."""
     from metastore import migrations
 
-    for path in migrations.new(" ".join(name)):
+    for path in migrations.new(" ".join(name), url.dialect):
         say(os.path.relpath(path))
 
 

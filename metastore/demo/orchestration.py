@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from docs.examples import runner as example_runner
     from metastore import Repository, Worktree
+    from metastore.backends.base import DatabaseUrl
     from metastore.demo.competition import Display, Victim
-    from metastore.urls import DatabaseUrl
 else:
     example_runner = example("runner")
 

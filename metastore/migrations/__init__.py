@@ -1,24 +1,10 @@
-"""Migrations: the layer over yoyo that brings a database from one revision to another.
+"""Migrations: the layer over yoyo that brings a database from one revision to another."""
 
-yoyo's file format and bookkeeping tables, and a stricter way of applying: a migration is applied,
-checked, recorded with a checksum and committed in one transaction, or not at all. Migrators on
-the same database wait for each other at `BEGIN IMMEDIATE`, a lock that dies with its process,
-and look again inside the transaction whether their migration is still to be done.
-
-`yoyo apply` runs the same code, through the backend that yoyo finds under the scheme
-`metastore://`.
-"""
-
+from metastore.backends.base import Difference
+from metastore.migrations.bookkeeping import BOOKKEEPING_TABLES, HistoryEntry, MigrationStatus
+from metastore.migrations.files import Migration
 from metastore.migrations.operations import (
-    APPLIED_SQL,
-    BOOKKEEPING_TABLES,
-    Difference,
-    HistoryEntry,
-    MetastoreBackend,
-    Migration,
-    MigrationStatus,
     adopt,
-    check,
     check_revision,
     differences,
     downgrade,
@@ -30,21 +16,19 @@ from metastore.migrations.operations import (
     new,
     plan,
     rollbacks,
+    schema_check,
     status,
     upgrade,
     verify,
 )
 
 __all__ = [
-    "APPLIED_SQL",
     "BOOKKEEPING_TABLES",
     "Difference",
     "HistoryEntry",
-    "MetastoreBackend",
     "Migration",
     "MigrationStatus",
     "adopt",
-    "check",
     "check_revision",
     "differences",
     "downgrade",
@@ -56,6 +40,7 @@ __all__ = [
     "new",
     "plan",
     "rollbacks",
+    "schema_check",
     "status",
     "upgrade",
     "verify",

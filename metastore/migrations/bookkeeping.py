@@ -10,43 +10,35 @@ import contextlib
 import getpass
 import logging
 import socket
-import sqlite3
-from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import uuid_utils
 from yoyo import default_migration_table, internalmigrations
-from yoyo.backends.core.sqlite3 import SQLiteBackend
+from yoyo.backends.base import DatabaseBackend
 
 from metastore import resources
-from metastore.backends.sqlite.errors import translate
-from metastore.errors import InvalidValue, MetastoreError, MigrationFailed, StoreCorrupt
-from metastore.migrations.files import Migration, SqlStatement, read
+from metastore.backends.base import StatementFailed
+from metastore.errors import MetastoreError, MigrationFailed
+from metastore.migrations.files import Migration, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from types import TracebackType
+
+    from metastore.backends.base import Rows, Schema, SchemaConnection, SqlStatement
 
 __all__ = [
-    "APPLIED_SQL",
     "BOOKKEEPING_TABLES",
+    "Bookkeeping",
     "HistoryEntry",
     "MigrationStatus",
     "Recorded",
-    "SchemaBackend",
-    "files_of",
-    "has_table",
     "refuse_later",
     "refuse_untrusted",
     "statuses",
-    "typed_errors",
 ]
-
-APPLIED_SQL = "SELECT migration_id FROM _yoyo_migration ORDER BY migration_id"
-"""Reads the ids of the migrations that a database has."""
 
 BOOKKEEPING_TABLES = frozenset(
     ("_yoyo_migration", "_yoyo_log", "_yoyo_version", "yoyo_lock", "_metastore_checksum")
@@ -55,11 +47,11 @@ BOOKKEEPING_TABLES = frozenset(
 
 _APPLIED_AT_SQL = "SELECT migration_id, applied_at_utc FROM _yoyo_migration ORDER BY migration_id"
 _CHECKSUMS_SQL = "SELECT migration_id, checksum, rollback_checksum FROM _metastore_checksum"
-_RECORD_SQL = "INSERT OR REPLACE INTO _metastore_checksum VALUES (:id, :up, :rollback, :when)"
+_RECORD_SQL = "INSERT INTO _metastore_checksum VALUES (:id, :up, :rollback, :when)"
 _FORGET_SQL = "DELETE FROM _metastore_checksum WHERE migration_id = :id"
 _HISTORY_SQL = (
     "SELECT migration_id, operation, created_at_utc, username, hostname FROM _yoyo_log "
-    "ORDER BY created_at_utc, rowid"
+    "ORDER BY created_at_utc, id"
 )
 
 _log = logging.getLogger(__name__)
@@ -110,33 +102,24 @@ class Recorded(NamedTuple):
     rollback_checksum: str
 
 
-class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
-    """yoyo's bookkeeping on a connection of ours, one transaction for each migration.
-
-    `connection` is used for nothing but migrations: foreign keys are off on it, as SQLite's
-    procedure for rebuilding a table wants it, and are checked before each commit instead.
-    """
+class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
+    """yoyo's bookkeeping on a connection of ours, one transaction for each migration."""
 
     _internal_schema_updated: bool = False
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.DatabaseError = sqlite3.DatabaseError
+    def __init__(self, schema: Schema, dialect: str, connection: SchemaConnection) -> None:
+        # yoyo's constructor would connect by itself.
+        self.DatabaseError = MetastoreError
         self.migration_table = default_migration_table
         self.has_transactional_ddl = True
+        self.schema = schema
+        self._dialect = dialect
         self._connection = connection
-        connection.execute("PRAGMA foreign_keys = OFF")
 
-    def __enter__(self) -> Self:
-        # yoyo's own registers adapters for the whole process; `execute` does without.
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.connection.close()
+    @property
+    def connection(self) -> SchemaConnection:
+        """The connection on which everything runs."""
+        return self._connection
 
     # The same for both: `metastore migrate` and yoyo's own commands.
 
@@ -152,7 +135,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
             StoreBusy: another process kept the database locked.
         """
         del mark  # yoyo passes False for post-apply scripts only, which are refused when read
-        files = files_of(migration)
+        files = self.files_of(migration)
         _refuse_force(files, force)
         with self.transaction():
             applied = self.applied()
@@ -165,7 +148,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
             refuse_later(files, applied, "is not applied, but {} after it is: out of order")
             _log.info("Applying %s", files.id)
             self.run(files, files.path, files.statements)
-            self._check_foreign_keys(files, files.path)
+            self._check_references(files, files.path)
             self.mark_one(files, log=False)
             self.log_migration(files, "apply")
         return True
@@ -181,7 +164,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
                 applied. The database is as it was.
             StoreBusy: another process kept the database locked.
         """
-        files = files_of(migration)
+        files = self.files_of(migration)
         _refuse_force(files, force)
         with self.transaction():
             applied = self.applied()
@@ -192,7 +175,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
             refuse_untrusted(row, files)
             _log.info("Rolling back %s", files.id)
             self.run(files, files.rollback_path, files.rollback_statements)
-            self._check_foreign_keys(files, files.rollback_path)
+            self._check_references(files, files.rollback_path)
             self.unmark_one(files, log=False)
             self.log_migration(files, "rollback")
         return True
@@ -200,7 +183,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
     def mark_one(self, migration: Any, log: bool = True) -> None:
         """Record a migration as applied, with the checksums of its files."""
         super().mark_one(migration, log)
-        self.record(files_of(migration))
+        self.record(self.files_of(migration))
 
     def unmark_one(self, migration: Any, log: bool = True) -> None:
         """Forget that a migration was applied, and its checksums."""
@@ -209,6 +192,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
 
     def record(self, files: Migration) -> None:
         """Record what the files of an applied migration hold."""
+        self.execute(_FORGET_SQL, {"id": files.id})
         checksums = {"up": files.checksum, "rollback": files.rollback_checksum}
         now = f"{_format_time(datetime.now(UTC))}Z"
         self.execute(_RECORD_SQL, {"id": files.id, **checksums, "when": now})
@@ -222,44 +206,41 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
         """
         for statement in statements:
             try:
-                self.connection.execute(statement.sql).fetchall()
-            except sqlite3.Error as error:
-                if store_error := _store_error(error, connection=self.connection):
-                    raise store_error from error
+                self.connection.run(statement.sql)
+            except StatementFailed as failed:
                 begins = statement.sql.partition("\n")[0]
                 raise MigrationFailed(
                     files.id,
-                    f"{error}, in: {begins}",
+                    f"{failed}, in: {begins}",
                     path=path,
                     line=statement.line,
                     statement=statement.sql,
-                ) from error
+                ) from failed.__cause__
 
-    def _check_foreign_keys(self, files: Migration, path: Path) -> None:
+    def _check_references(self, files: Migration, path: Path) -> None:
         try:
-            orphans = self.connection.execute("PRAGMA foreign_key_check").fetchall()
-        except sqlite3.Error as error:
-            raise MigrationFailed(files.id, str(error), path=path) from error
+            orphans = self.connection.orphans()
+        except StatementFailed as failed:
+            raise MigrationFailed(files.id, str(failed), path=path) from failed.__cause__
         if orphans:
-            counts = Counter((child, parent) for child, _, parent, _ in orphans)
             what = "; ".join(
                 f"{count} of {child} without their row of {parent}"
-                for (child, parent), count in counts.items()
+                for (child, parent), count in orphans.items()
             )
             raise MigrationFailed(files.id, f"leaves rows behind: {what}", path=path)
 
     def applied(self) -> dict[str, datetime]:
         """Return the applied migrations, oldest first, and when each was applied."""
-        if not has_table(self.connection, "_yoyo_migration"):
+        if "_yoyo_migration" not in self.list_tables():
             return {}
-        rows = self.connection.execute(_APPLIED_AT_SQL).fetchall()
+        rows = self.execute(_APPLIED_AT_SQL).fetchall()
         return {id_: _parse_time(at) for id_, at in rows}
 
     def checksums(self) -> dict[str, Recorded]:
         """Return what is recorded of the applied migrations' files."""
-        if not has_table(self.connection, "_metastore_checksum"):
+        if "_metastore_checksum" not in self.list_tables():
             return {}
-        rows = self.connection.execute(_CHECKSUMS_SQL).fetchall()
+        rows = self.execute(_CHECKSUMS_SQL).fetchall()
         return {id_: Recorded(*checksums) for id_, *checksums in rows}
 
     def status(self, migrations: Sequence[Migration]) -> list[MigrationStatus]:
@@ -268,22 +249,22 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
 
     def history(self) -> list[HistoryEntry]:
         """Return the log, oldest entry first."""
-        if not has_table(self.connection, "_yoyo_log"):
+        if "_yoyo_log" not in self.list_tables():
             return []
-        rows = self.connection.execute(_HISTORY_SQL).fetchall()
+        rows = self.execute(_HISTORY_SQL).fetchall()
         return [HistoryEntry(id_, what, _parse_time(at), *who) for id_, what, at, *who in rows]
 
     # What yoyo's base class leaves to its backends, or does in a way that cannot be kept.
 
     def begin(self) -> None:
-        """Begin a transaction, which excludes every other writer until it ends."""
-        self.connection.execute("BEGIN IMMEDIATE")
+        """Begin a transaction, which excludes every other migrator until it ends."""
+        self.connection.begin()
         self._in_transaction = True
 
     def commit(self) -> None:
         """Commit, or leave the database as it was."""
         try:
-            self.connection.execute("COMMIT")
+            self.connection.commit()
         except BaseException:
             self.rollback()
             raise
@@ -297,7 +278,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Read one state of the database, whatever other migrators do meanwhile."""
-        self.connection.execute("BEGIN")
+        self.connection.begin_snapshot()
         try:
             yield
         finally:
@@ -311,16 +292,15 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
 
     def list_tables(self, **_: Any) -> list[str]:
         """Return the names of all tables."""
-        return [name for (name,) in self.connection.execute(self.list_tables_sql).fetchall()]
+        return self.connection.tables()
 
-    def execute(self, sql: str, params: Mapping[str, Any] | None = None) -> sqlite3.Cursor:
+    def execute(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
         """Run one statement of the bookkeeping. Times become text as yoyo's adapter makes it."""
         texts = {
             name: _format_time(value) if isinstance(value, datetime) else value
             for name, value in (params or {}).items()
         }
-        cursor: sqlite3.Cursor = super().execute(sql, texts)
-        return cursor
+        return self.connection.execute(sql, texts)
 
     def ensure_internal_schema_updated(self) -> None:
         """Create yoyo's tables and ours where they are missing, all in one transaction."""
@@ -332,7 +312,7 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
                     internalmigrations.upgrade(self)
                 if self.lock_table not in self.list_tables():
                     self.execute(self.format_sql(self.create_lock_table_sql))
-                directory = resources.migrations_directory("sqlite") / "bookkeeping"
+                directory = resources.migrations_directory(self._dialect) / "bookkeeping"
                 self.execute((directory / "checksums.sql").read_text(encoding="utf-8"))
         self._internal_schema_updated = True
 
@@ -340,6 +320,12 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
         return BOOKKEEPING_TABLES.issubset(
             self.list_tables()
         ) and not internalmigrations.needs_upgrading(self)
+
+    def files_of(self, migration: Any) -> Migration:
+        """Return the migration behind yoyo's object of that name, read by our rules."""
+        if isinstance(migration, Migration):
+            return migration
+        return read(self.schema, Path(migration.path))
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
         """Return a row for yoyo's log.
@@ -360,13 +346,6 @@ class SchemaBackend(SQLiteBackend):  # type: ignore[misc]  # yoyo ships no types
             "created_at_utc": datetime.now(UTC),
             "operation": operation,
         }
-
-
-def files_of(migration: Any) -> Migration:
-    """Return the migration behind yoyo's object of that name, read by our rules."""
-    if isinstance(migration, Migration):
-        return migration
-    return read(Path(migration.path))
 
 
 def statuses(
@@ -424,40 +403,6 @@ def _refuse_force(files: Migration, force: bool) -> None:
         raise MigrationFailed(
             files.id, "--force would go on after an error and leave half a migration behind"
         )
-
-
-def has_table(connection: sqlite3.Connection, name: str) -> bool:
-    """Tell whether the database has a table of this name."""
-    [count] = connection.execute(
-        "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = ?", (name,)
-    ).fetchone()
-    return bool(count)
-
-
-def _store_error(
-    error: Exception,
-    *,
-    connection: sqlite3.Connection | None = None,
-    path: Path | None = None,
-) -> MetastoreError | None:
-    """Return what the store calls an error that is no fault of a statement; None for others."""
-    try:
-        translated = translate(error, connection, path=path)
-    except sqlite3.Error:
-        return None
-    return None if isinstance(translated, InvalidValue) else translated
-
-
-@contextlib.contextmanager
-def typed_errors(path: Path) -> Iterator[None]:
-    """Turn the driver's errors about the file `path` into metastore's."""
-    try:
-        yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
-        found = _store_error(error, path=path)
-        if found is None or isinstance(found, StoreCorrupt):
-            found = StoreCorrupt(str(error), path=path)
-        raise found from error
 
 
 def _format_time(value: datetime) -> str:

@@ -10,36 +10,27 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import sqlite3
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from metastore import resources
 from metastore.errors import InvalidValue, MigrationFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Migration", "SqlStatement", "find", "head", "ids", "known", "new", "read"]
+    from metastore.backends.base import Schema, SqlStatement
+
+__all__ = ["Migration", "find", "head", "ids", "known", "new", "read"]
 
 _ID = re.compile(r"\d{4}-[a-z0-9-]+")
 _ROLLBACK = ".rollback.sql"
 _HEADER_LINE = re.compile(r"\s*(?:--\s*(?:(?P<key>\w+)\s*:)?\s*(?P<value>.*))?")
-_BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
-_FORBIDDEN = {
-    "BEGIN": "transactions are the migration layer's: each migration runs in one",
-    "COMMIT": "transactions are the migration layer's: each migration runs in one",
-    "END": "transactions are the migration layer's: each migration runs in one",
-    "ROLLBACK": "transactions are the migration layer's: each migration runs in one",
-    "SAVEPOINT": "transactions are the migration layer's: each migration runs in one",
-    "RELEASE": "transactions are the migration layer's: each migration runs in one",
-    "PRAGMA": "a pragma belongs to the connection, and some do nothing inside a transaction",
-    "ATTACH": "a migration changes one database",
-    "DETACH": "a migration changes one database",
-    "VACUUM": "it cannot run inside a transaction",
-}
+_FORBIDDEN = dict.fromkeys(
+    ("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"),
+    "transactions are the migration layer's: each migration runs in one",
+)
 _CREATES = re.compile(
     r"CREATE\s+(?:UNIQUE\s+|TEMP(?:ORARY)?\s+|VIRTUAL\s+)*(?:TABLE|INDEX|TRIGGER|VIEW)\s+"
     r"(?!IF\s+NOT\s+EXISTS\b)",
@@ -61,13 +52,6 @@ _ROLLBACK_TEMPLATE = """\
 -- {id}, undone: <what is lost>.
 
 """
-
-
-class SqlStatement(NamedTuple):
-    """A statement of a migration file, and the line where it begins, 1-based."""
-
-    line: int
-    sql: str
 
 
 class Migration(msgspec.Struct, frozen=True):
@@ -111,9 +95,8 @@ class Migration(msgspec.Struct, frozen=True):
         return hashlib.sha256(self.rollback_sql.encode()).hexdigest()
 
 
-def ids(dialect: str = "sqlite", directory: Path | None = None) -> list[str]:
+def ids(directory: Path) -> list[str]:
     """Return the ids of all migrations, oldest first, by their files' names alone."""
-    directory = directory or resources.migrations_directory(dialect)
     # Every opening of a store asks, and a Path for each name is most of what that costs.
     names = os.listdir(directory) if directory.is_dir() else []  # noqa: PTH208 - as above
     return sorted(
@@ -123,36 +106,34 @@ def ids(dialect: str = "sqlite", directory: Path | None = None) -> list[str]:
     )
 
 
-def head(dialect: str = "sqlite", directory: Path | None = None) -> str:
+def head(directory: Path) -> str:
     """Return the id of the newest migration.
 
     Raises:
         MigrationFailed: there is none.
     """
-    directory = directory or resources.migrations_directory(dialect)
     try:
-        return ids(dialect, directory)[-1]
+        return ids(directory)[-1]
     except IndexError:
         raise MigrationFailed("head", "holds no migration", path=directory) from None
 
 
-def known(dialect: str = "sqlite", directory: Path | None = None) -> list[Migration]:
+def known(schema: Schema, directory: Path) -> list[Migration]:
     """Read and check all migrations of a dialect, oldest first.
 
     Raises:
         MigrationFailed: a file is missing, unreadable, out of the chain, or holds what a
             migration must not.
     """
-    directory = directory or resources.migrations_directory(dialect)
     _check_names(directory)
-    migrations = [read(directory / f"{id_}.sql") for id_ in ids(dialect, directory)]
+    migrations = [read(schema, directory / f"{id_}.sql") for id_ in ids(directory)]
     if not migrations:
         raise MigrationFailed("head", "holds no migration", path=directory)
     _check_chain(migrations)
     return migrations
 
 
-def read(path: Path) -> Migration:
+def read(schema: Schema, path: Path) -> Migration:
     """Read and check one migration and its rollback.
 
     Raises:
@@ -164,8 +145,8 @@ def read(path: Path) -> Migration:
             id_, "is not named like 0001-create-things.sql, in lower case", path=path
         )
     rollback_path = path.with_name(id_ + _ROLLBACK)
-    sql, header, statements = _read_file(id_, path)
-    rollback_sql, _, rollback_statements = _read_file(id_, rollback_path)
+    sql, header, statements = _read_file(schema, id_, path)
+    rollback_sql, _, rollback_statements = _read_file(schema, id_, rollback_path)
     depends = header.get("depends", "").split()
     if len(depends) > 1:
         raise MigrationFailed(id_, "depends on more than one migration", path=path)
@@ -201,7 +182,7 @@ def find(revision: str, among: Sequence[str]) -> str:
     raise InvalidValue(None, f"revision {revision!r}", found)
 
 
-def new(name: str, dialect: str = "sqlite", directory: Path | None = None) -> tuple[Path, Path]:
+def new(schema: Schema, name: str, directory: Path) -> tuple[Path, Path]:
     """Begin the next migration: write its two files, with their headers, and return the paths.
 
     `name` becomes the part of the id behind the number: `add pool to worktrees` makes
@@ -212,13 +193,12 @@ def new(name: str, dialect: str = "sqlite", directory: Path | None = None) -> tu
         MigrationFailed: the migrations there are not in order, or are those of an installed
             package, which the next installation would overwrite.
     """
-    directory = directory or resources.migrations_directory(dialect)
     if "_resources" in directory.parts:
         raise MigrationFailed("new", "belongs to an installed package", path=directory)
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not slug:
         raise InvalidValue(None, f"name {name!r}", "has no letters or digits to make an id from")
-    last = known(dialect, directory)[-1].id if ids(dialect, directory) else None
+    last = known(schema, directory)[-1].id if ids(directory) else None
     id_ = f"{int(last[:4]) + 1 if last else 1:04}-{slug}"
     path, rollback_path = directory / f"{id_}.sql", directory / f"{id_}{_ROLLBACK}"
     for file, template in ((path, _TEMPLATE), (rollback_path, _ROLLBACK_TEMPLATE)):
@@ -256,7 +236,9 @@ def _check_chain(migrations: Sequence[Migration]) -> None:
         before = migration
 
 
-def _read_file(id_: str, path: Path) -> tuple[str, dict[str, str], tuple[SqlStatement, ...]]:
+def _read_file(
+    schema: Schema, id_: str, path: Path
+) -> tuple[str, dict[str, str], tuple[SqlStatement, ...]]:
     try:
         # Universal newlines: a checkout under Windows has the checksums of any other.
         text = path.read_text(encoding="utf-8")
@@ -267,17 +249,17 @@ def _read_file(id_: str, path: Path) -> tuple[str, dict[str, str], tuple[SqlStat
     except OSError as error:
         raise MigrationFailed(id_, f"is unreadable: {error.strerror}", path=path) from error
     if "\0" in text:
-        raise MigrationFailed(id_, "holds a NUL, where SQLite would stop reading", path=path)
+        raise MigrationFailed(id_, "holds a NUL, where databases stop reading", path=path)
     header = _header(text)
     if header.get("transactional", "true").lower() != "true":
         raise MigrationFailed(
             id_, "must be transactional: half of it would stay behind a failure", path=path
         )
-    statements = tuple(_statements(text))
+    statements = tuple(schema.split(text))
     if not statements:
         raise MigrationFailed(id_, "holds no statement", path=path)
     for statement in statements:
-        _check_statement(id_, path, statement)
+        _check_statement(schema, id_, path, statement)
     return text, header, statements
 
 
@@ -296,28 +278,10 @@ def _header(text: str) -> dict[str, str]:
     return header
 
 
-def _statements(text: str) -> Iterator[SqlStatement]:
-    """Split a file where SQLite itself sees a statement end.
-
-    Triggers, strings and comments hold semicolons of their own.
-    """
-    begin = position = 0
-    while begin < len(text):
-        semicolon = text.find(";", position)
-        position = semicolon + 1 if semicolon >= 0 else len(text)
-        if semicolon >= 0 and not sqlite3.complete_statement(text[begin:position]):
-            continue
-        match = _BLANK.match(text, begin, position)
-        start = match.end() if match else begin
-        if text[start:position].strip("; \n"):
-            yield SqlStatement(text.count("\n", 0, start) + 1, text[start:position])
-        begin = position
-
-
-def _check_statement(id_: str, path: Path, statement: SqlStatement) -> None:
+def _check_statement(schema: Schema, id_: str, path: Path, statement: SqlStatement) -> None:
     word = re.match(r"\w*", statement.sql)
     verb = word[0].upper() if word else ""
-    reason = _FORBIDDEN.get(verb)
+    reason = _FORBIDDEN.get(verb) or schema.forbidden.get(verb)
     if verb == "CREATE" and _CREATES.match(statement.sql):
         reason = "must say IF NOT EXISTS"
     elif verb == "DROP" and _DROPS.match(statement.sql):

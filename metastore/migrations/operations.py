@@ -1,76 +1,55 @@
-"""Migrations: the layer over yoyo that brings a database from one revision to another.
+"""What can be done with a database's migrations: upgrade, downgrade, plan, verify, adopt.
 
 yoyo's file format and bookkeeping tables, and a stricter way of applying: a migration is applied,
 checked, recorded with a checksum and committed in one transaction, or not at all. Migrators on
-the same database wait for each other at `BEGIN IMMEDIATE`, a lock that dies with its process,
-and look again inside the transaction whether their migration is still to be done.
-
-`yoyo apply` runs the same code, through the backend that yoyo finds under the scheme
-`metastore://`.
+the same database wait for each other where a transaction begins, at a lock that dies with its
+process, and look again inside the transaction whether their migration is still to be done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-import sqlite3
-import time
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from yoyo import default_migration_table
-
-from metastore import resources, urls
-from metastore.backends.sqlite import database_file
-from metastore.backends.sqlite.schema_comparison import (
-    Difference,
-    SchemaObject,
-    compare,
-    from_rows,
-    objects,
-)
-from metastore.backends.sqlite.schema_comparison import fingerprint as fingerprint_of
+from metastore import resources
+from metastore.backends import opening
+from metastore.backends.base import Difference
 from metastore.errors import (
     InvalidValue,
-    MetastoreError,
     MigrationFailed,
     SchemaOutdated,
     SchemaTooNew,
     StoreCorrupt,
-    StoreReadOnly,
 )
+from metastore.migrations import files
 from metastore.migrations.bookkeeping import (
-    APPLIED_SQL,
     BOOKKEEPING_TABLES,
-    HistoryEntry,
-    MigrationStatus,
-    SchemaBackend,
-    files_of,
-    has_table,
+    Bookkeeping,
     refuse_later,
     refuse_untrusted,
     statuses,
-    typed_errors,
 )
-from metastore.migrations.files import Migration, find, head, ids, known, new
+from metastore.migrations.files import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from metastore.urls import DatabaseUrl
+    from metastore.backends.base import (
+        DatabaseUrl,
+        Objects,
+        SchemaCheck,
+        SchemaState,
+    )
+    from metastore.migrations.bookkeeping import HistoryEntry, MigrationStatus
+    from metastore.migrations.files import Migration
 
 __all__ = [
-    "APPLIED_SQL",
-    "BOOKKEEPING_TABLES",
-    "Difference",
-    "HistoryEntry",
-    "MetastoreBackend",
-    "Migration",
-    "MigrationStatus",
     "adopt",
-    "check",
     "check_revision",
+    "connect_to_write",
     "differences",
     "downgrade",
     "fingerprint",
@@ -79,61 +58,46 @@ __all__ = [
     "history",
     "known",
     "new",
+    "pending",
     "plan",
     "rollbacks",
+    "schema_check",
     "status",
     "upgrade",
     "verify",
 ]
 
 
-class MetastoreBackend(SchemaBackend):
-    """What yoyo's own commands get for `metastore://`.
+def known(dialect: str, directory: Path | None = None) -> list[Migration]:
+    """Read and check all migrations of a dialect, oldest first.
 
-    `metastore://` is the database that `METASTORE_DB_URL` names, or the default one;
-    `metastore:///relative.db` and `metastore:////absolute.db` name a file. Errors reach yoyo as
-    its `InvalidArgument`, which it prints in one line.
+    Raises:
+        MigrationFailed: a file is missing, unreadable, out of the chain, or holds what a
+            migration must not.
     """
+    return files.known(opening.schema_of(dialect), _directory(dialect, directory))
 
-    def __init__(self, dburi: Any, migration_table: str) -> None:
-        with _reported_by_yoyo():
-            if migration_table != default_migration_table:
-                raise InvalidValue(None, "migration table", f"must be {default_migration_table}")
-            self.url = _url_from_yoyo(dburi)
-            super().__init__(_connect_to_write(self.url, create=True))
-        self.uri = dburi
 
-    def init_database(self) -> None:
-        """Create the bookkeeping tables where they are missing."""
-        with _reported_by_yoyo(self.url):
-            self.ensure_internal_schema_updated()
+def head(dialect: str, directory: Path | None = None) -> str:
+    """Return the id of a dialect's newest migration.
 
-    def to_apply(self, migrations: Any) -> Any:
-        """Return the migrations that are not applied, unless the applied ones are not to trust."""
-        with _reported_by_yoyo(self.url), self.snapshot():
-            for directory in {files_of(migration).path.parent for migration in migrations}:
-                _pending(str(self.url), self, known(directory=directory))
-        return super().to_apply(migrations)
+    Raises:
+        MigrationFailed: there is none.
+    """
+    return files.head(_directory(dialect, directory))
 
-    def apply_migrations(self, migrations: Any, force: bool = False) -> None:
-        """Apply each of the migrations."""
-        with _reported_by_yoyo(self.url):
-            super().apply_migrations(migrations, force)
 
-    def rollback_migrations(self, migrations: Any, force: bool = False) -> None:
-        """Roll each of the migrations back."""
-        with _reported_by_yoyo(self.url):
-            super().rollback_migrations(migrations, force)
+def new(name: str, dialect: str, directory: Path | None = None) -> tuple[Path, Path]:
+    """Begin a dialect's next migration. See `files.new`."""
+    return files.new(opening.schema_of(dialect), name, _directory(dialect, directory))
 
-    def mark_migrations(self, migrations: Any) -> None:
-        """Record each of the migrations as applied, without applying it."""
-        with _reported_by_yoyo(self.url):
-            super().mark_migrations(migrations)
 
-    def unmark_migrations(self, migrations: Any) -> None:
-        """Forget that the migrations were applied, without undoing them."""
-        with _reported_by_yoyo(self.url):
-            super().unmark_migrations(migrations)
+def _ids(dialect: str, directory: Path | None = None) -> list[str]:
+    return files.ids(_directory(dialect, directory))
+
+
+def _directory(dialect: str, directory: Path | None) -> Path:
+    return directory or resources.migrations_directory(dialect)
 
 
 def upgrade(
@@ -165,12 +129,11 @@ def upgrade(
     """
     migrations = known(url.dialect, directory)
     last = find(revision or "head", [migration.id for migration in migrations])
-    connection = _connect_to_write(url, create=True, directory=directory)
-    with typed_errors(_file(url)), SchemaBackend(connection) as backend:
+    with connect_to_write(url, create=True, directory=directory) as backend:
         backend.ensure_internal_schema_updated()
         with backend.snapshot():
-            pending = _pending(str(url), backend, migrations)
-        return [it.id for it in pending if it.id <= last and backend.apply_one(it)]
+            to_do = pending(str(url), backend, migrations)
+        return [it.id for it in to_do if it.id <= last and backend.apply_one(it)]
 
 
 def downgrade(url: DatabaseUrl, revision: str, *, directory: Path | None = None) -> list[str]:
@@ -194,8 +157,7 @@ def downgrade(url: DatabaseUrl, revision: str, *, directory: Path | None = None)
         StoreBusy, StoreCorrupt, StoreReadOnly, StoreFull: as for `upgrade`.
     """
     migrations = known(url.dialect, directory)
-    connection = _connect_to_write(url, create=False, directory=directory)
-    with typed_errors(_file(url)), SchemaBackend(connection) as backend:
+    with connect_to_write(url, create=False, directory=directory) as backend:
         backend.ensure_internal_schema_updated()
         with backend.snapshot():
             applied = _to_roll_back(str(url), backend, migrations, revision)
@@ -224,13 +186,9 @@ def plan(url: DatabaseUrl, revision: str | None = None, *, directory: Path | Non
     migrations = known(url.dialect, directory)
     last = find(revision or "head", [migration.id for migration in migrations])
     with _reading(url, directory) as backend:
-        pending = _pending(str(url), backend, migrations) if backend else migrations
-    return "\n".join(
-        f"BEGIN IMMEDIATE;\n\n{migration.sql.strip()}\n\n"
-        f"-- PRAGMA foreign_key_check must return no row; {migration.id} is recorded.\nCOMMIT;\n"
-        for migration in pending
-        if migration.id <= last
-    )
+        to_do = pending(str(url), backend, migrations) if backend else migrations
+    schema = opening.schema_of(url.dialect)
+    return "\n".join(schema.script(it.id, it.sql) for it in to_do if it.id <= last)
 
 
 def status(url: DatabaseUrl, *, directory: Path | None = None) -> list[MigrationStatus]:
@@ -274,7 +232,7 @@ def verify(url: DatabaseUrl, *, directory: Path | None = None) -> list[Differenc
     with _reading(url, directory) as backend:
         if backend is None:
             raise SchemaOutdated(str(url), None, migrations[-1].id)
-        return _verify(backend, migrations)
+        return _verify(url.dialect, backend, migrations)
 
 
 def adopt(url: DatabaseUrl, *, directory: Path | None = None) -> list[str]:
@@ -295,32 +253,32 @@ def adopt(url: DatabaseUrl, *, directory: Path | None = None) -> list[str]:
     migrations = {migration.id: migration for migration in known(url.dialect, directory)}
     # Once before anything is touched, and once more under the lock.
     _refuse_to_adopt(verify(url, directory=directory))
-    connection = _connect_to_write(url, create=False, adopt=True, directory=directory)
-    with typed_errors(_file(url)), SchemaBackend(connection) as backend:
+    with connect_to_write(url, create=False, adopt=True, directory=directory) as backend:
         backend.ensure_internal_schema_updated()
         with backend.transaction():
-            differences = _verify(backend, list(migrations.values()))
+            differences = _verify(url.dialect, backend, list(migrations.values()))
             _refuse_to_adopt(differences)
             for difference in differences:
                 backend.record(migrations[difference.name])
     return [difference.name for difference in differences]
 
 
-def check(url: DatabaseUrl, connection: sqlite3.Connection) -> None:
-    """Refuse a database whose schema is not the code's.
+def schema_check(url: DatabaseUrl) -> SchemaCheck:
+    """Return what refuses a database at `url` whose schema is not the code's.
 
-    Raises:
+    It raises:
         SchemaOutdated: a migration is not applied.
         SchemaTooNew: the database has a migration that the code does not know.
         StoreCorrupt: a view has taken the place of a table. It may have no end.
     """
-    for (view,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'view'"):
-        if view in _tables():
-            raise StoreCorrupt("is a view where a table belongs", path=_file(url), table=view)
-    applied: list[str] = []
-    if has_table(connection, "_yoyo_migration"):
-        applied = [id_ for (id_,) in connection.execute(APPLIED_SQL).fetchall()]
-    check_revision(str(url), applied, ids(url.dialect))
+
+    def check(state: SchemaState) -> None:
+        for view in state.views:
+            if view in _tables():
+                raise StoreCorrupt("is a view where a table belongs", path=url.path, table=view)
+        check_revision(str(url), state.applied, _ids(url.dialect))
+
+    return check
 
 
 @cache
@@ -330,7 +288,7 @@ def _tables() -> frozenset[str]:
 
 
 def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[str]) -> None:
-    """Compare the migrations that a database has, read with `APPLIED_SQL`, with the code's.
+    """Compare the migrations that a database has, with the code's.
 
     Raises:
         SchemaOutdated: one of the code's is not applied.
@@ -343,66 +301,73 @@ def check_revision(url_text: str, applied: Sequence[str], known_ids: Sequence[st
         raise SchemaOutdated(url_text, max(applied, default=None), known_ids[-1])
 
 
-def differences(rows: Sequence[Sequence[str]]) -> list[Difference]:
+def differences(dialect: str, rows: Sequence[Sequence[str]]) -> list[Difference]:
     """Compare a schema with the one that the code's migrations make.
 
     Args:
+        dialect: the schema's.
         rows: type, name, table and text of each object of the schema.
     """
-    return compare(from_rows(rows, BOOKKEEPING_TABLES), _schemas()[-1])
+    schema = opening.schema_of(dialect)
+    return schema.compare(schema.objects(rows, BOOKKEEPING_TABLES), _schemas(dialect)[-1])
 
 
-def fingerprint(rows: Sequence[Sequence[str]]) -> str:
+def fingerprint(dialect: str, rows: Sequence[Sequence[str]]) -> str:
     """Return a hash over a schema, given as for `differences`; comments and spaces do not count."""
-    return fingerprint_of(from_rows(rows, BOOKKEEPING_TABLES))
+    schema = opening.schema_of(dialect)
+    return schema.fingerprint(schema.objects(rows, BOOKKEEPING_TABLES))
 
 
 @cache
-def fingerprints() -> frozenset[str]:
+def fingerprints(dialect: str) -> frozenset[str]:
     """Return the hashes of all schemas that the migrations make, from the first to the last."""
-    return frozenset(map(fingerprint_of, _schemas()))
+    return frozenset(map(opening.schema_of(dialect).fingerprint, _schemas(dialect)))
 
 
 @cache
-def _schemas() -> list[dict[tuple[str, str], SchemaObject]]:
+def _schemas(dialect: str) -> list[Objects]:
     """Return the schema after each migration."""
-    found = []
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        made = SchemaBackend(connection)
-        for migration in known():
-            made.run(migration, migration.path, migration.statements)
-            found.append(objects(connection, BOOKKEEPING_TABLES))
-    return found
+    return list(_made(dialect, known(dialect)))
 
 
-def _pending(
-    url_text: str, backend: SchemaBackend, migrations: Sequence[Migration]
+def _made(dialect: str, migrations: Iterable[Migration]) -> Iterator[Objects]:
+    """Run the migrations on an empty database, and yield the schema after each."""
+    schema = opening.schema_of(dialect)
+    with schema.connect_to_model() as connection:
+        model = Bookkeeping(schema, dialect, connection)
+        for migration in migrations:
+            model.run(migration, migration.path, migration.statements)
+            yield connection.objects(BOOKKEEPING_TABLES)
+
+
+def pending(
+    url_text: str, backend: Bookkeeping, migrations: Sequence[Migration]
 ) -> list[Migration]:
     """Return what is to be applied, after a look at whether what was applied is as it was."""
-    files = {migration.id: migration for migration in migrations}
+    by_id = {migration.id: migration for migration in migrations}
     rows = backend.status(migrations)
     for row in rows:
         if row.state == "unknown":
             raise SchemaTooNew(url_text, rows[-1].id, migrations[-1].id)
-        refuse_untrusted(row, files.get(row.id))
-    pending = [files[row.id] for row in rows if row.state == "pending"]
-    if pending:
+        refuse_untrusted(row, by_id.get(row.id))
+    to_do = [by_id[row.id] for row in rows if row.state == "pending"]
+    if to_do:
         applied = [row.id for row in rows if row.state != "pending"]
-        refuse_later(pending[0], applied, "is not applied, but {} after it is: out of order")
-    return pending
+        refuse_later(to_do[0], applied, "is not applied, but {} after it is: out of order")
+    return to_do
 
 
 def _to_roll_back(
-    url_text: str, backend: SchemaBackend, migrations: Sequence[Migration], revision: str
+    url_text: str, backend: Bookkeeping, migrations: Sequence[Migration], revision: str
 ) -> list[Migration]:
-    files = {migration.id: migration for migration in migrations}
+    by_id = {migration.id: migration for migration in migrations}
     rows = [row for row in backend.status(migrations) if row.state != "pending"]
-    rows = rows[_rows_to_keep(revision, [row.id for row in rows], list(files)) :]
+    rows = rows[_rows_to_keep(revision, [row.id for row in rows], list(by_id)) :]
     for row in rows:
         if row.state == "unknown":
             raise SchemaTooNew(url_text, rows[-1].id, migrations[-1].id)
-        refuse_untrusted(row, files.get(row.id))
-    return [files[row.id] for row in reversed(rows)]
+        refuse_untrusted(row, by_id.get(row.id))
+    return [by_id[row.id] for row in reversed(rows)]
 
 
 def _rows_to_keep(revision: str, applied: list[str], known_ids: list[str]) -> int:
@@ -421,7 +386,9 @@ def _rows_to_keep(revision: str, applied: list[str], known_ids: list[str]) -> in
     return applied.index(id_) + 1
 
 
-def _verify(backend: SchemaBackend, migrations: Sequence[Migration]) -> list[Difference]:
+def _verify(
+    dialect: str, backend: Bookkeeping, migrations: Sequence[Migration]
+) -> list[Difference]:
     rows = [row for row in backend.status(migrations) if row.state != "pending"]
     distrusted = [
         Difference(row.state, "migration", row.id)
@@ -431,14 +398,9 @@ def _verify(backend: SchemaBackend, migrations: Sequence[Migration]) -> list[Dif
     if any(difference.kind in ("missing", "unknown") for difference in distrusted):
         return distrusted
     applied = {row.id for row in rows}
-    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        made = SchemaBackend(connection)
-        for migration in migrations:
-            if migration.id in applied:
-                made.run(migration, migration.path, migration.statements)
-        expected = objects(connection, BOOKKEEPING_TABLES)
-    live = objects(backend.connection, BOOKKEEPING_TABLES)
-    return distrusted + compare(live, expected)
+    *_, expected = {}, *_made(dialect, [it for it in migrations if it.id in applied])
+    live = backend.connection.objects(BOOKKEEPING_TABLES)
+    return distrusted + opening.schema_of(dialect).compare(live, expected)
 
 
 def _refuse_to_adopt(differences: Iterable[Difference]) -> None:
@@ -447,137 +409,28 @@ def _refuse_to_adopt(differences: Iterable[Difference]) -> None:
             raise MigrationFailed("adopt", f"not while {difference}")
 
 
-def _url_from_yoyo(dburi: Any) -> DatabaseUrl:
-    # yoyo has taken the URL apart by rules of its own, and cannot give back what it was.
-    if dburi.hostname or dburi.args:
-        raise InvalidValue(
-            None,
-            "url",
-            "must be metastore://, metastore:///relative.db or metastore:////absolute.db; "
-            f"{urls.ENVIRONMENT_VARIABLE} takes a file of any name",
-        )
-    return urls.resolve(f"sqlite:///{dburi.database}" if dburi.database else None)
-
-
-def _file(url: DatabaseUrl) -> Path:
-    if url.path is None:
-        raise InvalidValue(
-            None, "url", "names a database in memory, which is migrated when it is opened"
-        )
-    return url.path
-
-
-def _connect_to_write(
+@contextlib.contextmanager
+def connect_to_write(
     url: DatabaseUrl, *, create: bool, adopt: bool = False, directory: Path | None = None
-) -> sqlite3.Connection:
+) -> Iterator[Bookkeeping]:
     """Connect to a metastore; `create` one where there is none, or `adopt` one of yoyo's."""
-    path = _file(url)
-    if create:
-        database_file.create(path)
-    elif not database_file.exists(path):
+    schema = opening.schema_of(url.dialect)
+    found = schema.connect(url, _ids(url.dialect, directory), create=create, adopt=adopt)
+    if found is None:
         raise SchemaOutdated(str(url), None, head(url.dialect, directory))
-    if not path.is_file():
-        raise StoreCorrupt("is no file", path=path)
-    if adopt or path.stat().st_size == 0:
-        _protect(path)
-    with typed_errors(path):
-        connection = database_file.connect(path)
-        try:
-            if not _is_metastore(connection, path, ids(url.dialect, directory), adopt=adopt):
-                if not (create or adopt):
-                    raise SchemaOutdated(str(url), None, head(url.dialect, directory))
-                _claim(connection)
-        except BaseException:
-            connection.close()
-            raise
-    return connection
-
-
-def _protect(path: Path) -> None:
-    try:
-        # By name: this process may have the file open through SQLite.
-        path.chmod(0o600)
-    except OSError as error:
-        raise StoreReadOnly(f"cannot protect {path}: {error.strerror}") from error
-
-
-def _is_metastore(
-    connection: sqlite3.Connection, path: Path, known_ids: Iterable[str], *, adopt: bool
-) -> bool:
-    """Tell whether the file is a metastore; with `adopt`, one that yoyo migrated is none yet.
-
-    Raises:
-        StoreCorrupt: it belongs to another program, or, without `adopt`, to yoyo alone.
-    """
-    # One snapshot: another migrator may be making this database a metastore.
-    connection.execute("BEGIN")
-    try:
-        return database_file.is_metastore(connection)
-    except StoreCorrupt:
-        if not has_table(connection, "_yoyo_migration"):
-            raise
-        applied = {id_ for (id_,) in connection.execute(APPLIED_SQL).fetchall()}
-        if applied.isdisjoint(known_ids):
-            raise
-        if adopt:
-            return False
-        raise StoreCorrupt(
-            "was migrated by yoyo's own backend; metastore migrate verify --adopt compares the "
-            "schema and makes it a metastore",
-            path=path,
-        ) from None
-    finally:
-        connection.rollback()
-
-
-def _claim(connection: sqlite3.Connection) -> None:
-    """Make an empty database metastore's.
-
-    The switch to WAL does not wait for another connection's lock as statements do.
-    """
-    deadline = time.monotonic() + database_file.BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            database_file.mark(connection)
-        except sqlite3.OperationalError as error:
-            busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not busy or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
+    with schema.typed_errors(url), found as connection:
+        yield Bookkeeping(schema, url.dialect, connection)
 
 
 @contextlib.contextmanager
-def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[SchemaBackend | None]:
+def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[Bookkeeping | None]:
     """Connect to a database to look at one state of it; None where there is no metastore yet."""
-    path = _file(url)
-    if not database_file.exists(path):
+    schema = opening.schema_of(url.dialect)
+    found = schema.connect_to_read(url, _ids(url.dialect, directory))
+    if found is None:
         yield None
         return
-    if not path.is_file():
-        raise StoreCorrupt("is no file", path=path)
-    with (
-        typed_errors(path),
-        contextlib.closing(database_file.connect(path, read_only=True)) as found,
-    ):
-        # A database that yoyo migrated alone is read, so that it can be compared and adopted.
-        ours = _is_metastore(found, path, ids(url.dialect, directory), adopt=True)
-        if not ours and not has_table(found, "_yoyo_migration"):
-            yield None
-            return
-        backend = SchemaBackend(found)
+    with schema.typed_errors(url), found as connection:
+        backend = Bookkeeping(schema, url.dialect, connection)
         with backend.snapshot():
             yield backend
-
-
-@contextlib.contextmanager
-def _reported_by_yoyo(url: DatabaseUrl | None = None) -> Iterator[None]:
-    try:
-        with typed_errors(_file(url)) if url else contextlib.nullcontext():
-            yield
-    except (MetastoreError, OSError) as error:
-        # yoyo prints this one in a line of its own, and leaves every other to a traceback.
-        from yoyo.scripts.main import InvalidArgument
-
-        raise InvalidArgument(str(error)) from error

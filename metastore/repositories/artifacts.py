@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import ArtifactsStatements
 
 __all__ = ["Artifact", "ArtifactType", "Artifacts"]
 
@@ -54,6 +57,7 @@ class Artifacts(TableRepository[Artifact]):
 
     table = "artifacts"
     row_type = Artifact
+    _sql: ArtifactsStatements
 
     async def create(
         self,

@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
     from metastore.backends.base import Values
     from metastore.sealing import Signature
-    from metastore.statements import Call, Catalogue
+    from metastore.statement_types import (
+        AuditChainsStatements,
+        DeleteAuditChangeRow,
+        NoteAuditHeadRow,
+    )
+    from metastore.statements import Call
 
 __all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "Purge"]
 
@@ -172,7 +177,7 @@ class _Noted(NamedTuple):
 class _Source:
     """What an audit reads of chains, entries and checkpoints."""
 
-    def __init__(self, run: Run, sql: Catalogue) -> None:
+    def __init__(self, run: Run, sql: AuditChainsStatements) -> None:
         self._run = run
         self._sql = sql
 
@@ -292,6 +297,7 @@ class AuditChains(TableRepository[AuditChain]):
     table = "audit_chains"
     row_type = AuditChain
     key = ("resource", "resource_id")
+    _sql: AuditChainsStatements
 
     async def get(self, resource: str, resource_id: str) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.
@@ -356,7 +362,7 @@ class AuditChains(TableRepository[AuditChain]):
         run = new_id()
         async for resource, ids in self._changed(before, position, entry):
             for start in range(0, len(ids), PIECE):
-                rows = [
+                rows: list[NoteAuditHeadRow] = [
                     {
                         "run": run,
                         "number": before.number + 1,
@@ -429,7 +435,7 @@ class AuditChains(TableRepository[AuditChain]):
         after = b""
         while page := await self._run(self._sql.list_changed_tasks(after_chain=after, limit=PIECE)):
             after = page[-1][0]
-            rows = [{"task_id": task_id} for task_id in _ids(page)]
+            rows: list[DeleteAuditChangeRow] = [{"task_id": task_id} for task_id in _ids(page)]
             await self._run_all(self._sql.delete_audit_change.many(rows))
 
     async def _changed(
@@ -485,12 +491,12 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _schema_hash(self) -> str:
         rows = await self._run(self._sql.list_schema())
-        return await asyncio.to_thread(migrations.fingerprint, rows)
+        return await asyncio.to_thread(migrations.fingerprint, self._scope.dialect, rows)
 
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        differences = await asyncio.to_thread(migrations.differences, rows)
+        differences = await asyncio.to_thread(migrations.differences, self._scope.dialect, rows)
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -536,7 +542,7 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._run, self._sql, asked, since, verify_key)
+            trail = _Trail(self._run, self._sql, self._scope.dialect, asked, since, verify_key)
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed
@@ -575,12 +581,14 @@ class _Trail(_Source):
     def __init__(
         self,
         run: Run,
-        sql: Catalogue,
+        sql: AuditChainsStatements,
+        dialect: str,
         asked: list[str],
         since: str | None,
         verify_key: str | None,
     ) -> None:
         super().__init__(run, sql)
+        self._dialect = dialect
         self._asked = asked
         self._since = since
         self._key = verify_key
@@ -603,7 +611,7 @@ class _Trail(_Source):
                 if fault:
                     self._find(checkpoint.number, "rewritten", fault)
                 if honest is None:
-                    honest = await asyncio.to_thread(migrations.fingerprints)
+                    honest = await asyncio.to_thread(migrations.fingerprints, self._dialect)
                 if checkpoint.schema_hash not in honest:
                     detail = f"it was not as any migrations make it at checkpoint {checkpoint[0]}"
                     self.findings.append(Finding("schema", "", None, "edited", detail))
@@ -676,7 +684,7 @@ class _Trail(_Source):
 class _Audit(_Source):
     """Checks the chains of one table, in the order of their sessions or tasks."""
 
-    def __init__(self, run: Run, sql: Catalogue, resource: AuditedTable) -> None:
+    def __init__(self, run: Run, sql: AuditChainsStatements, resource: AuditedTable) -> None:
         super().__init__(run, sql)
         self._resource = resource
         self._unchained_until = 0

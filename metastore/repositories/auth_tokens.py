@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import NoReturn, SupportsIndex
 
+    from metastore.statement_types import AuthTokensStatements
+
 __all__ = [
     "ADMIN_SCOPE",
     "DEFAULT_GRACE",
@@ -174,6 +176,7 @@ class AuthTokens(TableRepository[AuthToken]):
 
     table = "auth_tokens"
     row_type = AuthToken
+    _sql: AuthTokensStatements
 
     async def issue(
         self,

@@ -30,11 +30,13 @@ class Scope(NamedTuple):
         executor: the store's backend, where each operation commits by itself, or a transaction.
         now: the time of an operation; within a transaction it stands still.
         backend: the store's backend; None within a transaction, where nothing can be waited for.
+        dialect: the SQL dialect that is spoken there.
     """
 
     executor: Executor
     now: Callable[[], datetime]
     backend: Backend | None
+    dialect: str
 
 
 class Parents(Protocol):
@@ -62,7 +64,8 @@ class TableRepository(Generic[AnyRow]):
         self._now = scope.now
         self._run = scope.executor.run
         self._run_all = scope.executor.run_all
-        self._sql: Catalogue = _catalogue(self.table, self.row_type)
+        # Each subclass declares the type that `metastore.statement_types` has for its table.
+        self._sql: Any = _catalogue(self.table, self.row_type)
         self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(
             self.table, self.row_type, self.key
         )
@@ -164,7 +167,7 @@ def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, 
 
 @cache
 def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
-    return Catalogue(table, row_type)
+    return Catalogue(table, row_type, "sqlite")
 
 
 @cache

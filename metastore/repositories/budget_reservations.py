@@ -26,6 +26,7 @@ from metastore.repositories.jobs import Job, JobStatus
 
 if TYPE_CHECKING:
     from metastore.backends.base import Values
+    from metastore.statement_types import BudgetReservationsStatements
 
 __all__ = ["Budget", "BudgetReservation", "BudgetReservations", "Reserved"]
 
@@ -112,6 +113,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
 
     table = "budget_reservations"
     row_type = BudgetReservation
+    _sql: BudgetReservationsStatements
 
     async def reserve(
         self,

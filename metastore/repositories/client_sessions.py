@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from metastore import deletion
 from metastore.codec import CLOCK_SKEW, Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import ClientSessionsStatements
 
 __all__ = ["HEARTBEAT_INTERVAL", "ClientConnectionType", "ClientSession", "ClientSessions"]
 
@@ -52,6 +56,7 @@ class ClientSessions(TableRepository[ClientSession]):
 
     table = "client_sessions"
     row_type = ClientSession
+    _sql: ClientSessionsStatements
 
     async def open(
         self,

@@ -16,6 +16,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
+    from metastore.statement_types import CommandsStatements
     from metastore.statements import Call
 
 __all__ = ["Command", "CommandStatus", "Commands"]
@@ -64,6 +65,7 @@ class Commands(TableRepository[Command]):
 
     table = "commands"
     row_type = Command
+    _sql: CommandsStatements
 
     async def create(
         self,

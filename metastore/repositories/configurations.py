@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from metastore.backends.base import Values
+    from metastore.statement_types import ConfigurationsStatements
     from metastore.statements import Call
 
 __all__ = ["HIDDEN", "Configuration", "ConfigurationType", "Configurations"]
@@ -79,6 +80,7 @@ class Configurations(TableRepository[Configuration]):
     table = "configurations"
     row_type = Configuration
     key = ("key",)
+    _sql: ConfigurationsStatements
 
     @classmethod
     def inspector(cls) -> codec.Inspector:
@@ -328,7 +330,7 @@ class Configurations(TableRepository[Configuration]):
                 self.table, "is_secret", "must be set: the key is a secret; delete it first if not"
             )
         version = current.version + 1 if current else 1
-        incarnation = current and current.incarnation
+        incarnation = None if current is None else current.incarnation
         if keys is not None:
             incarnation = incarnation or new_id()
             value = keys.seal(text, _place(key, version, kind, incarnation))

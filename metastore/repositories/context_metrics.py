@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from metastore.codec import Id, JsonObject, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import ContextMetricsStatements
 
 __all__ = ["ContextMetric", "ContextMetrics", "ContextTotals"]
 
@@ -60,6 +63,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
 
     table = "context_metrics"
     row_type = ContextMetric
+    _sql: ContextMetricsStatements
 
     async def create(
         self,

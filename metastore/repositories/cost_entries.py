@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import msgspec
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from metastore.backends.base import Values
+    from metastore.statement_types import CostEntriesStatements
 
 __all__ = [
     "CostDiscrepancy",
@@ -154,11 +155,34 @@ class CostDiscrepancy(msgspec.Struct, frozen=True):
     summed: Totals
 
 
+class _Tokens(TypedDict):
+    """The tokens of a call, by column."""
+
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    tokens_cache_write: int
+    tokens_reasoning: int
+
+
+class _Sum(TypedDict):
+    """What is added up, and into which groups."""
+
+    by_provider: bool
+    by_model: bool
+    by_day: bool
+    since_day: str
+    last_day: str
+    since: datetime
+    until: datetime
+
+
 class CostEntries(TableRepository[CostEntry]):
     """What model calls have cost."""
 
     table = "cost_entries"
     row_type = CostEntry
+    _sql: CostEntriesStatements
 
     async def record(
         self,
@@ -194,7 +218,7 @@ class CostEntries(TableRepository[CostEntry]):
                 The job's totals hold nine billion dollars.
         """
         now = self._now()
-        tokens = {
+        tokens: _Tokens = {
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
             "tokens_cached": tokens_cached,
@@ -312,7 +336,7 @@ class CostEntries(TableRepository[CostEntry]):
         """
         keys = _groups(by)
         first, end = _moment("since", since, _BEGINNING), _moment("until", until, _END)
-        asked = {
+        asked: _Sum = {
             "by_provider": "provider" in keys,
             "by_model": "model" in keys,
             "by_day": "day" in keys,
@@ -334,7 +358,7 @@ class CostEntries(TableRepository[CostEntry]):
         return await convert(_discrepancy, rows)
 
     async def _priced(
-        self, provider: str, model: str, tokens: dict[str, int], now: datetime
+        self, provider: str, model: str, tokens: _Tokens, now: datetime
     ) -> prices.Price:
         """Ask the price list, in a thread: the first time it takes a while to load."""
         for column, value in {"provider": provider, "model": model}.items():

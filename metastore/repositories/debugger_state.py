@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metastore.codec import Id, Label, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
+
+if TYPE_CHECKING:
+    from metastore.statement_types import DebuggerStateStatements
 
 __all__ = ["DebuggerState", "DebuggerStates"]
 
@@ -34,6 +37,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
 
     table = "debugger_state"
     row_type = DebuggerState
+    _sql: DebuggerStateStatements
 
     async def checkpoint(
         self, session_id: str, state: Any, *, label: str | None = None, id: str | None = None

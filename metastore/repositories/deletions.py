@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Row
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import DeletionsStatements
 
 __all__ = ["DeletedTable", "Deletion", "Deletions"]
 
@@ -43,6 +47,7 @@ class Deletions(TableRepository[Deletion]):
     table = "deletions"
     key = ("resource", "resource_id")
     row_type = Deletion
+    _sql: DeletionsStatements
 
     async def list(
         self, resource: str, *, after: str | None = None, limit: int = 50

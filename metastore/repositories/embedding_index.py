@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -16,6 +16,9 @@ from metastore.errors import DimensionMismatch, InvalidValue, StoreCorrupt
 from metastore.paging import checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.rows import off_loop
+
+if TYPE_CHECKING:
+    from metastore.statement_types import EmbeddingIndexStatements, UpsertEmbeddingsRow
 
 __all__ = ["MAX_EMBEDDINGS", "Embedding", "EmbeddingIndex", "EmbeddingMatch", "NewEmbedding"]
 
@@ -67,6 +70,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
     table = "embedding_index"
     row_type = Embedding
+    _sql: EmbeddingIndexStatements
 
     async def upsert(
         self, *, scope: str, ref_id: str, text: str, vector: Sequence[float]
@@ -113,7 +117,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
             )
         dimensions = _same_dimensions(scope, texts)
         now = self._now()
-        rows = [
+        rows: list[UpsertEmbeddingsRow] = [
             {
                 "id": new_id(),
                 "scope": scope,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -15,6 +15,8 @@ from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
+
+    from metastore.statement_types import AppendEventsRow, EventsStatements
 
 __all__ = ["MAX_EVENTS", "Event", "EventLevel", "Events", "NewEvent"]
 
@@ -71,6 +73,7 @@ class Events(TableRepository[Event]):
 
     table = "events"
     row_type = Event
+    _sql: EventsStatements
 
     async def append(
         self,
@@ -114,7 +117,7 @@ class Events(TableRepository[Event]):
             InvalidValue: a value is refused, or there are too many.
         """
         now = self._now()
-        rows: list[dict[str, Any]] = [
+        rows: list[AppendEventsRow] = [
             {
                 "id": new_id() if event.id is None else event.id,
                 "session_id": session_id,

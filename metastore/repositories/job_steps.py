@@ -14,6 +14,7 @@ from metastore.repositories.jobs import Jobs
 
 if TYPE_CHECKING:
     from metastore.errors import MetastoreError
+    from metastore.statement_types import JobStepsStatements
     from metastore.statements import Call
 
 __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
@@ -61,6 +62,7 @@ class JobSteps(TableRepository[JobStep]):
 
     table = "job_steps"
     row_type = JobStep
+    _sql: JobStepsStatements
 
     async def create(
         self,

@@ -24,6 +24,7 @@ from metastore.repositories.memory_files import MemoryFiles
 
 if TYPE_CHECKING:
     from metastore.repositories.job_steps import JobStep
+    from metastore.statement_types import JobsStatements
     from metastore.statements import Call
 
 __all__ = ["Job", "JobProgress", "JobStatus", "Jobs"]
@@ -138,6 +139,7 @@ class Jobs(TableRepository[Job]):
 
     table = "jobs"
     row_type = Job
+    _sql: JobsStatements
 
     async def create(
         self,
@@ -407,7 +409,7 @@ class Jobs(TableRepository[Job]):
 
     def _deletion(self, job_id: str) -> deletion.Plan:
         now = self._now()
-        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_job(id=job_id, limit=deletion.SMALL_ROWS + 1),
             begin=(

@@ -16,6 +16,7 @@ from metastore.repositories.base import TableRepository
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from metastore.statement_types import LeaseWaitersStatements
     from metastore.statements import Call
 
 __all__ = [
@@ -76,6 +77,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
 
     table = "lease_waiters"
     row_type = LeaseWaiter
+    _sql: LeaseWaitersStatements
 
     async def list_by_resource(
         self, resource: str, resource_id: str, *, after: int = 0, limit: int = 50

@@ -35,6 +35,7 @@ from metastore.sandbox import MAX_PATH, Target, checked_path
 if TYPE_CHECKING:
     from metastore.backends.base import Values
     from metastore.repositories.base import Scope
+    from metastore.statement_types import MemoryFilesStatements
     from metastore.statements import Call
 
 __all__ = ["CHUNK_BYTES", "MemoryFile", "MemoryFileEntry", "MemoryFiles"]
@@ -102,6 +103,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     table = "memory_files"
     row_type = MemoryFile
+    _sql: MemoryFilesStatements
 
     @classmethod
     def inspector(cls) -> codec.Inspector:

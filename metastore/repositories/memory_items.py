@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import InvalidValue, LimitExceeded
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import MemoryItemsStatements
 
 __all__ = ["MemoryItem", "MemoryItems"]
 
@@ -34,11 +37,20 @@ class MemoryItem(Row, frozen=True):
     updated_at: datetime
 
 
+class _PageOfJob(TypedDict):
+    """Which page of which job is read."""
+
+    job_id: str
+    after_id: str | None
+    limit: int
+
+
 class MemoryItems(TableRepository[MemoryItem]):
     """What the agents of all jobs noted, within the limits of `memory_limits`."""
 
     table = "memory_items"
     row_type = MemoryItem
+    _sql: MemoryItemsStatements
 
     async def put(
         self, job_id: str, *, kind: str, key: str, content: Any, tags: Iterable[str] = ()
@@ -125,7 +137,7 @@ class MemoryItems(TableRepository[MemoryItem]):
                 None, "match", "must be 'all' or 'any'", value_type=type(match).__name__
             )
         words = _words(tags)
-        page = {"job_id": job_id, "after_id": after, "limit": checked_limit(limit)}
+        page: _PageOfJob = {"job_id": job_id, "after_id": after, "limit": checked_limit(limit)}
         if kind is None:
             if not words:
                 call = self._sql.list_memory_items_by_job(**page)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from metastore.codec import Id, Row, new_id
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import MemoryLimitsStatements
 
 __all__ = ["JobMemoryLimits", "MemoryLimits"]
 
@@ -45,6 +48,7 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
 
     table = "memory_limits"
     row_type = MemoryLimits
+    _sql: MemoryLimitsStatements
 
     async def get(self, job_id: str) -> MemoryLimits:
         """Return the limits that hold for a job: its own, or else the default."""

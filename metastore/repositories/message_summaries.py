@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from metastore.codec import Id, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import MessageSummariesStatements
 
 __all__ = ["MessageSummaries", "MessageSummary"]
 
@@ -37,6 +40,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
 
     table = "message_summaries"
     row_type = MessageSummary
+    _sql: MessageSummariesStatements
 
     async def create(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from metastore.backends.base import Guard
 from metastore.codec import Id, Row, duration, expect, new_id
@@ -33,6 +33,7 @@ from metastore.repositories.sessions import Sessions
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from metastore.statement_types import ProjectLocksStatements
     from metastore.statements import Call
 
 __all__ = ["ProjectLock", "ProjectLocks"]
@@ -56,11 +57,20 @@ class ProjectLock(Row, frozen=True):
     fencing_number: int
 
 
+class _Held(TypedDict):
+    """What a statement asks of a lock to know that it is still held."""
+
+    id: str
+    session_id: str
+    fencing_number: int
+
+
 class ProjectLocks(TableRepository[ProjectLock]):
     """The locks of projects: one session at a time has a project to itself."""
 
     table = "project_locks"
     row_type = ProjectLock
+    _sql: ProjectLocksStatements
 
     async def acquire(
         self,
@@ -308,7 +318,7 @@ class ProjectLocks(TableRepository[ProjectLock]):
         await self._run(self._sql.abandon_project_lock(id=lock_id))
 
 
-def _held(lock: ProjectLock) -> dict[str, Any]:
+def _held(lock: ProjectLock) -> _Held:
     expect("lock", lock, ProjectLock, "a lock that was acquired")
     return {
         "id": lock.id,

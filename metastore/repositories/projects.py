@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import ProjectsStatements
 
 __all__ = ["Project", "Projects"]
 
@@ -36,6 +39,7 @@ class Projects(TableRepository[Project]):
 
     table = "projects"
     row_type = Project
+    _sql: ProjectsStatements
 
     async def ensure(
         self, *, path: str, name: str | None = None, config: JsonObject | None = None

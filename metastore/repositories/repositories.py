@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import RepositoriesStatements
 
 __all__ = ["Repositories", "Repository"]
 
@@ -28,6 +32,7 @@ class Repositories(TableRepository[Repository]):
 
     table = "repositories"
     row_type = Repository
+    _sql: RepositoriesStatements
 
     async def create(
         self,

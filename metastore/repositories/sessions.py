@@ -17,6 +17,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.worktrees import Worktrees, WorktreeState
 
 if TYPE_CHECKING:
+    from metastore.statement_types import SessionsStatements
     from metastore.statements import Call
 
 __all__ = ["Session", "SessionMode", "SessionStatus", "SessionType", "Sessions"]
@@ -91,6 +92,7 @@ class Sessions(TableRepository[Session]):
 
     table = "sessions"
     row_type = Session
+    _sql: SessionsStatements
 
     async def create(
         self,
@@ -318,7 +320,7 @@ class Sessions(TableRepository[Session]):
 
     def _deletion(self, session_id: str) -> deletion.Plan:
         now = self._now()
-        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_session(id=session_id, limit=deletion.SMALL_ROWS + 1),
             begin=(

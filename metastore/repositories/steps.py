@@ -15,6 +15,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
 if TYPE_CHECKING:
+    from metastore.statement_types import StepsStatements
     from metastore.statements import Call
 
 __all__ = ["Step", "StepStatus", "Steps"]
@@ -61,6 +62,7 @@ class Steps(TableRepository[Step]):
 
     table = "steps"
     row_type = Step
+    _sql: StepsStatements
 
     async def create(
         self,

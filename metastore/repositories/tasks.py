@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 
     from metastore.backends.base import Values
+    from metastore.statement_types import TasksStatements
     from metastore.statements import Call
 
 __all__ = ["Task", "TaskLease", "TaskStatus", "Tasks"]
@@ -120,6 +121,33 @@ class TaskLease(msgspec.Struct, frozen=True):
         return cls(task, task.lease_owner, task.lease_token, task.version, task.lease_expires_at)
 
 
+class _Held(TypedDict):
+    """What a statement asks of a claim to know that it is still held."""
+
+    id: str
+    version: int
+    lease_owner: str
+    lease_token: str
+
+
+class _Waiting(TypedDict):
+    """Who looks for a task, and from which place in the queue."""
+
+    line_id: str
+    position: int
+    now: datetime
+    horizon: datetime
+    ticket_horizon: datetime
+
+
+class _Claim(_Waiting):
+    """The same, and the lease to take."""
+
+    lease_owner: str
+    lease_token: str
+    lease_expires_at: datetime
+
+
 class Tasks(TableRepository[Task]):
     """The tasks of orchestrators.
 
@@ -129,6 +157,7 @@ class Tasks(TableRepository[Task]):
 
     table = "tasks"
     row_type = Task
+    _sql: TasksStatements
 
     async def create(
         self,
@@ -239,7 +268,7 @@ class Tasks(TableRepository[Task]):
     def _deletion(self, task_id: str) -> deletion.Plan:
         now = self._now()
         latest = latest_credible_expiry(now)
-        cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
+        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -292,7 +321,7 @@ class Tasks(TableRepository[Task]):
 
         def attempt(position: int) -> Call:
             now = self._now()
-            asked = {
+            asked: _Claim = {
                 "line_id": line_id,
                 "position": position,
                 "lease_owner": owner,
@@ -312,7 +341,7 @@ class Tasks(TableRepository[Task]):
 
         async def is_available(position: int) -> bool:
             now = self._now()
-            asked = {
+            asked: _Waiting = {
                 "line_id": line_id,
                 "position": position,
                 "now": now,
@@ -620,7 +649,7 @@ def _described(error: Exception) -> str:
     return text.encode(errors="replace").decode()[:MAX_TEXT]
 
 
-def _held(lease: TaskLease) -> dict[str, Any]:
+def _held(lease: TaskLease) -> _Held:
     expect("lease", lease, TaskLease, "a claim that was granted")
     return {
         "id": lease.task.id,

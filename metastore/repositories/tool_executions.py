@@ -12,6 +12,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import Tasks
 
 if TYPE_CHECKING:
+    from metastore.statement_types import ToolExecutionsStatements
     from metastore.statements import Call
 
 __all__ = ["ToolExecution", "ToolExecutionStatus", "ToolExecutions"]
@@ -58,6 +59,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
 
     table = "tool_executions"
     row_type = ToolExecution
+    _sql: ToolExecutionsStatements
 
     async def start(
         self,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.workflows import Workflows, WorkflowStatus
+
+if TYPE_CHECKING:
+    from metastore.statement_types import WorkflowTasksStatements
 
 __all__ = ["WorkflowTask", "WorkflowTasks"]
 
@@ -36,6 +40,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
     table = "workflow_tasks"
     row_type = WorkflowTask
     key = ("workflow_id", "task_id")
+    _sql: WorkflowTasksStatements
 
     async def add(
         self, workflow_id: str, task_id: str, sequence: int | None = None

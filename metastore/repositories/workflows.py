@@ -16,6 +16,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import TaskStatus
 
 if TYPE_CHECKING:
+    from metastore.statement_types import WorkflowsStatements
     from metastore.statements import Call
 
 __all__ = ["Workflow", "WorkflowProgress", "WorkflowStatus", "Workflows"]
@@ -78,6 +79,7 @@ class Workflows(TableRepository[Workflow]):
 
     table = "workflows"
     row_type = Workflow
+    _sql: WorkflowsStatements
 
     async def create(
         self,

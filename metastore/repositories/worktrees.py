@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 import msgspec
 
@@ -30,6 +30,7 @@ from metastore.repositories.lease_waiters import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from metastore.statement_types import WorktreesStatements
     from metastore.statements import Call
 
 __all__ = ["Lease", "Worktree", "WorktreeState", "Worktrees"]
@@ -108,11 +109,21 @@ class Lease(msgspec.Struct, frozen=True):
         )
 
 
+class _Held(TypedDict):
+    """What a statement asks of a lease to know that it is still held."""
+
+    id: str
+    version: int
+    lease_owner: str
+    lease_token: str
+
+
 class Worktrees(TableRepository[Worktree]):
     """The checkouts that workers lease."""
 
     table = "worktrees"
     row_type = Worktree
+    _sql: WorktreesStatements
 
     async def create(
         self,
@@ -501,7 +512,7 @@ def _canonical(name: str, environment_hashes: Mapping[str, str] | None) -> dict[
     return dict(sorted(environment_hashes.items()))
 
 
-def _held(lease: Lease) -> dict[str, Any]:
+def _held(lease: Lease) -> _Held:
     expect("lease", lease, Lease, "a lease that was granted")
     return {
         "id": lease.worktree.id,

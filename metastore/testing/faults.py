@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from metastore.backends.sqlite import database_file
-from metastore.backends.sqlite.backend import SqliteBackend
-from metastore.backends.sqlite.errors import translate
-from metastore.backends.sqlite.lanes import roll_back
-from metastore.errors import StoreClosed
+from metastore.backends import opening
 from metastore.leases import background_work
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable
+    from contextlib import AbstractContextManager
 
-    from metastore.backends.sqlite.connection import Connection
     from metastore.store import MetadataStore
 
 __all__ = ["Faults", "Outcome"]
 
 SHORT_WAIT = timedelta(milliseconds=20)
 """How long a store waits for another's lock while a test holds that."""
-
-LONGEST_WAIT = timedelta(seconds=2)
-"""How long a test waits for the store's own lock."""
-
-_IO_ERROR = (sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC", "disk I/O error")
-_FULL = (sqlite3.SQLITE_FULL, "SQLITE_FULL", "database or disk is full")
 
 
 class Outcome(NamedTuple):
@@ -59,15 +46,9 @@ class Faults:
     """
 
     def __init__(self, store: MetadataStore) -> None:
-        backend = store._backend  # noqa: SLF001 - faults go where users do not
-        if not isinstance(backend, SqliteBackend):
-            raise TypeError(f"faults cannot be planted in a {type(backend).__name__}")
-        self._path = backend._path  # noqa: SLF001 - the same
-        self._lane = backend._writer  # noqa: SLF001 - the same
-        self._writer = self._lane.connection
+        self._planted = opening.plant_faults(store.backend)
 
-    @contextlib.contextmanager
-    def busy(self, wait: timedelta = SHORT_WAIT) -> Iterator[None]:
+    def busy(self, wait: timedelta = SHORT_WAIT) -> AbstractContextManager[None]:
         """Let another connection hold the write lock. Reads go on; writes get `StoreBusy`.
 
         Args:
@@ -76,30 +57,17 @@ class Faults:
         Raises:
             StoreBusy: the store has a transaction open itself.
         """
-        other = database_file.connect(self._path)
-        with contextlib.closing(other), self._waiting(_milliseconds(wait)):
-            try:
-                other.execute(f"PRAGMA busy_timeout = {_milliseconds(LONGEST_WAIT)}")
-                other.execute("BEGIN IMMEDIATE")
-            except sqlite3.Error as error:
-                raise translate(error) from error
-            yield
+        return self._planted.busy(wait)
 
-    @contextlib.contextmanager
-    def full(self) -> Iterator[None]:
+    def full(self) -> AbstractContextManager[None]:
         """Let the disk take nothing more. Whatever changes something gets `StoreFull`."""
-        with self._setting("max_page_count", 1), self._failing_commits(_FULL):
-            # SQLite takes the number of pages that there are, if that is larger.
-            yield
+        return self._planted.full()
 
-    @contextlib.contextmanager
-    def read_only(self) -> Iterator[None]:
+    def read_only(self) -> AbstractContextManager[None]:
         """Let the database take no writes: `StoreReadOnly`."""
-        with self._setting("query_only", 1):
-            yield
+        return self._planted.read_only()
 
-    @contextlib.contextmanager
-    def lost_commit(self, times: int | None = None) -> Iterator[None]:
+    def lost_commit(self, times: int | None = None) -> AbstractContextManager[None]:
         """Let commits fail with an I/O error, and store nothing: `StoreIOError`.
 
         A batch whose commit failed is tried again, each operation by itself: with `times=1` the
@@ -108,8 +76,7 @@ class Faults:
         Args:
             times: How many commits fail; None for all.
         """
-        with self._failing_commits(_IO_ERROR, times):
-            yield
+        return self._planted.lost_commit(times)
 
     async def cancelled(self, work: Awaitable[Any], *, after: int) -> Outcome:
         """Run `work` in a task, cancel it after so many turns of the loop, and return its outcome.
@@ -125,129 +92,8 @@ class Faults:
             task.cancel()
         await asyncio.wait([task])
         await background_work()
-        with contextlib.suppress(StoreClosed):
-            # Behind the batch in flight.
-            await self._lane.call(lambda _: None)
+        await self._planted.settled()
         if task.cancelled():
             return Outcome(None, asyncio.CancelledError())
         error = task.exception()
         return Outcome(None if error else task.result(), error)
-
-    # Functions are posted to the writer's thread, which runs them in their order between the
-    # store's own: nothing is awaited, so that no cancellation keeps a fault from being removed.
-
-    @contextlib.contextmanager
-    def _waiting(self, milliseconds: int) -> Iterator[None]:
-        lane, before = self._lane, self._lane.busy_timeout_ms
-
-        def wait(milliseconds: int, _: sqlite3.Connection) -> None:
-            lane.busy_timeout_ms = milliseconds
-
-        self._post(partial(wait, milliseconds))
-        try:
-            yield
-        finally:
-            self._post(partial(wait, before))
-
-    @contextlib.contextmanager
-    def _setting(self, name: str, value: int) -> Iterator[None]:
-        before: list[int] = []
-
-        def plant(connection: sqlite3.Connection) -> None:
-            before.extend(connection.execute(f"PRAGMA {name}").fetchone())
-            connection.execute(f"PRAGMA {name} = {value}")
-
-        def remove(connection: sqlite3.Connection) -> None:
-            connection.execute(f"PRAGMA {name} = {before[0]}")
-
-        self._post(plant)
-        try:
-            yield
-        finally:
-            self._post(remove)
-
-    @contextlib.contextmanager
-    def _failing_commits(
-        self, error: tuple[int, str, str], times: int | None = None
-    ) -> Iterator[None]:
-        self._writer.post(partial(_FailingCommits.plant, self._writer, error, times))
-        try:
-            yield
-        finally:
-            self._writer.post(partial(_FailingCommits.remove, self._writer))
-
-    def _post(self, function: Callable[[sqlite3.Connection], None]) -> None:
-        self._writer.post(lambda: function(self._writer.raw))
-
-
-class _FailingCommits:
-    """A driver's connection that does everything but commit. Used in that connection's thread."""
-
-    def __init__(
-        self, real: sqlite3.Connection, error: tuple[int, str, str], times: int | None
-    ) -> None:
-        self.real = real
-        self._error = error
-        self._times = times
-        # Of a transaction that is open already, nobody knows what it has changed.
-        self._changes = -1 if real.in_transaction else real.total_changes
-
-    @classmethod
-    def plant(cls, where: Connection, error: tuple[int, str, str], times: int | None) -> None:
-        """Take the place of the driver's connection."""
-        planted = cls(where.raw, error, times)
-        where._connection = cast("sqlite3.Connection", planted)  # noqa: SLF001 - aiosqlite's own
-
-    @classmethod
-    def remove(cls, where: Connection) -> None:
-        """Give the place back."""
-        planted: object = where.raw
-        if isinstance(planted, cls):
-            where._connection = planted.real  # noqa: SLF001 - aiosqlite's own
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        """Execute a statement, unless that would commit."""
-        verb = sql.split(maxsplit=1)[0].upper()
-        if verb == "BEGIN":
-            self._changes = self.real.total_changes
-        elif verb == "COMMIT":
-            self._fail_if_changed()
-        elif not self.real.in_transaction:
-            self._try(lambda: self.real.execute(sql, parameters).fetchall())
-        return self.real.execute(sql, parameters)
-
-    def executemany(self, sql: str, rows: Any) -> sqlite3.Cursor:
-        """Execute a statement for each of the rows, unless that would commit."""
-        if not self.real.in_transaction:
-            self._try(lambda: self.real.executemany(sql, rows))
-        return self.real.executemany(sql, rows)
-
-    def _try(self, write: Callable[[], object]) -> None:
-        """Run what would commit by itself, and fail if it had something to commit."""
-        self._changes = self.real.total_changes
-        self.real.execute("BEGIN IMMEDIATE")
-        try:
-            write()
-            self._fail_if_changed()
-        finally:
-            roll_back(self.real)
-
-    def _fail_if_changed(self) -> None:
-        if self.real.total_changes == self._changes or self._times == 0:
-            return
-        if self._times is not None:
-            self._times -= 1
-        # As SQLite does it: the transaction is undone when the error is reported.
-        self.real.execute("ROLLBACK")
-        code, name, message = self._error
-        error = sqlite3.OperationalError(message)
-        error.sqlite_errorcode = code
-        error.sqlite_errorname = name
-        raise error
-
-
-def _milliseconds(span: timedelta) -> int:
-    return round(span / timedelta(milliseconds=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from metastore.store import MetadataStore, write_template
+from metastore.backends import opening
+from metastore.store import MetadataStore
 from metastore.testing.clock import Clock
 from metastore.testing.factories import Factories
 from metastore.testing.faults import Faults
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
@@ -46,7 +47,7 @@ async def store(
 ) -> AsyncIterator[MetadataStore]:
     """An empty store in memory."""
     kept = _kept_database(request)
-    url = "sqlite://" if kept is None else f"sqlite:///{kept}"
+    url = "sqlite://" if kept is None else str(opening.url_of_file(kept))
     async with MetadataStore.open(url, clock=clock) as opened:
         yield opened
 
@@ -58,7 +59,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if path is None:
         path = tmp_path / "metadata.db"
         write_template(path)
-    return f"sqlite:///{path}"
+    return str(opening.url_of_file(path))
 
 
 @pytest_asyncio.fixture
@@ -88,7 +89,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("metastore").addoption(
         "--keep-db",
         action="store_true",
-        help="keep the database of every test for the sqlite3 shell",
+        help="keep the database of every test for its shell",
     )
 
 
@@ -127,7 +128,8 @@ def pytest_runtest_makereport(
     """Say with a failure where the test's databases are."""
     report = yield
     if report.failed:
-        commands = [f"sqlite3 {shlex.quote(str(path))}" for path in item.stash.get(_KEPT, [])]
+        kept = item.stash.get(_KEPT, [])
+        commands = [opening.shell_command(opening.url_of_file(path)) for path in kept]
         if commands:
             report.sections.append(("metastore --keep-db", "\n".join(commands)))
     return report

@@ -12,6 +12,7 @@ from aiosql.types import QueryDatum, SQLOperationType
 
 from metastore.backends.sqlite import database_file
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from metastore.codec import Row
 from metastore.statements import Call, Statement
 
@@ -67,7 +68,7 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "scratch.db"
     database_file.create(path)
     connection = database_file.connect(path)
-    database_file.mark(connection)
+    database_file.initialise(connection)
     connection.executescript(SCHEMA)
     connection.close()
     return path
@@ -75,7 +76,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def backend(path: Path) -> AsyncIterator[SqliteBackend]:
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     yield backend
     await backend.close()
 

@@ -16,6 +16,7 @@ from aiosql.types import SQLOperationType
 from metastore import StoreBusy, StoreClosed
 from metastore.backends.sqlite import lanes
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from tests.backends.conftest import add_parent, list_parents, statement
 from tests.patience import PATIENCE
 
@@ -33,7 +34,7 @@ add_slowly = statement("INSERT INTO parents (id, name) SELECT :id, 'slow ' || na
 
 @pytest.fixture
 async def backend(path: Path) -> Any:
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     raw = backend._writer.connection.raw
     raw.create_function("nap", 1, _nap)
     yield backend
@@ -279,7 +280,7 @@ async def _transaction(backend: SqliteBackend) -> None:
 
 async def test_close__cancelled_goes_on_closing(path: Path) -> None:
     before = threading.active_count()
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     reading = asyncio.create_task(_run(backend, endless()))
     await asyncio.sleep(0.05)
     for _ in range(3):
@@ -299,7 +300,7 @@ def test_close__in_a_later_loop_than_the_one_that_opened_it(
     before = threading.active_count()
 
     async def open_and_leave() -> SqliteBackend:
-        backend = await SqliteBackend.open(path)
+        backend = await SqliteBackend.open(of_file(path))
         await backend.run(add_parent(id=1, name="kept"))
         return backend
 
@@ -321,7 +322,7 @@ async def test_close__leaves_a_thread_that_does_not_end_to_itself(
     monkeypatch.setattr(lanes, "CLOSE_GRACE", 0.05)
     monkeypatch.setattr(lanes, "CLOSE_LIMIT", 0.05)
     before = threading.active_count()
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     stuck = threading.Event()
 
     def get_stuck() -> None:

@@ -210,8 +210,8 @@ def _run(tmp_path: Path, store_url: str, scene: str, method: str) -> tuple[list[
 @pytest.fixture
 async def prepared(store_url: str, tmp_path: Path) -> str:
     from metastore import MetadataStore
-    from metastore.store import write_template
     from metastore.testing import Factories
+    from metastore.testing.template import write_template
 
     write_template(tmp_path / "other.db")
     async with MetadataStore.open(store_url) as store:

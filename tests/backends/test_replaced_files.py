@@ -13,8 +13,8 @@ import pytest
 
 from metastore import InvalidValue, MetadataStore, StoreClosed, StoreReplaced, urls
 from metastore.backends.sqlite import database_file, lanes
-from metastore.store import write_template
 from metastore.testing import Factories
+from metastore.testing.template import write_template
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -260,7 +260,9 @@ async def test_path__is_resolved_once(
         assert max(sizes) < 100 * 20_000 / 2, "the log is checkpointed"
         report = await store.health(integrity=True)
         assert (report.problems, report.damage) == ([], [])
-        assert set(report.file_modes) == {f"{path}{suffix}" for suffix in ("", "-wal", "-shm")}
+        assert set(report.details["file_modes"]) == {
+            f"{path}{suffix}" for suffix in ("", "-wal", "-shm")
+        }
     assert sorted(file.name for file in elsewhere.iterdir()) == ["link.db", path.name]
     assert not _wal(path).exists()
     with closing(sqlite3.connect(path)) as other:

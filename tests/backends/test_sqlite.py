@@ -26,6 +26,7 @@ from metastore import (
 from metastore.backends.base import Guard
 from metastore.backends.sqlite import database_file, lanes
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from tests.backends.conftest import (
     add_child,
     add_parent,
@@ -70,7 +71,7 @@ async def test_open__every_connection_is_hardened(backend: SqliteBackend) -> Non
 
 
 async def test_open__durability_normal_is_a_choice(path: Path) -> None:
-    backend = await SqliteBackend.open(path, durability="normal")
+    backend = await SqliteBackend.open(of_file(path), durability="normal")
     assert backend._writer.connection.raw.execute("PRAGMA synchronous").fetchone() == (1,)
     await backend.close()
 
@@ -78,7 +79,7 @@ async def test_open__durability_normal_is_a_choice(path: Path) -> None:
 @pytest.mark.parametrize("name", ["a#b.db", "a?mode=memory.db", "a%20b.db", "ä ö.db", "a&b=c.db"])
 async def test_open__a_path_is_taken_literally(tmp_path: Path, path: Path, name: str) -> None:
     path.rename(tmp_path / name)
-    backend = await SqliteBackend.open(tmp_path / name)
+    backend = await SqliteBackend.open(of_file(tmp_path / name))
     await backend.run(add_parent(id=1, name="x"))
     await backend.close()
     assert sorted(os.listdir(tmp_path)) == [name]
@@ -86,11 +87,11 @@ async def test_open__a_path_is_taken_literally(tmp_path: Path, path: Path, name:
 
 async def test_open__a_missing_or_empty_file_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreCorrupt):
-        await SqliteBackend.open(tmp_path / "missing.db")
+        await SqliteBackend.open(of_file(tmp_path / "missing.db"))
     assert not (tmp_path / "missing.db").exists()
     (tmp_path / "empty.db").touch()
     with pytest.raises(StoreCorrupt):
-        await SqliteBackend.open(tmp_path / "empty.db")
+        await SqliteBackend.open(of_file(tmp_path / "empty.db"))
     assert (tmp_path / "empty.db").stat().st_size == 0
 
 
@@ -104,7 +105,7 @@ async def test_open__foreign_files_are_refused_and_left_alone(tmp_path: Path) ->
     for file in (foreign, noise, tmp_path):
         before = file.read_bytes() if file.is_file() else None
         with pytest.raises(StoreCorrupt):
-            await SqliteBackend.open(file)
+            await SqliteBackend.open(of_file(file))
         assert before is None or file.read_bytes() == before
 
 
@@ -328,7 +329,7 @@ async def test_busy__is_told_and_passes(
     path: Path, monkeypatch: pytest.MonkeyPatch, outside: Callable[[str], list[Any]]
 ) -> None:
     monkeypatch.setattr(database_file, "BUSY_TIMEOUT_MS", 50)
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     results = await settle(*(backend.run(add_parent(id=n, name=str(n))) for n in range(3)))
@@ -519,7 +520,7 @@ async def test_guard__is_asked_at_the_begin_and_at_the_commit(
 async def test_close__is_idempotent_and_safe_in_flight(
     path: Path, outside: Callable[[str], list[Any]]
 ) -> None:
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     tasks = [asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(600)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -540,7 +541,7 @@ async def test_close__is_idempotent_and_safe_in_flight(
 async def test_close__undoes_an_open_transaction(
     path: Path, outside: Callable[[str], list[Any]]
 ) -> None:
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     with pytest.raises(StoreClosed):
         async with backend.transaction() as transaction:
             await transaction.run(add_parent(id=1, name="a"))
@@ -552,7 +553,7 @@ async def test_close__undoes_an_open_transaction(
 
 async def test_close__many_cycles_leave_no_threads_and_no_descriptors(path: Path) -> None:
     async def cycle() -> None:
-        backend = await SqliteBackend.open(path)
+        backend = await SqliteBackend.open(of_file(path))
         await backend.run(list_parents())
         await backend.close()
 
@@ -566,7 +567,7 @@ async def test_close__many_cycles_leave_no_threads_and_no_descriptors(path: Path
 async def test_open__cancelled_leaves_no_thread(path: Path) -> None:
     before = threading.active_count()
     for turns in range(8):
-        task = asyncio.ensure_future(SqliteBackend.open(path))
+        task = asyncio.ensure_future(SqliteBackend.open(of_file(path)))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -582,10 +583,11 @@ FORGOTTEN = """
 import asyncio, sys
 from pathlib import Path
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from tests.backends.conftest import add_parent
 
 async def main():
-    backend = await SqliteBackend.open(Path(sys.argv[1]))
+    backend = await SqliteBackend.open(of_file(sys.argv[1]))
     await backend.run(add_parent(id=1, name="kept"))
     {rest}
 
@@ -657,6 +659,7 @@ CRASH = """
 import asyncio, sys
 from pathlib import Path
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from tests.backends.conftest import add_parent
 
 async def write(backend, n):
@@ -665,7 +668,7 @@ async def write(backend, n):
     sys.stdout.flush()
 
 async def main():
-    backend = await SqliteBackend.open(Path(sys.argv[1]))
+    backend = await SqliteBackend.open(of_file(sys.argv[1]))
     n = 0
     while True:
         await asyncio.gather(*(write(backend, n + k) for k in range(10)))
@@ -721,7 +724,7 @@ async def test_checkpoint__large_rows_do_not_wait_for_many(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database_file, "WAL_SIZE_LIMIT", 1 << 20)
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     wal = path.with_name(path.name + "-wal")
     for n in range(80):
         await backend.run(add_parent(id=n, name=f"{n}" + "x" * 100_000))
@@ -733,7 +736,7 @@ async def test_checkpoint__happens_in_time_and_empties_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 100)
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     sizes = []
     for burst in range(30):
         await asyncio.gather(
@@ -749,7 +752,7 @@ async def test_checkpoint__happens_where_there_are_only_transactions(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 20)
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     for n in range(100):
         async with backend.transaction() as tx:
             await tx.run(add_parent(id=n, name=f"{n}" + "x" * 10_000))

@@ -20,6 +20,7 @@ import pytest
 from metastore import StoreFailed
 from metastore.backends.sqlite import lanes
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.url import of_file
 from tests.backends.conftest import add_parent, list_parents
 from tests.patience import PATIENCE
 
@@ -87,7 +88,7 @@ async def test_stray_error__reaches_every_caller_and_the_lane_lives(
     error: BaseException,
 ) -> None:
     where, work, count = PLACES[place]
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     owner, name = where(backend)
     monkeypatch.setattr(owner, name, once(error, getattr(owner, name)))
     async with asyncio.timeout(PATIENCE):
@@ -111,7 +112,7 @@ async def test_stray_error__reaches_every_caller_and_the_lane_lives(
 async def test_stray_error__while_rolling_back(
     path: Path, monkeypatch: pytest.MonkeyPatch, outside: Callable[[str], list[Any]]
 ) -> None:
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
 
     async def body() -> None:
         async with backend.transaction() as tx:
@@ -135,7 +136,7 @@ async def test_stray_error__after_the_commit_changes_no_answer(
     outside: Callable[[str], list[Any]],
 ) -> None:
     monkeypatch.setattr(lanes, "CHECKPOINT_AFTER", 1)
-    backend = await SqliteBackend.open(path)
+    backend = await SqliteBackend.open(of_file(path))
     checkpoint = once(MemoryError(), backend._writer._checkpoint)
     monkeypatch.setattr(backend._writer, "_checkpoint", checkpoint)
     async with asyncio.timeout(PATIENCE):
@@ -152,6 +153,7 @@ WITHOUT_PERMISSION = textwrap.dedent(
     from metastore import StoreFailed
     from metastore.backends.sqlite import lanes
     from metastore.backends.sqlite.backend import SqliteBackend
+    from metastore.backends.sqlite.url import of_file
     from tests.backends.conftest import add_parent
 
     async def write(backend, first):
@@ -163,7 +165,7 @@ WITHOUT_PERMISSION = textwrap.dedent(
     async def main(folder):
         lanes.CHECKPOINT_AFTER = 1
         os.chdir(folder)
-        backend = await SqliteBackend.open(folder / "scratch.db")
+        backend = await SqliteBackend.open(of_file(folder / "scratch.db"))
         async with asyncio.timeout(30):
             before = await write(backend, 0)
             folder.chmod(0o000)

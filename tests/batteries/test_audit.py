@@ -14,7 +14,7 @@ import pytest
 
 from metastore import MetadataStore, NewEvent
 from metastore.codec import new_id
-from metastore.store import write_template
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import Callable

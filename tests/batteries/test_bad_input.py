@@ -30,8 +30,8 @@ from metastore import (
 )
 from metastore.codec import MAX_JSON, MAX_JSON_DEPTH, MAX_TEXT
 from metastore.paging import FIRST_ID
-from metastore.store import write_template
 from metastore.testing import Clock, Factories
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -25,8 +25,8 @@ from metastore import MetadataStore, MetastoreError, StoreCorrupt
 from metastore.cli import main
 from metastore.codec import new_id
 from metastore.repositories import repository_types
-from metastore.store import write_template
 from metastore.testing import Clock, Factories
+from metastore.testing.template import write_template
 from tests.patience import PATIENCE
 from tests.test_hops import operations
 

@@ -33,8 +33,8 @@ from metastore import (
 from metastore.codec import MAX_TEXT
 from metastore.paging import FIRST_ID
 from metastore.repositories import repository_types
-from metastore.store import write_template
 from metastore.testing import Clock
+from metastore.testing.template import write_template
 from tests.batteries.test_damage import fill
 
 if TYPE_CHECKING:

@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore, SchemaTooNew, migrations, urls
-from metastore.backends.sqlite.schema_comparison import objects
-from metastore.store import write_template
+from metastore.backends.sqlite.schema import SqliteSchemaConnection
+from metastore.testing.template import write_template
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from metastore.backends.base import DatabaseUrl
+
 ROOT = Path(__file__).resolve().parents[2]
 BOOKKEEPING = ("_yoyo_*", "*yoyo_*", "_metastore_*", "sqlite_*")
 
 
-def url_of(path: Path) -> urls.DatabaseUrl:
+def url_of(path: Path) -> DatabaseUrl:
     return urls.resolve(f"sqlite:///{path}")
 
 
@@ -72,7 +74,7 @@ def applied(path: Path) -> list[str]:
 def test_kill__during_an_upgrade_leaves_whole_migrations(
     tmp_path: Path, record_property: Callable[[str, object], None], kills: int
 ) -> None:
-    known = [migration.id for migration in migrations.known()]
+    known = [migration.id for migration in migrations.known("sqlite")]
     expected = tmp_path / "expected.db"
     write_template(expected)
     dice = random.Random(7)
@@ -117,7 +119,7 @@ def test_kill__during_an_upgrade_leaves_whole_migrations(
 def test_race__eight_migrators_apply_each_migration_once(
     tmp_path: Path, record_property: Callable[[str, object], None], rounds: int
 ) -> None:
-    known = [migration.id for migration in migrations.known()]
+    known = [migration.id for migration in migrations.known("sqlite")]
     shared = 0
     for n in range(rounds):
         path = tmp_path / f"{n}.db"
@@ -192,7 +194,7 @@ def tables_of(path: Path) -> dict[str, int]:
 def test_down_and_up__the_schema_is_identical_and_the_other_tables_keep_their_rows(
     tmp_path: Path, record_property: Callable[[str, object], None], count: int
 ) -> None:
-    known = [migration.id for migration in migrations.known()]
+    known = [migration.id for migration in migrations.known("sqlite")]
     path = tmp_path / "metadata.db"
     # The schema after each migration, and which tables it has.
     schemas = []
@@ -322,7 +324,7 @@ def test_verify__names_each_mutation(
             assert word in told[type_, name], sql
             counts[f"{type_} {word if word in ('missing', 'different') else 'check'}"] += 1
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert len(objects(connection, ())) > 50
+        assert len(SqliteSchemaConnection(connection).objects(())) > 50
     record_property("figures", f"{counts.total()} mutations named: {dict(counts)}")
     assert counts.total() > 900 / every
 

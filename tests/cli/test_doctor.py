@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from click.testing import CliRunner
 
 from metastore import MetadataStore, migrations, urls
 from metastore.cli import main
-from metastore.store import write_template
 from metastore.testing import Factories
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -64,7 +65,7 @@ def fill(path: Path) -> Fill:
 def facts(output: str) -> dict[str, str]:
     """Return the lines of the first block, by their names."""
     lines = output.partition("\n\n")[0].splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line[:1].islower())
+    return dict(re.split(r" {2,}", line, maxsplit=1) for line in lines if line[:1].islower())
 
 
 def section(output: str, title: str) -> list[str]:
@@ -78,7 +79,7 @@ def test_doctor__of_a_new_database(run: Run, path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = facts(result.output)
     assert found["reachable"] == found["writable"] == "yes"
-    assert (found["schema"], found["journal"], found["synchronous"]) == (HEAD, "wal", "full")
+    assert (found["schema"], found["journal mode"], found["synchronous"]) == (HEAD, "wal", "full")
     assert found["size"] == f"{path.stat().st_size / 1024:,.1f} KiB"
     assert found["worktrees"] == "0 leased, 0 expired"
     assert found["integrity"] == "ok"
@@ -92,7 +93,7 @@ def test_doctor__json_is_the_report(run: Run, path: Path) -> None:
     report = json.loads(result.stdout)
     assert result.exit_code == 1
     assert report["healthy"] is False
-    assert report["file_modes"][str(path)] == "0640"
+    assert report["details"]["file_modes"][str(path)] == "0640"
     assert (report["schema_revision"], report["schema_head"]) == (HEAD, HEAD)
     assert report["damage"] is None
     assert len(report["problems"]) == 3

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 from metastore import MetadataStore, cli
 from metastore.cli import main
-from metastore.store import write_template
 from metastore.testing import Factories
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,6 +134,7 @@ def commands(stored: Stored) -> Iterator[list[str]]:
 
 
 ELSEWHERE = {
+    ("sql",): "prints what is installed, and opens no database",
     ("demo",): "prints what it made itself",
     ("audit", "keygen"): "prints the key that it made",
     ("migrate", "new"): "names a file after its argument, in which only a to z and 0 to 9 are left",

@@ -692,7 +692,7 @@ async def test_summary__of_nothing(store: MetadataStore) -> None:
 async def test_summary__comes_from_an_index(tmp_path: Path, name: str) -> None:
     path = tmp_path / "metadata.db"
     migrations.upgrade(urls.resolve(f"sqlite:///{path}"))
-    statement = read_statements("cost_entries")[name]
+    statement = read_statements("cost_entries", CostEntry, "sqlite")[name]
     connection = sqlite3.connect(path)
     plan = [
         row[3]

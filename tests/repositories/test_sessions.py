@@ -23,7 +23,7 @@ from metastore import (
     SessionType,
 )
 from metastore.codec import new_id
-from metastore.store import write_template
+from metastore.testing.template import write_template
 from tests.repositories.states import check_pair, reach
 
 if TYPE_CHECKING:

@@ -643,7 +643,7 @@ def _steps(connection: sqlite3.Connection, claim: str) -> int:
         steps = 0
         connection.set_progress_handler(count, 1)
         rows = connection.execute(
-            read_statements("tasks")[claim].sql,
+            read_statements("tasks", Task, "sqlite")[claim].sql,
             {
                 "line_id": _line_of(None),
                 "position": (1 << 63) - 1,
@@ -678,7 +678,7 @@ def test_claim__costs_the_same_however_many_tasks_there_are(
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_claim__is_answered_from_indexes(claim: str) -> None:
     connection = migrated()
-    plan = plan_of(connection, read_statements("tasks")[claim].sql)
+    plan = plan_of(connection, read_statements("tasks", Task, "sqlite")[claim].sql)
     connection.close()
     scans = [line.strip() for line in plan if "SCAN" in line]
     assert {line for line in scans if not line.startswith(("SCAN wanted", "SCAN l"))} <= {

@@ -177,7 +177,7 @@ async def test_busy__waits_as_long_as_it_is_told(
 async def test_busy__not_inside_the_stores_own_transaction(
     store: MetadataStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metastore.testing.faults.LONGEST_WAIT", SHORT_WAIT)
+    monkeypatch.setattr("metastore.backends.sqlite.planted_faults.LONGEST_WAIT", SHORT_WAIT)
     async with store.transaction() as tx:
         await tx.repositories.create(name="a", remote_url="")
         with pytest.raises(StoreBusy), faults.busy():

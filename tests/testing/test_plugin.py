@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from metastore import MetadataStore, migrations, urls
-from metastore.store import write_template
+from metastore.testing.template import write_template
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from metastore.backends.base import NO_TABLES, Facts
 from metastore.backends.sqlite import database_file, inspection
@@ -24,6 +24,7 @@ from metastore.backends.sqlite.transaction import (
 )
 from metastore.backends.sqlite.watcher import Watcher
 from metastore.errors import (
+    InvalidValue,
     MetastoreError,
     OpenedBeforeFork,
     StoreBusy,
@@ -36,7 +37,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
     from pathlib import Path
 
-    from metastore.backends.base import Executor, Guard, RowCheck, Values
+    from metastore.backends.base import (
+        DatabaseUrl,
+        Durability,
+        Executor,
+        Guard,
+        RowCheck,
+        SchemaCheck,
+        Values,
+    )
     from metastore.backends.sqlite.connection import Connection
     from metastore.statements import Call
 
@@ -60,10 +69,18 @@ class SqliteBackend:
     """An open SQLite database."""
 
     def __init__(
-        self, path: Path, writer: WriterLane, readers: list[ReaderLane], scans: Scans
+        self,
+        url: DatabaseUrl,
+        path: Path,
+        writer: WriterLane,
+        readers: list[ReaderLane],
+        scans: Scans,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._path = path
-        self._writer = writer
+        self.url = url
+        self.path = path
+        self.writer = self._writer = writer
+        self._on_close = on_close
         self._readers = readers
         self._scans = scans
         self._next_reader = 0
@@ -78,21 +95,26 @@ class SqliteBackend:
     @classmethod
     async def open(
         cls,
-        path: Path,
+        url: DatabaseUrl,
         *,
-        durability: Literal["full", "normal"] = "full",
+        durability: Durability = "full",
         readers: int = 1,
-        check: Callable[[sqlite3.Connection], None] = lambda _: None,
+        check: SchemaCheck = lambda _: None,
         connect: Callable[[Connector], Awaitable[Connection]] = connect,
+        on_close: Callable[[], None] = lambda: None,
     ) -> SqliteBackend:
-        """Connect to the existing metastore at `path`, which must pass `check`.
+        """Connect to the existing metastore at `url`, whose schema must pass `check`.
 
-        `connect` makes the connections; a simulation makes them without threads.
+        `connect` makes the connections; a simulation makes them without threads. `on_close` is
+        called when they are closed.
 
         Raises:
             StoreCorrupt: it is missing, empty, no metastore, or damaged.
             StoreReadOnly: it cannot be opened for writing.
         """
+        path = url.path
+        if path is None:
+            raise InvalidValue(None, "url", "names a database in memory, which has no file")
         lanes: list[Lane] = []
         connect_to_read = partial(
             database_file.connect, path, durability=durability, read_only=True
@@ -120,7 +142,7 @@ class SqliteBackend:
                 raise
             return connection
 
-        return cls(path, writer, reading, Scans(connect_to_scan))
+        return cls(url, path, writer, reading, Scans(connect_to_scan), on_close)
 
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows. See `Executor.run`."""
@@ -189,7 +211,7 @@ class SqliteBackend:
     async def inspect(
         self,
         *,
-        check: Callable[[sqlite3.Connection], None],
+        check: SchemaCheck,
         integrity: bool = False,
         tables: Mapping[str, RowCheck] = NO_TABLES,
     ) -> Facts:
@@ -207,7 +229,7 @@ class SqliteBackend:
         damage, unread = None, None
         if integrity and not isinstance(read_error, StoreClosed | StoreReplaced):
             damage, unread = await _attempt(self._damage(tables))
-        files = inspection.files(self._path)
+        files = inspection.files(self.path)
         return Facts(
             read_error=read_error,
             write_error=write_error,
@@ -216,14 +238,11 @@ class SqliteBackend:
             known_faults=known_faults(
                 trusts_schema=settings is not None and settings.trusts_schema
             ),
-            folder=str(self._path.parent),
-            file_modes=files.modes,
             database_bytes=files.database_bytes,
-            wal_bytes=files.wal_bytes,
-            free_disk_bytes=files.free_disk_bytes,
-            journal_mode=settings and settings.journal_mode,
-            synchronous=settings and settings.synchronous,
             damage=damage if unread is None else [str(unread)],
+            details=inspection.details(settings, files),
+            problems=list(inspection.problems(settings, files, self.path.parent)),
+            notes=list(inspection.notes(settings)),
         )
 
     async def _probe_write(self) -> None:
@@ -236,7 +255,7 @@ class SqliteBackend:
 
     async def _damage(self, tables: Mapping[str, RowCheck]) -> list[str]:
         # On a connection of its own: it may take long, and the others have work to do.
-        connect_to_read = partial(database_file.connect, self._path, read_only=True)
+        connect_to_read = partial(database_file.connect, self.path, read_only=True)
         lane = ReaderLane(await connect(connect_to_read))
         try:
             self._writer.files.check_same(lane.connection.raw)
@@ -270,8 +289,11 @@ class SqliteBackend:
         self._refuse(closed)
         # One after the other: SQLite removes the WAL when the last connection closes, and of two
         # that close at once neither is the last.
-        await asyncio.gather(*(lane.close() for lane in self._readers), self._scans.close())
-        await self._writer.close()
+        try:
+            await asyncio.gather(*(lane.close() for lane in self._readers), self._scans.close())
+            await self._writer.close()
+        finally:
+            self._on_close()
 
     async def _close_from_outside(self) -> None:
         """Close what a loop left open that has ended, or at least does not run."""
@@ -279,8 +301,11 @@ class SqliteBackend:
             raise WrongLoop
         _open_backends.discard(self)
         self._refuse(closed)
-        for lane in self._lanes:
-            await lane.connection.close_within(CLOSE_LIMIT)
+        try:
+            for lane in self._lanes:
+                await lane.connection.close_within(CLOSE_LIMIT)
+        finally:
+            self._on_close()
 
     @property
     def _lanes(self) -> list[Lane]:
@@ -297,7 +322,7 @@ class SqliteBackend:
 
     def forbid(self) -> None:
         """Refuse every further operation in the child of a fork."""
-        self._refuse(partial(OpenedBeforeFork, self._path))
+        self._refuse(partial(OpenedBeforeFork, self.path))
 
     def _refuse(self, refusal: Callable[[], MetastoreError]) -> None:
         for lane in self._lanes:

@@ -7,17 +7,20 @@ import contextlib
 import os
 import sqlite3
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import aiosqlite
 from aiosqlite.core import _STOP_RUNNING_SENTINEL
 
 from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.schema import read_state
 from metastore.errors import StoreCorrupt, StoreReadOnly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from metastore.backends.base import Durability, SchemaCheck
 
 __all__ = ["Connection", "connect", "open_writer"]
 
@@ -125,8 +128,8 @@ async def connect(connector: Callable[[], sqlite3.Connection]) -> Connection:
 
 def open_writer(
     path: Path,
-    durability: Literal["full", "normal"],
-    check: Callable[[sqlite3.Connection], None],
+    durability: Durability,
+    check: SchemaCheck,
 ) -> sqlite3.Connection:
     """Connect to the existing metastore at `path` for writing.
 
@@ -144,7 +147,7 @@ def open_writer(
     connection = database_file.connect(path, durability=durability)
     try:
         is_metastore = database_file.is_metastore(connection)
-        check(connection)
+        check(read_state(connection))
         if not is_metastore:
             raise StoreCorrupt("is empty", path=path)
         connection.execute("PRAGMA journal_mode = WAL")

@@ -35,9 +35,9 @@ __all__ = [
     "connect",
     "create",
     "exists",
+    "initialise",
     "is_metastore",
     "leak",
-    "mark",
 ]
 
 APPLICATION_ID = 0x6D657461
@@ -307,7 +307,7 @@ def is_metastore(connection: sqlite3.Connection) -> bool:
     return False
 
 
-def mark(connection: sqlite3.Connection) -> None:
+def initialise(connection: sqlite3.Connection) -> None:
     """Make an empty database metastore's own, in WAL mode. Run outside a transaction."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

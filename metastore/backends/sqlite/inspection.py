@@ -8,17 +8,28 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 from stat import S_IMODE
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metastore.backends.sqlite.lanes import roll_back
+from metastore.backends.sqlite.schema import read_state
 from metastore.errors import MetastoreError, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from metastore.backends.base import RowCheck
+    from metastore.backends.base import RowCheck, SchemaCheck
 
-__all__ = ["Files", "Settings", "damage", "files", "probe_write", "read_settings"]
+__all__ = [
+    "Files",
+    "Settings",
+    "damage",
+    "details",
+    "files",
+    "notes",
+    "probe_write",
+    "problems",
+    "read_settings",
+]
 
 PROBE_BUSY_TIMEOUT_MS = 1_000
 """How long the attempt to write waits for another process's lock, in milliseconds."""
@@ -28,6 +39,12 @@ MOST_DAMAGE = 100
 
 MOST_DAMAGED_ROWS = 50
 """Lines among them that name a row: what else is broken is to be seen as well."""
+
+LARGE_WAL = 64 << 20
+"""The size of a WAL, in bytes, that checkpoints do not let it reach in ordinary operation."""
+
+LOW_DISK = 128 << 20
+"""The free space on the disk, in bytes, below which there is little time left."""
 
 _SYNCHRONOUS = ("off", "normal", "full", "extra")
 
@@ -46,9 +63,7 @@ class Settings(NamedTuple):
     schema_error: MetastoreError | None
 
 
-def read_settings(
-    check: Callable[[sqlite3.Connection], None], connection: sqlite3.Connection
-) -> Settings:
+def read_settings(check: SchemaCheck, connection: sqlite3.Connection) -> Settings:
     """Read from the database, and `check` its schema.
 
     Raises:
@@ -56,7 +71,7 @@ def read_settings(
     """
     schema_error = None
     try:
-        check(connection)
+        check(read_state(connection))
     except MetastoreError as error:
         schema_error = error
     journal_mode, synchronous, trusts_schema = (
@@ -180,3 +195,50 @@ def files(path: Path) -> Files:
         wal_bytes=found["-wal"].st_size if "-wal" in found else None,
         free_disk_bytes=free_disk_bytes,
     )
+
+
+def details(settings: Settings | None, files: Files) -> dict[str, Any]:
+    """Return what is known of a database, by name, see `Facts.details`."""
+    return {
+        "wal_bytes": files.wal_bytes,
+        "free_disk_bytes": files.free_disk_bytes,
+        "journal_mode": settings and settings.journal_mode,
+        "synchronous": settings and settings.synchronous,
+        "file_modes": {path: f"{mode:04o}" for path, mode in files.modes.items()},
+    }
+
+
+def problems(settings: Settings | None, files: Files, folder: Path) -> Iterator[str]:
+    """Say what is wrong with a database's files and settings, and what to do about it."""
+    for path, mode in files.modes.items():
+        if mode & 0o077:
+            yield f"Others may read {path} (its mode is {mode:04o}). Run: chmod 600 '{path}'."
+    if settings is not None and settings.journal_mode != "wal":
+        yield (
+            f"The journal mode is {settings.journal_mode} and not wal, so that readers and writers "
+            "block each other. Move the database to a local file system that can share memory."
+        )
+    if files.wal_bytes is not None and files.wal_bytes >= LARGE_WAL:
+        yield (
+            f"The WAL has {_megabytes(files.wal_bytes)}: no checkpoint can finish while somebody "
+            "reads an old state. Close what reads for long, such as a sqlite3 shell inside a "
+            "transaction; the file is removed when the last process closes the database."
+        )
+    if files.free_disk_bytes is not None and files.free_disk_bytes < LOW_DISK:
+        yield (
+            f"Only {_megabytes(files.free_disk_bytes)} are free in {folder}, and on a full "
+            "disk every write is refused. Make room."
+        )
+
+
+def notes(settings: Settings | None) -> Iterator[str]:
+    """Say what is informational about a database's settings."""
+    if settings is not None and settings.synchronous not in ("full", "extra"):
+        yield (
+            f"synchronous is {settings.synchronous}: when the machine goes down, the last commits "
+            "may be lost. Open the store with durability='full' if they must not be."
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"

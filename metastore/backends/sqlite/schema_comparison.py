@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from metastore.audit import encode
+from metastore.backends.base import Difference, SchemaObject
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
-__all__ = ["Difference", "SchemaObject", "compare", "fingerprint", "from_rows", "objects"]
+    from metastore.backends.base import Objects
+
+__all__ = ["compare", "fingerprint", "objects"]
 
 # Strings and quoted names first: what looks like a comment inside them is none.
 _TOKEN = re.compile(
@@ -30,51 +30,7 @@ _TOKEN = re.compile(
 )
 
 
-class Difference(msgspec.Struct, frozen=True):
-    """One thing in which a live database is not what its migrations make.
-
-    Attributes:
-        kind: `missing`, `extra` or `different` for an object of the schema; for a migration the
-            state that `status` reports.
-        type: `table`, `index`, `trigger`, `view` or `migration`.
-        name: the object's name, or the migration's id.
-        detail: what exactly, where there is more to say.
-    """
-
-    kind: Literal["missing", "extra", "different", "edited", "unknown", "unverified"]
-    type: str
-    name: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.type} {self.name} is {self.kind}" + (
-            f": {self.detail}" if self.detail else ""
-        )
-
-
-class SchemaObject(NamedTuple):
-    """A table, index, trigger or view as its database holds it."""
-
-    type: str
-    name: str
-    table: str
-    sql: str
-
-
 def objects(
-    connection: sqlite3.Connection, ignore_tables: Collection[str]
-) -> dict[tuple[str, str], SchemaObject]:
-    """Return everything that a schema holds, by type and name.
-
-    See `from_rows`.
-    """
-    rows = connection.execute(
-        "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
-    )
-    return from_rows(rows.fetchall(), ignore_tables)
-
-
-def from_rows(
     rows: Iterable[Sequence[str]], ignore_tables: Collection[str]
 ) -> dict[tuple[str, str], SchemaObject]:
     """Return the objects of the rows of a schema, by type and name.
@@ -92,7 +48,7 @@ def from_rows(
     }
 
 
-def fingerprint(found: Mapping[tuple[str, str], SchemaObject]) -> str:
+def fingerprint(found: Objects) -> str:
     """Return a hash over a schema: the same for two in which `compare` finds no difference."""
     digest = sha256()
     for it in found.values():
@@ -100,9 +56,7 @@ def fingerprint(found: Mapping[tuple[str, str], SchemaObject]) -> str:
     return digest.hexdigest()
 
 
-def compare(
-    live: dict[tuple[str, str], SchemaObject], expected: dict[tuple[str, str], SchemaObject]
-) -> list[Difference]:
+def compare(live: Objects, expected: Objects) -> list[Difference]:
     """Return the differences between a live schema and the expected one.
 
     Comments, white space, the case of names and whether names are quoted make none. A table is

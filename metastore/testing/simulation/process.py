@@ -7,9 +7,9 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from metastore import urls
 from metastore.backends.sqlite.backend import SqliteBackend
 from metastore.backends.sqlite.lanes import roll_back
+from metastore.backends.sqlite.url import of_file
 from metastore.errors import MetastoreError
 from metastore.store import MetadataStore
 from metastore.testing.simulation.connection import SimulatedConnection
@@ -155,13 +155,12 @@ class Process:
             return connection
 
         backend = await SqliteBackend.open(
-            self.scheduler.path,
+            of_file(self.scheduler.path),
             durability="normal",
             connect=connect,  # type: ignore[arg-type]
         )
         self._backends.append(backend)
-        url = urls.resolve(f"sqlite:///{self.scheduler.path}")
-        return MetadataStore(backend, url, self.clock)
+        return MetadataStore(backend, self.clock)
 
     async def close(self) -> None:
         """Close the store, which must not take long."""

@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from metastore.backends.sqlite.memory import MemoryFolder
-from metastore.store import write_template
 from metastore.testing.simulation.faults import FaultKind, draw_faults
 from metastore.testing.simulation.scheduler import Scheduler
 from metastore.testing.simulation.shrink import shape_of, shrink
 from metastore.testing.simulation.stage import Stage
+from metastore.testing.template import write_template
 
 if TYPE_CHECKING:
     import sqlite3
