@@ -16,7 +16,7 @@ CHECKS := lint types verify
 SQL_RULES_OF_SQLITE := AL03,AM04,LT02,RF01,RF03,RF04,ST06
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick suite fast lint types sql verify format torture mutants bench bench-quick wheel clean
+.PHONY: help setup demo test quick suite fast lint types sql verify format torture pythons mutants bench bench-quick wheel clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ torture: $(READY) ## Run the long batteries: racing, killed and stopped processe
 	$(BIN)/python -m pytest -m torture --torture --ignore tests/simulation
 	$(BIN)/python -m pytest -m torture --torture --numprocesses auto --dist worksteal tests/simulation
 
+pythons: $(READY) ## Run the tests on every CPython from 3.11 on, each in .venv-<version>
+	$(BIN)/python -m tests.pythons
+
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m tests.simulation.mutants
@@ -87,4 +90,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove the environment and whatever was built
-	rm -rf $(VENV) .artifacts dist build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* .artifacts dist build .mypy_cache .pytest_cache .ruff_cache
