@@ -50,9 +50,19 @@ lint: $(READY) ## Check style with ruff
 types: $(READY) ## Check types with mypy --strict
 	$(BIN)/mypy
 
-sql: $(READY) ## Check every SQL file with sqlfluff, the shared statements in both dialects
-	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect sqlite migrations/sqlite sql
-	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect postgres --exclude-rules $(SQL_RULES_OF_SQLITE) $(filter-out %.sqlite.sql,$(wildcard sql/*.sql))
+sql: $(VENV)/.sql-sqlite $(VENV)/.sql-postgres ## Check changed SQL with sqlfluff, the shared statements in both dialects
+
+# Each stamp is as old as the last check; $? is what has changed since, and with the rules all has.
+SQL_CHANGED = $(filter %.sql,$(if $(filter pyproject.toml,$?),$^,$?))
+SQL_LINT := $(BIN)/sqlfluff lint --disable-progress-bar --processes 2
+
+$(VENV)/.sql-sqlite: $(wildcard migrations/sqlite/*.sql migrations/sqlite/*/*.sql sql/*.sql) pyproject.toml | $(READY)
+	$(SQL_LINT) --dialect sqlite $(SQL_CHANGED)
+	@touch $@
+
+$(VENV)/.sql-postgres: $(filter-out %.sqlite.sql,$(wildcard sql/*.sql)) pyproject.toml | $(READY)
+	$(SQL_LINT) --dialect postgres --exclude-rules $(SQL_RULES_OF_SQLITE) $(SQL_CHANGED)
+	@touch $@
 
 verify: $(READY) ## Fail when a generated file is stale
 	$(BIN)/python -m docs.generate --check
