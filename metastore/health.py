@@ -22,7 +22,7 @@ from metastore.errors import (
     StoreReadOnly,
     StoreReplaced,
 )
-from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, row_checks
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def examine(
     """
     url = backend.url
     check = migrations.schema_check(url)
-    tables = row_checks(repository_types()) if integrity else NO_TABLES
+    tables = row_checks(repository_types(), backend.columns) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
     leases = count_error = tampering = audit_error = None
@@ -116,9 +116,10 @@ async def examine(
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
+            await repositories.lease_limits.check()
             leases = {
                 repository.leased: LeaseCount(*await repository.count_held())
-                for repository in repositories.leasable
+                for repository in leasable(repositories)
             }
             schema = await repositories.audit_chains.schema_findings()
             if integrity:
@@ -169,7 +170,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
         return _unreachable(url, error)
     try:
         repositories = RepositorySet(
-            Scope(backend, lambda: datetime.now(UTC), backend, url.dialect)
+            Scope(backend, lambda: datetime.now(UTC), backend, backend.columns)
         )
         return await examine(backend, repositories, integrity=integrity, audit=audit)
     finally:

@@ -14,7 +14,7 @@ from metastore.backends.base import Durability
 from metastore.codec import expect
 from metastore.leasing.guard import keeper_of
 from metastore.leasing.queue import background_work
-from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, load_statements
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class MetadataStore(RepositorySet):
         backend: Backend,
         clock: Callable[[], datetime],
     ) -> None:
-        super().__init__(Scope(backend, clock, backend, backend.url.dialect))
+        super().__init__(Scope(backend, clock, backend, backend.columns))
         self._backend = backend
         self._clock = clock
 
@@ -90,6 +90,7 @@ class MetadataStore(RepositorySet):
         Raises:
             SchemaOutdated: the database is older than the code, missing or empty.
             SchemaTooNew: it is newer than the code.
+            LimitsMismatch: its processes hold leases under other limits than the code's.
             StoreCorrupt: it is damaged, or no metastore.
             StoreReadOnly: it takes no writes.
             MigrationFailed: `migrate` failed; the schema is as it was.
@@ -120,10 +121,10 @@ class MetadataStore(RepositorySet):
             TransactionActive: this task has a transaction open already.
             InvalidValue: `lease` is none.
         """
-        guard = None if lease is None else keeper_of(lease, self.leasable).guard(lease)
+        guard = None if lease is None else keeper_of(lease, leasable(self)).guard(lease)
         async with self._backend.transaction(guard) as executor:
             now = self._clock()
-            yield Transaction(Scope(executor, lambda: now, None, self._backend.url.dialect))
+            yield Transaction(Scope(executor, lambda: now, None, self._backend.columns))
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.
@@ -194,7 +195,8 @@ class _Opening:
 
     async def _open(self) -> MetadataStore:
         url = urls.resolve(self._url)
-        await asyncio.to_thread(load_statements, repository_types())
+        columns = opening.columns_of(url.dialect)
+        await asyncio.to_thread(load_statements, repository_types(), columns)
         if not url.in_memory:
             if self._migrate:
                 await asyncio.to_thread(migrations.upgrade, url)
@@ -206,7 +208,13 @@ class _Opening:
             check=migrations.schema_check(url),
             upgrade=migrations.upgrade,
         )
-        return self._store_type(backend, self._clock)
+        store = self._store_type(backend, self._clock)
+        try:
+            await store.lease_limits.check()
+        except BaseException:
+            await backend.close()
+            raise
+        return store
 
 
 def _refuse_missing(url: DatabaseUrl) -> None:

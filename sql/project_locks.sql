@@ -5,6 +5,7 @@
 -- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
 -- No row: the project is locked, or promised to somebody who waits, or the session may not lock it.
+-- Needs: one writer, or the session may end meanwhile, and a deleted lock raise the floor.
 INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
 SELECT
     :id,
@@ -137,6 +138,7 @@ LIMIT :limit;
 -- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live lock. No row: it is lost, or its session has ended.
 -- A clock that jumped back behind the take leaves the end where it is.
+-- Needs: one writer, or the session may end meanwhile.
 UPDATE project_locks
 SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END
 WHERE
@@ -172,6 +174,7 @@ WHERE id = :id;
 
 -- name: project_is_locked(id, session_id, fencing_number, now, latest_credible_expiry)^
 -- The guard of a transaction. No row: the lock is lost.
+-- Needs: one writer, or the lock may be taken over before the transaction commits.
 SELECT id
 FROM project_locks
 WHERE

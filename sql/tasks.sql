@@ -6,6 +6,7 @@
 
 -- name: create_task(id, title, description, task_type, config, metadata, workspace_path, created_at)<!
 -- Put a task behind those that wait. Its version starts above that of every task that was ever deleted.
+-- Needs: one writer, or a deleted task may raise the floor meanwhile.
 INSERT INTO tasks (
     id,
     title,
@@ -194,6 +195,7 @@ WHERE lease_expires_at > :after AND lease_token = :lease_token;
 -- name: task_is_claimed(id, version, lease_owner, lease_token, now, latest_credible_expiry)^
 -- The guard of a transaction, in which the holder may have ended the task itself: then it has the
 -- claim's number still, which whatever else ends a claim raises. No row: the claim is lost.
+-- Needs: one writer, or the task may be claimed again before the transaction commits.
 SELECT id
 FROM tasks
 WHERE

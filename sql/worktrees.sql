@@ -5,6 +5,7 @@
 
 -- name: create_worktree(id, repository_id, path, branch, commit_sha, environment_hashes, created_at)<!
 -- Register a checkout. Its version starts above that of every worktree that was ever deleted.
+-- Needs: one writer, or a deleted worktree may raise the floor meanwhile.
 INSERT INTO worktrees (
     id,
     repository_id,
@@ -156,6 +157,7 @@ WHERE repository_id = :repository_id AND lease_token = :lease_token;
 
 -- name: worktree_is_leased(id, version, lease_owner, lease_token, now, latest_credible_expiry)^
 -- The guard of a transaction. No row: the lease is lost.
+-- Needs: one writer, or the lease may be taken over before the transaction commits.
 SELECT id
 FROM worktrees
 WHERE

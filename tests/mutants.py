@@ -67,6 +67,7 @@ TASKS = "tests/repositories/test_tasks.py"
 LOCKS = "tests/repositories/test_project_locks.py"
 BUDGETS = "tests/repositories/test_budget_reservations.py"
 ENDED = "tests/test_ended.py"
+AVAILABILITY = "tests/repositories/test_availability.py"
 
 MUTANTS = [
     Mutant(
@@ -146,7 +147,7 @@ MUTANTS = [
         "sql/worktrees.sql",
         "AND lease_token = :lease_token",
         "AND :lease_token = :lease_token",
-        WORKTREES,
+        AVAILABILITY,
         after="-- name: abandon_worktree",
     ),
     Mutant(
@@ -176,8 +177,8 @@ MUTANTS = [
         "a waiter does not see a worktree whose expiry is not believed",
         "sql/worktrees.sqlite.sql",
         "'') > :latest_credible_expiry",
-        "'') > :latest_credible_expiry || '9'",
-        f"{WORKTREES} {WAITERS}",
+        "'') > :latest_credible_expiry AND FALSE",
+        AVAILABILITY,
         after="-- name: worktree_is_available",
     ),
     Mutant(
@@ -185,7 +186,7 @@ MUTANTS = [
         "sql/worktrees.sqlite.sql",
         "AND w.repository_id = :repository_id",
         "AND :repository_id = :repository_id",
-        f"{WORKTREES} {WAITERS}",
+        AVAILABILITY,
         after="-- name: worktree_is_available",
     ),
     Mutant(
@@ -193,7 +194,7 @@ MUTANTS = [
         "sql/worktrees.sqlite.sql",
         "w.updated_at\n",
         "w.updated_at DESC\n",
-        WORKTREES,
+        AVAILABILITY,
         after="AND w.commit_sha = :commit_sha\n                AND coalesce",
     ),
     Mutant(
@@ -215,7 +216,7 @@ MUTANTS = [
         "metastore/repositories/lease_waiters.py",
         "            if taken is None:\n                # A",
         "            if False:\n                # A",
-        WAITERS,
+        AVAILABILITY,
     ),
     Mutant(
         "the tickets of those who died are never cleared away",
@@ -253,7 +254,7 @@ MUTANTS = [
         "sql/project_locks.sql",
         "AND l.resource_id = :project_id",
         "AND :project_id = :project_id",
-        f"{LOCKS} {WAITERS}",
+        AVAILABILITY,
         after="-- name: project_lock_is_available",
     ),
     Mutant(
@@ -261,7 +262,7 @@ MUTANTS = [
         "sql/project_locks.sql",
         "AND k.expires_at <= :latest_credible_expiry",
         "AND :latest_credible_expiry = :latest_credible_expiry",
-        f"{LOCKS} {WAITERS}",
+        AVAILABILITY,
         after="-- name: project_lock_is_available",
     ),
     Mutant(
@@ -269,7 +270,7 @@ MUTANTS = [
         "sql/project_locks.sql",
         "(expires_at, id) > (:after, :after_id)",
         "expires_at > :after AND :after_id = :after_id",
-        LOCKS,
+        AVAILABILITY,
         after="-- name: list_expired_project_locks",
     ),
     Mutant(
@@ -320,7 +321,7 @@ MUTANTS = [
         "sql/tasks.sql",
         "    started_at = NULL,\n",
         "",
-        TASKS,
+        AVAILABILITY,
         after="-- name: abandon_task_claim",
     ),
     Mutant(
@@ -336,7 +337,7 @@ MUTANTS = [
         "sql/tasks.sql",
         "AND lease_token = :lease_token",
         "AND :lease_token = :lease_token",
-        TASKS,
+        AVAILABILITY,
         after="-- name: abandon_task_claim",
     ),
     Mutant(
@@ -376,7 +377,7 @@ MUTANTS = [
         "sql/tasks.sqlite.sql",
         "ORDER BY w.turn, t.created_at, t.id",
         "ORDER BY t.created_at, t.id",
-        TASKS,
+        AVAILABILITY,
     ),
     Mutant(
         "a task of another type is claimed",
@@ -391,7 +392,7 @@ MUTANTS = [
         "sql/tasks.sqlite.sql",
         "t.status = 'pending' AND t.task_type = wanted.value",
         "t.status = 'pending'",
-        TASKS,
+        AVAILABILITY,
         after="-- name: task_of_types_is_available",
     ),
     Mutant(
@@ -399,7 +400,7 @@ MUTANTS = [
         "sql/tasks.sqlite.sql",
         "WHERE t.lease_expires_at <= :now",
         "WHERE t.lease_expires_at < '2' AND :now = :now",
-        TASKS,
+        AVAILABILITY,
         after="-- name: task_is_available",
     ),
     Mutant(
@@ -407,7 +408,7 @@ MUTANTS = [
         "sql/tasks.sqlite.sql",
         "t.task_type = wanted.value AND t.lease_expires_at > :latest_credible_expiry",
         "t.lease_expires_at > '9' || :latest_credible_expiry",
-        TASKS,
+        AVAILABILITY,
         after="-- name: task_of_types_is_available",
     ),
     Mutant(
@@ -962,7 +963,7 @@ MUTANTS = [
     ),
     Mutant(
         "a URL is resolved again and again",
-        "metastore/urls.py",
+        "metastore/backends/sqlite/url.py",
         "Path(os.path.realpath(name))",
         "Path(name)",
         REPLACED,
@@ -1005,14 +1006,14 @@ MUTANTS = [
     Mutant(
         "a rollback commits orphans",
         "metastore/migrations/bookkeeping.py",
-        "            self._check_foreign_keys(files, files.rollback_path)",
+        "            self._check_references(files, files.rollback_path)",
         "            pass",
         "tests/test_migrations.py",
     ),
     Mutant(
         "a migration commits orphans",
         "metastore/migrations/bookkeeping.py",
-        "            self._check_foreign_keys(files, files.path)",
+        "            self._check_references(files, files.path)",
         "            pass",
         "tests/test_migrations.py",
     ),
@@ -1060,7 +1061,7 @@ MUTANTS = [
     ),
     Mutant(
         "a busy fault is not taken back",
-        "metastore/testing/faults.py",
+        "metastore/backends/sqlite/planted_faults.py",
         "            self._post(partial(wait, before))",
         "            pass",
         "tests/testing/test_faults.py",
@@ -1074,14 +1075,14 @@ MUTANTS = [
     ),
     Mutant(
         "health does not see a large log",
-        "metastore/health.py",
-        "facts.wal_bytes >= LARGE_WAL",
-        "facts.wal_bytes >= LARGE_WAL * 1_000_000",
+        "metastore/backends/sqlite/inspection.py",
+        "files.wal_bytes >= LARGE_WAL",
+        "files.wal_bytes >= LARGE_WAL * 1_000_000",
         "tests/test_health.py",
     ),
     Mutant(
         "health does not see a mode that lets others in",
-        "metastore/health.py",
+        "metastore/backends/sqlite/inspection.py",
         "if mode & 0o077:",
         "if mode & 0:",
         "tests/test_health.py",

@@ -158,6 +158,8 @@ async def registry(store: Any, make: Factories) -> None:
     await store.project_locks.list_by_session(session.id)
     await store.project_locks.list_expired()
     await store.project_locks.count_held()
+    await store.lease_limits.get()
+    await store.lease_limits.check()
     lock = await store.project_locks.renew(lock, ttl=TTL)
     await store.project_locks.release(lock)
     await store.projects.delete((await make.project()).id)

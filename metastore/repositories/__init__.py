@@ -21,6 +21,7 @@ from metastore.repositories.events import Events
 from metastore.repositories.job_steps import JobSteps
 from metastore.repositories.jobs import Jobs
 from metastore.repositories.leasable import LeasableRepository
+from metastore.repositories.lease_limits import LeaseLimits
 from metastore.repositories.lease_waiters import LeaseWaiters
 from metastore.repositories.memory_files import MemoryFiles
 from metastore.repositories.memory_items import MemoryItems
@@ -38,9 +39,11 @@ from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from metastore.repositories.base import Scope, TableRepository
 
-__all__ = ["RepositorySet", "leasable_types", "repository_types"]
+__all__ = ["RepositorySet", "leasable", "repository_types"]
 
 
 class RepositorySet:
@@ -48,11 +51,6 @@ class RepositorySet:
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
-
-    @property
-    def leasable(self) -> list[LeasableRepository[Any, Any]]:
-        """The repositories whose rows are leased."""
-        return [getattr(self, it.table) for it in leasable_types()]
 
     @cached_property
     def repositories(self) -> Repositories:
@@ -73,6 +71,11 @@ class RepositorySet:
     def project_locks(self) -> ProjectLocks:
         """Who has a project to itself."""
         return ProjectLocks(self._scope)
+
+    @cached_property
+    def lease_limits(self) -> LeaseLimits:
+        """How long anything may be held."""
+        return LeaseLimits(self._scope)
 
     @cached_property
     def lease_waiters(self) -> LeaseWaiters:
@@ -216,6 +219,11 @@ def repository_types() -> tuple[type[TableRepository[Any]], ...]:
 
 
 @cache
-def leasable_types() -> tuple[type[LeasableRepository[Any, Any]], ...]:
-    """Return the type of each repository whose rows are leased."""
-    return tuple(it for it in repository_types() if issubclass(it, LeasableRepository))
+def _leasable_tables() -> tuple[str, ...]:
+    return tuple(it.table for it in repository_types() if issubclass(it, LeasableRepository))
+
+
+def leasable(repositories: RepositorySet) -> Iterator[LeasableRepository[Any, Any]]:
+    """Yield the repositories whose rows are leased."""
+    for table in _leasable_tables():
+        yield getattr(repositories, table)

@@ -86,15 +86,15 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
     ) -> ProjectLock:
         """Lock a project for a session until `ttl` from now.
 
-        A lock that ran out is taken over. With `wait`, the session gets in line for that long:
-        first come, first served, across processes. A session that holds the lock does not get
-        it twice.
+        An expired lock is taken over. With `wait`, the session queues for that long: first come,
+        first served, across processes. A session that holds the lock does not get it twice.
 
         Raises:
             LockHeld: it is held, and did not become free in time; carries the lock.
             InvalidReference: there is no such project or session.
             InvalidTransition: the session has ended, also while it waited; carries the session.
-            InvalidValue: the session is not one of this project.
+            InvalidValue: the session is not one of this project, or a value is refused.
+            TransactionActive: `wait` was given in a transaction.
         """
         checked_ttl(ttl)
         checked_wait(wait)
@@ -146,17 +146,17 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return await self._one(self._sql.get_project_lock(id=lock_id), lock_id)
 
     async def find_by_project(self, project_id: str) -> ProjectLock | None:
-        """Return the project's lock, also one that ran out, or None."""
+        """Return the project's lock, also an expired one, or None."""
         return await self._find(self._sql.find_project_lock(project_id=project_id))
 
     async def list_by_session(self, session_id: str) -> list[ProjectLock]:
-        """Return the locks that a session has, also those that ran out."""
+        """Return the locks that a session has, also expired ones."""
         return await self._all(self._sql.list_project_locks_by_session(session_id=session_id))
 
     async def list_expired(
         self, *, after: str | None = None, limit: int = 50
     ) -> Page[ProjectLock, str]:
-        """Return a page of the locks that ran out and were not taken over, the longest first."""
+        """Return a page of the locks that expired and were not taken over, the longest first."""
         cursor = TimeCursor(LONG_AGO, FIRST_ID) if after is None else TimeCursor.parse(after)
         now = self._now()
         rows = await self._all(
@@ -174,9 +174,10 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         """Let a lock run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out or went to another session; nothing was changed.
+            LeaseLost: it expired or went to another session; nothing was changed.
             InvalidTransition: the session has ended; carries the session. The lock is held until
-                it is released or runs out.
+                it is released or expires.
+            InvalidValue: `lock` is no lock, or another value is refused.
         """
         now = self._now()
         row = await self._find(
@@ -197,7 +198,8 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         """Set a locked project free.
 
         Raises:
-            LeaseLost: the lock ran out or went to another session; nothing was changed.
+            LeaseLost: the lock expired or went to another session; nothing was changed.
+            InvalidValue: `lock` is no lock.
         """
         now = self._now()
         await self._unless_lost(
@@ -216,15 +218,18 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         ttl: timedelta,
         wait: timedelta | None = None,
     ) -> AsyncIterator[ProjectLock]:
-        """Hold a project's lock for the time of a body: `acquire`, renew, release.
+        """Hold a project's lock for the duration of a body: `acquire`, renew, release.
 
         When the lock is lost, the body is cancelled and `LeaseLost` raised in its place. After
-        the end of its session the lock is not renewed: the body has until it runs out to finish.
+        the end of its session the lock is not renewed: the body has until it expires to finish.
 
         Raises:
             LockHeld: it is held, and did not become free in time.
             InvalidTransition: the session has ended; carries the session.
             LeaseLost: the lock was lost before the body ended.
+            InvalidReference: there is no such project or session.
+            InvalidValue: the session is not one of this project, or a value is refused.
+            TransactionActive: `wait` was given in a transaction.
         """
         lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
         async with self._holding(

@@ -39,8 +39,8 @@ Step = TypeVar("Step")
 MAX_TYPES = 100
 """How many types of task a claim may name; each costs a look into the index."""
 
-_LINES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
-"""The namespace of the ids of lines, see `Tasks.claim`."""
+_QUEUES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
+"""The namespace of the ids of queues, see `Tasks.claim`."""
 
 
 class TaskStatus(StrEnum):
@@ -243,7 +243,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def cancel(self, task_id: str) -> Task:
-        """Call a task off that has not ended, whoever runs it: what its holder does is too late.
+        """Cancel a task that has not ended, whoever runs it: what its holder does is too late.
 
         Raises:
             NotFound: there is none with this id.
@@ -303,11 +303,11 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     ) -> TaskLease:
         """Take the oldest pending task for `owner` until `ttl` from now, and begin it.
 
-        A task whose claim ran out comes before all others. With `task_types` only tasks of these
+        A task whose claim expired comes before all others. With `task_types` only tasks of these
         types are looked at. With `spread` the task comes from the workspace whose last claim is
         longest ago, so that a busy workspace does not starve the others. With `wait`, the caller
-        gets in line for that long when there is none: first come, first served, across
-        processes, among those who ask for the same types.
+        queues for that long when there is none: first come, first served, across processes,
+        among those who ask for the same types.
 
         Raises:
             LeaseUnavailable: there is no such task, or came none in time.
@@ -318,7 +318,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         checked_wait(wait)
         expect("spread", spread, bool, "a boolean")
         types = None if task_types is None else _checked(task_types)
-        line_id = _line_of(types)
+        line_id = _queue_of(types)
         token = secrets.token_hex(16)
 
         def attempt(position: int) -> Call:
@@ -360,9 +360,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             wait=wait,
             attempt=attempt,
             is_available=is_available,
-            abandon=lambda: self._sql.abandon_task_claim(
-                lease_token=token, after=LONG_AGO, now=self._now()
-            ),
+            abandon=self._abandonment(token),
         )
         if lease is None:
             raise LeaseUnavailable(resource=self.table)
@@ -372,7 +370,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """Let a claim run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
         row = await self._unless_lost(
@@ -392,7 +391,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         With `metadata`, that takes the place of what the task had.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
         return await self._unless_lost(
@@ -409,7 +409,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """End a claimed task badly and return it.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
         return await self._unless_lost(
@@ -426,7 +427,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """Give a claimed task back and return it: it is pending again, where it was before.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim.
         """
         now = self._now()
         return await self._unless_lost(
@@ -456,6 +458,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         Raises:
             LeaseUnavailable: there is no such task, or came none in time.
             LeaseLost: the claim was lost before the body ended, or the task was cancelled.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
         lease = await self.claim(
             owner=owner, ttl=ttl, task_types=task_types, wait=wait, spread=spread
@@ -555,6 +559,11 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
 
+    def _abandonment(self, token: str) -> Callable[[], Call]:
+        return lambda: self._sql.abandon_task_claim(
+            lease_token=token, after=LONG_AGO, now=self._now()
+        )
+
     def _held_of(self, row: Task) -> TaskLease:
         return TaskLease.of(row)
 
@@ -585,7 +594,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
 
 
 def _checked(task_types: Collection[str]) -> list[str]:
-    """Return the types that a claim looks at in the one order that makes equal sets equal lines.
+    """Return the types that a claim looks at in the one order that makes equal sets equal queues.
 
     Raises:
         InvalidValue: they are none, too many, or no texts.
@@ -610,9 +619,9 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _line_of(task_types: list[str] | None) -> str:
-    """Return the id of the line in which those wait who look at these types."""
-    return str(uuid5(_LINES, msgspec.json.encode(task_types).decode()))
+def _queue_of(task_types: list[str] | None) -> str:
+    """Return the id of the queue of those who look at these types."""
+    return str(uuid5(_QUEUES, msgspec.json.encode(task_types).decode()))
 
 
 def _described(error: Exception) -> str:

@@ -171,7 +171,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         return await self._find(self._sql.find_worktree_by_path(path=path))
 
     async def find_by_lease_token(self, lease_token: str) -> Worktree | None:
-        """Return the worktree that is leased under this token, also if it ran out, or None."""
+        """Return the worktree that is leased under this token, also if it has expired, or None."""
         return await self._find(
             self._sql.find_worktree_by_lease_token(lease_token=lease_token, after=LONG_AGO)
         )
@@ -193,12 +193,13 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         """Take `worktree` for `owner` until `ttl` from now.
 
         `worktree` is the row as the caller last read it: its version is the fence, and the
-        loser of a race changes nothing. Whoever waits in line for the repository is passed by.
+        loser of a race changes nothing. Bypasses the queue of the repository.
 
         Raises:
             LeaseUnavailable: it is held, retired, or moved since it was read; carries the row as
                 it is now.
             NotFound: there is no such worktree any more.
+            InvalidValue: `worktree` is no worktree, or another value is refused.
         """
         expect("worktree", worktree, Worktree, "a worktree as it was read")
         now = self._now()
@@ -233,11 +234,13 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
 
         The best is at `prefer_commit` in `prefer_environment`, then at the commit, then in the
         environment, then any; among equals the least recently used. Expired leases are taken
-        over. With `wait`, the caller gets in line for that long when none is free: first come,
-        first served, across processes.
+        over. With `wait`, the caller queues for that long when none is free: first come, first
+        served, across processes.
 
         Raises:
             LeaseUnavailable: none is free, or became free in time.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
         checked_ttl(ttl)
         checked_wait(wait)
@@ -284,7 +287,8 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         """Let a lease run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out or went to another holder; nothing was changed.
+            LeaseLost: it expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease, or another value is refused.
         """
         now = self._now()
         row = await self._unless_lost(
@@ -311,7 +315,8 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         Without `environment_hashes` those of the worktree stay as they are; `{}` clears them.
 
         Raises:
-            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+            LeaseLost: the lease expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease, or another value is refused.
         """
         now = self._now()
         row = await self._unless_lost(
@@ -335,7 +340,8 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         """Set a leased worktree free and return it.
 
         Raises:
-            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+            LeaseLost: the lease expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease.
         """
         now = self._now()
         return await self._unless_lost(
@@ -356,13 +362,15 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         prefer_environment: Mapping[str, str] | None = None,
         wait: timedelta | None = None,
     ) -> AsyncIterator[Lease]:
-        """Hold a worktree for the time of a body: `acquire`, renew in the background, release.
+        """Hold a worktree for the duration of a body: `acquire`, renew in the background, release.
 
         When the lease is lost, the body is cancelled and `LeaseLost` raised in its place.
 
         Raises:
             LeaseUnavailable: none is free, or became free in time.
             LeaseLost: the lease was lost before the body ended.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
         lease = await self.acquire(
             repository_id,

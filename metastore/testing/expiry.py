@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from metastore.leasing.guard import keeper_of
+from metastore.repositories import leasable
 from metastore.testing.clock import TICK, Clock
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ async def expire(store: MetadataStore, held: Held) -> None:
         InvalidValue: `held` is nothing that is leased.
         RuntimeError: the store's clock stands still, and is none of the kit's.
     """
-    ends_at = (await keeper_of(held, store.leasable).renew(held, ttl=TICK)).expires_at
+    ends_at = (await keeper_of(held, leasable(store)).renew(held, ttl=TICK)).expires_at
     clock = store._clock  # noqa: SLF001 - the store's users have no need to see it
     if isinstance(clock, Clock):
         clock.now = max(clock.now, ends_at)

@@ -27,7 +27,7 @@ from metastore import (
 from metastore.codec import new_id
 from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from metastore.leasing.queue import background_work
-from metastore.repositories.tasks import MAX_TYPES, _line_of
+from metastore.repositories.tasks import MAX_TYPES, _queue_of
 from metastore.statements import read_statements
 from tests.patience import PATIENCE
 from tests.repositories.states import check_pair, reach
@@ -646,7 +646,7 @@ def _steps(connection: sqlite3.Connection, claim: str) -> int:
         rows = connection.execute(
             read_statements("tasks", Task, "sqlite")[claim].sql,
             {
-                "line_id": _line_of(None),
+                "line_id": _queue_of(None),
                 "position": (1 << 63) - 1,
                 "lease_owner": "w",
                 "lease_token": str(n),
@@ -728,7 +728,7 @@ async def test_wait__first_come_first_served(
 
 
 async def _line(store: MetadataStore, task_types: list[str] | None) -> list[str]:
-    line_id = _line_of(task_types and sorted(task_types))
+    line_id = _queue_of(task_types and sorted(task_types))
     page = await store.lease_waiters.list_by_resource("tasks", line_id)
     return [ticket.owner for ticket in page.items]
 

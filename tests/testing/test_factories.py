@@ -24,6 +24,7 @@ NOT_MADE = {
     "audit_chains": "rows of what is audited make them",
     "client_sessions": "one call of its repository makes one",
     "configurations": "one call of its repository makes one",
+    "lease_limits": "the migrations make its only row",
     "lease_waiters": "tickets are drawn by whoever waits",
     **dict.fromkeys(
         (
