@@ -20,7 +20,7 @@ from metastore.errors import (
     NotFound,
 )
 from metastore.leases import latest_credible_expiry
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
 
@@ -196,15 +196,13 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         return _State(rows[0]).budget(share, now)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[BudgetReservation, str]:
         """Return a page of a job's reservations by request, also of some that have expired."""
-        rows = await self._all(
-            self._sql.list_reservations_by_job(
-                job_id=job_id, after_request=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_reservations_by_job(
+            job_id=job_id, after_request=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.request_id)
+        return await self._page(call, limit, lambda row: row.request_id)
 
 
 class _State:
