@@ -267,7 +267,9 @@ def test_stems__a_repository_names_its_table(table: str) -> None:
     repository = REPOSITORIES[table]
     assert repository.table == table
     assert repository.__module__ == f"metastore.repositories.{table}"
-    assert repository.row_type.__module__ == repository.__module__
+    module = sys.modules[repository.__module__]
+    assert getattr(module, repository.row_type.__name__) is repository.row_type
+    assert repository.row_type.__name__ in module.__all__
 
 
 def test_stems__the_store_and_a_transaction_offer_the_same() -> None:

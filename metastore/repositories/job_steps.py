@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, Label, Row, decoder
 from metastore.errors import InvalidTransition, JobCancelled
 from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
-from metastore.repositories.jobs import Jobs
+from metastore.repositories.jobs import Jobs, JobStep, JobStepStatus
 
 if TYPE_CHECKING:
     from metastore.errors import MetastoreError
@@ -18,39 +15,6 @@ if TYPE_CHECKING:
     from metastore.statements import Call
 
 __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
-
-
-class JobStepStatus(StrEnum):
-    """How far a step is. The last three are its ends."""
-
-    PLANNED = "planned"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
-class JobStep(Row, frozen=True):
-    """A step of a job.
-
-    Attributes:
-        step_type: what kind of step it is, in the agent's own words.
-        details: what there is to tell about it.
-        finished_at: when it ended, well or badly.
-    """
-
-    id: Id
-    job_id: Id
-    name: Label
-    step_type: Label
-    status: JobStepStatus
-    details: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    created_at: datetime
-
-
-decode_job_steps = decoder(JobStep, table="job_steps")
 
 
 class JobSteps(TableRepository[JobStep]):

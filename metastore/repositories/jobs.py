@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore import deletion, money
-from metastore.codec import Id, Label, Row
+from metastore.codec import Id, Label, Row, decoder
 from metastore.errors import (
     InvalidTransition,
     InvalidValue,
@@ -23,11 +23,10 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.memory_files import MemoryFiles
 
 if TYPE_CHECKING:
-    from metastore.repositories.job_steps import JobStep
     from metastore.statement_types import JobsStatements
     from metastore.statements import Call
 
-__all__ = ["Job", "JobProgress", "JobStatus", "Jobs"]
+__all__ = ["Job", "JobProgress", "JobStatus", "JobStep", "JobStepStatus", "Jobs"]
 
 MAX_LINK = 2048
 """The longest link, in characters."""
@@ -111,6 +110,42 @@ class Job(Row, frozen=True):
             raise StoreCorrupt(
                 "leads beyond every calendar", table="jobs", row_id=self.id, column="max_minutes"
             ) from error
+
+
+# Rows of `job_steps`, whose repository builds on this one: a job's progress includes a step.
+
+
+class JobStepStatus(StrEnum):
+    """How far a step is. The last three are its ends."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class JobStep(Row, frozen=True):
+    """A step of a job.
+
+    Attributes:
+        step_type: what kind of step it is, in the agent's own words.
+        details: what there is to tell about it.
+        finished_at: when it ended, well or badly.
+    """
+
+    id: Id
+    job_id: Id
+    name: Label
+    step_type: Label
+    status: JobStepStatus
+    details: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    created_at: datetime
+
+
+_decode_steps = decoder(JobStep, table="job_steps")
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -342,14 +377,11 @@ class Jobs(TableRepository[Job]):
         Raises:
             NotFound: there is none with this id.
         """
-        # That module imports this one.
-        from metastore.repositories.job_steps import decode_job_steps
-
         rows = await self._run(self._sql.get_job_progress(id=job_id))
         if not rows:
             raise NotFound(self.table, job_id)
         [(total, done, failed, *step)] = rows
-        [running] = [None] if step[0] is None else decode_job_steps([tuple(step)])
+        [running] = [None] if step[0] is None else _decode_steps([tuple(step)])
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(
