@@ -54,6 +54,7 @@ ON CONFLICT (run, resource, resource_id) DO NOTHING;
 
 -- name: create_audit_checkpoint(number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash, schema_hash, now, next_key, signature)<!
 -- Make a checkpoint of what a run noted. No row: another checkpoint was made meanwhile.
+-- Needs: one writer, or two could make the same checkpoint.
 INSERT INTO audit_checkpoints (
     number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash,
     schema_hash, created_at, next_key, signature
@@ -108,6 +109,7 @@ RETURNING run;
 
 -- name: delete_audit_change(task_id)*!
 -- A checkpoint has noted the task's chain as it is.
+-- Needs: one writer, or the chain may grow meanwhile.
 DELETE FROM audit_changes
 WHERE
     task_id = :task_id
@@ -138,6 +140,16 @@ SELECT
     next_key,
     signature
 FROM audit_checkpoints
+ORDER BY number DESC
+LIMIT 1;
+
+-- name: get_latest_audit_signature()^
+-- The latest signature, which names the key of the next. No row: nothing was signed yet.
+SELECT
+    next_key,
+    signature
+FROM audit_checkpoints
+WHERE signature IS NOT NULL AND next_key IS NOT NULL
 ORDER BY number DESC
 LIMIT 1;
 

@@ -151,9 +151,9 @@ MUTANTS = [
     ),
     Mutant(
         "an expiry of a clock that jumped back is believed",
-        "metastore/leases.py",
-        "return now + longest + CLOCK_SKEW",
-        "return now + longest * 300",
+        "metastore/leasing/limits.py",
+        "return now + MAX_TTL + CLOCK_SKEW",
+        "return now + MAX_TTL * 300",
         WORKTREES,
     ),
     Mutant(
@@ -175,8 +175,8 @@ MUTANTS = [
     Mutant(
         "a waiter does not see a worktree whose expiry is not believed",
         "sql/worktrees.sqlite.sql",
-        "'') > :horizon",
-        "'') > :horizon || '9'",
+        "'') > :latest_credible_expiry",
+        "'') > :latest_credible_expiry || '9'",
         f"{WORKTREES} {WAITERS}",
         after="-- name: worktree_is_available",
     ),
@@ -198,8 +198,8 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled take is not given back",
-        "metastore/repositories/worktrees.py",
-        "                await give_back(self._abandon(repository_id, token), backend=self._scope.backend)",
+        "metastore/repositories/leasable.py",
+        "                await give_back(self._abandon(abandon), backend=self._scope.backend)",
         "                pass",
         WORKTREES,
     ),
@@ -228,8 +228,8 @@ MUTANTS = [
     Mutant(
         "a ticket of a clock that was ahead is listed",
         "sql/lease_waiters.sql",
-        "AND expires_at <= :ticket_horizon",
-        "AND :ticket_horizon = :ticket_horizon",
+        "AND expires_at <= :latest_credible_ticket",
+        "AND :latest_credible_ticket = :latest_credible_ticket",
         WAITERS,
         after="-- name: list_lease_waiters",
     ),
@@ -259,8 +259,8 @@ MUTANTS = [
     Mutant(
         "a waiter believes a lock of a clock that was ahead",
         "sql/project_locks.sql",
-        "AND k.expires_at <= :horizon",
-        "AND :horizon = :horizon",
+        "AND k.expires_at <= :latest_credible_expiry",
+        "AND :latest_credible_expiry = :latest_credible_expiry",
         f"{LOCKS} {WAITERS}",
         after="-- name: project_lock_is_available",
     ),
@@ -405,8 +405,8 @@ MUTANTS = [
     Mutant(
         "a waiter of types does not see a claim that is not believed",
         "sql/tasks.sqlite.sql",
-        "t.task_type = wanted.value AND t.lease_expires_at > :horizon",
-        "t.lease_expires_at > '9' || :horizon",
+        "t.task_type = wanted.value AND t.lease_expires_at > :latest_credible_expiry",
+        "t.lease_expires_at > '9' || :latest_credible_expiry",
         TASKS,
         after="-- name: task_of_types_is_available",
     ),
@@ -475,14 +475,14 @@ MUTANTS = [
     Mutant(
         "a reservation that is not believed counts as spent",
         "sql/budget_reservations.sqlite.sql",
-        "            AND r.expires_at <= :horizon\n",
+        "            AND r.expires_at <= :latest_credible_expiry\n",
         "",
         BUDGETS,
     ),
     Mutant(
         "a reservation that is not believed counts as a request",
         "sql/budget_reservations.sqlite.sql",
-        "                AND r.expires_at <= :horizon\n",
+        "                AND r.expires_at <= :latest_credible_expiry\n",
         "",
         BUDGETS,
         after="j.max_requests IS NULL",
@@ -490,7 +490,7 @@ MUTANTS = [
     Mutant(
         "a budget shows reservations that are not believed",
         "sql/budget_reservations.sql",
-        "        AND r.expires_at <= :horizon\n",
+        "        AND r.expires_at <= :latest_credible_expiry\n",
         "",
         BUDGETS,
     ),

@@ -71,8 +71,8 @@ async def test_health__of_a_new_database(file_store: MetadataStore, store_url: s
     assert report.url == store_url
     assert (report.reachable, report.writable) == (True, True)
     assert report.schema_revision == report.schema_head == HEAD
-    assert report.worktree_leases == report.project_locks == health.LeaseCount(0, 0)
-    assert report.task_claims == health.LeaseCount(0, 0)
+    none = health.LeaseCount(0, 0)
+    assert report.leases == {"worktrees": none, "projects": none, "tasks": none}
     assert report.software == f"SQLite {sqlite3.sqlite_version}"
     assert (report.details["journal_mode"], report.details["synchronous"]) == ("wal", "full")
     assert report.damage == []
@@ -182,11 +182,13 @@ async def test_leases__are_counted_and_expired_ones_noted(
     for lock in locks[:2]:
         await expire(store, lock)
     report = await store.health()
-    assert report.worktree_leases == health.LeaseCount(2, 1)
-    assert report.project_locks == health.LeaseCount(2, 2)
-    assert report.task_claims == health.LeaseCount(2, 3)
+    assert report.leases == {
+        "worktrees": health.LeaseCount(2, 1),
+        "projects": health.LeaseCount(2, 2),
+        "tasks": health.LeaseCount(2, 3),
+    }
     assert report.healthy
-    notes = [note for note in report.notes if "ran out" in note]
+    notes = [note for note in report.notes if "expired without" in note]
     assert [note.partition(":")[0] for note in notes] == [
         "1 of the leased worktrees",
         "2 of the leased projects",
@@ -195,8 +197,9 @@ async def test_leases__are_counted_and_expired_ones_noted(
     # One that no honest clock has written counts as expired.
     clock.advance(-timedelta(days=30))
     report = await store.health()
-    assert report.worktree_leases == health.LeaseCount(0, 3)
-    assert report.task_claims == health.LeaseCount(0, 5)
+    assert report.leases is not None
+    assert report.leases["worktrees"] == health.LeaseCount(0, 3)
+    assert report.leases["tasks"] == health.LeaseCount(0, 5)
 
 
 # Problems
@@ -221,7 +224,7 @@ async def test_schema__older_than_the_code(tmp_path: Path) -> None:
     report = await diagnose(url)
     assert (report.reachable, report.writable) == (True, True)
     assert report.schema_revision == "0003-create-projects"
-    assert report.worktree_leases is None
+    assert report.leases is None
     assert f"metastore migrate upgrade --db {url}" in the_problem(report)
     migrations.upgrade(urls.resolve(url))
     assert (await diagnose(url)).healthy

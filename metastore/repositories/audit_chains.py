@@ -32,13 +32,12 @@ from metastore.errors import InvalidValue, StoreCorrupt
 from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.rows import FEW_ROWS
-from metastore.sealing import Signer, is_signed
+from metastore.sealing import Signature, Signer, is_signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from metastore.backends.base import Values
-    from metastore.sealing import Signature
     from metastore.statement_types import (
         AuditChainsStatements,
         DeleteAuditChangeRow,
@@ -398,6 +397,9 @@ class AuditChains(TableRepository[AuditChain]):
         made = made._replace(digest=made.computed())
         signature: Signature | None = None
         if signer is not None:
+            for row in await self._run(self._sql.get_latest_audit_signature()):
+                # A process that died behind its checkpoint has left the key of that one.
+                await asyncio.to_thread(signer.advance, Signature(*row))
             signature = await asyncio.to_thread(signer.sign, made.digest)
             made = made._replace(next_key=signature.next_key, signature=signature.signature)
         written = await self._run(
@@ -493,12 +495,14 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _schema_hash(self) -> str:
         rows = await self._run(self._sql.list_schema())
-        return await asyncio.to_thread(migrations.fingerprint, self._scope.dialect, rows)
+        return await asyncio.to_thread(migrations.fingerprint, self._scope.columns.dialect, rows)
 
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        differences = await asyncio.to_thread(migrations.differences, self._scope.dialect, rows)
+        differences = await asyncio.to_thread(
+            migrations.differences, self._scope.columns.dialect, rows
+        )
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -544,7 +548,9 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._run, self._sql, self._scope.dialect, asked, since, verify_key)
+            trail = _Trail(
+                self._run, self._sql, self._scope.columns.dialect, asked, since, verify_key
+            )
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed

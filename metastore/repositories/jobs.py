@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore import deletion, money
-from metastore.codec import Id, Label, Row, decoder
+from metastore.codec import Id, Label, Row
 from metastore.errors import (
     InvalidTransition,
     InvalidValue,
@@ -143,9 +143,6 @@ class JobStep(Row, frozen=True):
     started_at: datetime | None
     finished_at: datetime | None
     created_at: datetime
-
-
-_decode_steps = decoder(JobStep, table="job_steps")
 
 
 class JobProgress(msgspec.Struct, frozen=True):
@@ -381,7 +378,8 @@ class Jobs(TableRepository[Job]):
         if not rows:
             raise NotFound(self.table, job_id)
         [(total, done, failed, *step)] = rows
-        [running] = [None] if step[0] is None else _decode_steps([tuple(step)])
+        decode = self._decoder_of(JobStep, "job_steps")
+        [running] = [None] if step[0] is None else decode([tuple(step)])
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(

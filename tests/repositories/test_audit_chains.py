@@ -28,7 +28,7 @@ from metastore.codec import new_id, timestamp
 from metastore.paging import MAX_PAGE
 from metastore.repositories import audit_chains
 from metastore.rows import FEW_ROWS
-from metastore.sealing import Signer, generate
+from metastore.sealing import Signature, Signer, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -669,6 +669,47 @@ async def test_signatures__are_by_a_key_that_is_replaced(
     path.chmod(0o640)
     with pytest.raises(InvalidValue, match="chmod 600"):
         Signer(path).sign(digests[0])
+
+
+class DiedError(Exception):
+    pass
+
+
+class DyingSigner(Signer):
+    """Its process dies when the checkpoint is there and the key is not replaced yet."""
+
+    signed = False
+
+    def sign(self, digest: str) -> Signature:
+        self.signed = True
+        return super().sign(digest)
+
+    def advance(self, signed: Signature) -> None:
+        if self.signed:
+            raise DiedError
+        super().advance(signed)
+
+
+@pytest.mark.parametrize("unsigned", [0, 1])
+async def test_signatures__after_a_crash_that_left_the_old_key(
+    file_store: MetadataStore, session: Session, tmp_path: Path, unsigned: int
+) -> None:
+    """The process died when the checkpoint was there and the key was not replaced yet."""
+    path = tmp_path / "sign.key"
+    public = generate(path)
+    for n in range(3):
+        await file_store.events.append(session.id, "a", str(n))
+        before = path.read_text()
+        with pytest.raises(DiedError):
+            await file_store.audit_chains.checkpoint(signer=DyingSigner(path))
+        for m in range(unsigned):
+            await file_store.events.append(session.id, "b", str(m))
+            await file_store.audit_chains.checkpoint()
+    await file_store.events.append(session.id, "a", "last")
+    await file_store.audit_chains.checkpoint(signer=Signer(path))
+    report = await file_store.audit_chains.verify(verify_key=public)
+    assert (report.signed, report.findings) == (4, [])
+    assert path.read_text() != before
 
 
 async def test_command__anchors_signs_and_proves(

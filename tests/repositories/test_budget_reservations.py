@@ -20,7 +20,8 @@ from metastore import (
     NotFound,
     Reserved,
 )
-from metastore.codec import MAX_TTL, new_id
+from metastore.codec import new_id
+from metastore.leasing.limits import MAX_TTL
 from metastore.money import MAX_NANO, from_nano
 
 if TYPE_CHECKING:
