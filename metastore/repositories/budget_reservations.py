@@ -226,7 +226,7 @@ class _State:
         if job.cancelled:
             raise JobCancelled(job)
         if job.status != JobStatus.RUNNING:
-            raise InvalidTransition("jobs", job.status, "reserving", job)
+            raise InvalidTransition("jobs", job.status, "reserving", job, is_work=True)
         if self.recorded:
             raise AlreadyExists("cost_entries", ("job_id", "request_id"))
         limit = money.MAX_NANO if job.budget_nano_usd is None else job.budget_nano_usd

@@ -74,7 +74,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         if not rows:
             workflow = await Workflows(self._scope).get(workflow_id)
             if workflow.status is WorkflowStatus.ARCHIVED:
-                raise InvalidTransition("workflows", workflow.status, "add", workflow)
+                raise InvalidTransition("workflows", workflow.status, "add", workflow, is_work=True)
             raise _no_such_place()
         [added] = self._decode(rows)
         return added
