@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from metastore.statements import Call
 
-__all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "Purge"]
+__all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "AuditedTableName", "Purge"]
 
 Rows = list["Values"]
 """Rows of one chain as they are in the file."""
@@ -77,6 +77,10 @@ class AuditedTable(StrEnum):
 
     EVENTS = "events"
     TOOL_EXECUTIONS = "tool_executions"
+
+
+AuditedTableName = Literal["events", "tool_executions"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class AuditChain(Row, frozen=True):
@@ -301,20 +305,29 @@ class AuditChains(TableRepository[AuditChain]):
     key = ("resource", "resource_id")
     _sql: AuditChainsStatements
 
-    async def get(self, resource: str, resource_id: str) -> AuditChain:
+    async def get(self, resource: AuditedTable | AuditedTableName, resource_id: Id) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.
 
         Raises:
             NotFound: nothing was ever chained there.
+            InvalidValue: `resource` or `resource_id` is invalid.
         """
         return await self._one(
             self._sql.get_audit_chain(resource=resource, resource_id=resource_id), resource_id
         )
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self,
+        resource: AuditedTable | AuditedTableName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[AuditChain, str]:
-        """Return a page of the chains of a table, stubs among them."""
+        """Return a page of the chains of a table, stubs among them.
+
+        Raises:
+            InvalidValue: `resource`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_audit_chains(
             resource=resource, after_place=after, limit=checked_limit(limit)
         )
