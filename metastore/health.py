@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ __all__ = ["Health", "LeaseCount", "diagnose", "examine"]
 
 LARGE_WAL = 64 << 20
 """The size of a WAL, in bytes, that checkpoints do not let it reach in ordinary operation."""
+
+COUNT_TIMEOUT = 30.0
+"""How long counting the leases and reading the schema may take, in seconds."""
 
 LOW_DISK = 128 << 20
 """The free space on the disk, in bytes, below which there is little time left."""
@@ -141,12 +145,15 @@ async def examine(
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
-            leases = LeaseCount(*await repositories.worktrees.count_leases())
-            locks = LeaseCount(*await repositories.project_locks.count())
-            claims = LeaseCount(*await repositories.tasks.count_claims())
-            schema = await repositories.audit_chains.schema_findings()
+            async with asyncio.timeout(COUNT_TIMEOUT):
+                leases = LeaseCount(*await repositories.worktrees.count_leases())
+                locks = LeaseCount(*await repositories.project_locks.count())
+                claims = LeaseCount(*await repositories.tasks.count_claims())
+                schema = await repositories.audit_chains.schema_findings()
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
+        except TimeoutError:
+            count_error = StoreBusy(f"that took more than {COUNT_TIMEOUT:g} s")
         except MetastoreError as error:
             count_error = error
         if audit:
