@@ -140,7 +140,8 @@ async def examine(
     tables = row_checks(repository_types()) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
-    leases = locks = claims = count_error = tampering = audit_error = None
+    leases = locks = claims = tampering = audit_error = None
+    count_error: MetastoreError | None = None
     schema: list[Finding] = []
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
