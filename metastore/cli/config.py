@@ -233,11 +233,6 @@ def _parsed(text: Secret[str], value_type: str) -> Secret[Any]:
 
 
 async def _all_settings(store: MetadataStore) -> list[Configuration]:
-    rows: list[Configuration] = []
-    after: str | None = None
-    while True:
-        page = await store.configurations.list(after=after, limit=1000)
-        rows += page.items
-        after = page.next
-        if after is None:
-            return rows
+    from metastore.paging import every
+
+    return [row async for row in every(store.configurations.list)]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Artifacts(TableRepository[Artifact]):
         """
         return await self._created(
             self._sql.create_artifact(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 command_id=command_id,
                 artifact_type=artifact_type,
@@ -103,28 +103,22 @@ class Artifacts(TableRepository[Artifact]):
         return await self._one(self._sql.get_artifact(id=artifact_id), artifact_id)
 
     async def list_by_session(
-        self, session_id: str, *, after: str | None = None, limit: int = 50
+        self, session_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Artifact, str]:
         """Return a page of a session's artifacts, oldest first."""
-        rows = await self._all(
-            self._sql.list_artifacts_by_session(
-                session_id=session_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_artifacts_by_session(
+            session_id=session_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_type(
-        self, artifact_type: str, *, after: str | None = None, limit: int = 50
+        self, artifact_type: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Artifact, str]:
         """Return a page of the artifacts of one type, oldest first."""
-        rows = await self._all(
-            self._sql.list_artifacts_by_type(
-                artifact_type=artifact_type,
-                after_id=after,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_artifacts_by_type(
+            artifact_type=artifact_type, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def delete(self, artifact_id: str) -> None:
         """Forget a file; the file itself stays.

@@ -29,7 +29,7 @@ from metastore.audit import (
 )
 from metastore.codec import Id, Row, new_id, timestamp
 from metastore.errors import InvalidValue, StoreCorrupt
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.rows import FEW_ROWS
 from metastore.sealing import Signature, Signer, is_signed
@@ -312,15 +312,13 @@ class AuditChains(TableRepository[AuditChain]):
         )
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = 50
+        self, resource: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[AuditChain, str]:
         """Return a page of the chains of a table, stubs among them."""
-        rows = await self._all(
-            self._sql.list_audit_chains(
-                resource=resource, after_place=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_audit_chains(
+            resource=resource, after_place=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.resource_id)
+        return await self._page(call, limit, lambda row: row.resource_id)
 
     @property
     def _source(self) -> _Source:

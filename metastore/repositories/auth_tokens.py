@@ -32,7 +32,7 @@ from metastore.errors import (
     TokenRejected,
     TransactionActive,
 )
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.secrets import Secret
 
@@ -201,7 +201,7 @@ class AuthTokens(TableRepository[AuthToken]):
         now = self._now()
         record = await self._created(
             self._sql.create_auth_token(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 user_name=user_name,
                 name=name,
                 token_prefix=secret.prefix,
@@ -345,23 +345,21 @@ class AuthTokens(TableRepository[AuthToken]):
             self._sql.revoke_auth_token(id=token_id, revoked_at=self._now()), token_id
         )
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[AuthToken, str]:
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[AuthToken, str]:
         """Return a page of the tokens, live or not, in the order in which they were issued."""
-        rows = await self._all(
-            self._sql.list_auth_tokens(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        call = self._sql.list_auth_tokens(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def list_by_user(
-        self, user_name: str, *, after: str | None = None, limit: int = 50
+        self, user_name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[AuthToken, str]:
         """Return a page of one user's tokens, live or not, in the order of their issue."""
-        rows = await self._all(
-            self._sql.list_auth_tokens_by_user(
-                user_name=user_name, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_auth_tokens_by_user(
+            user_name=user_name, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
 
 class _Secret:

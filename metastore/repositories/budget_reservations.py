@@ -20,7 +20,7 @@ from metastore.errors import (
     NotFound,
 )
 from metastore.leasing.limits import checked_ttl, latest_credible_expiry
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
 
@@ -198,15 +198,13 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         return self._state(rows[0]).budget(share, now)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[BudgetReservation, str]:
         """Return a page of a job's reservations by request, also of some that have expired."""
-        rows = await self._all(
-            self._sql.list_reservations_by_job(
-                job_id=job_id, after_request=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_reservations_by_job(
+            job_id=job_id, after_request=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.request_id)
+        return await self._page(call, limit, lambda row: row.request_id)
 
     def _state(self, row: Values) -> _State:
         [job] = self._decoder_of(Job, "jobs")([row[:_JOB_COLUMNS]])

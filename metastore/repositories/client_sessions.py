@@ -7,10 +7,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import Id, JsonObject, Label, Row, duration
 from metastore.errors import InvalidTransition
 from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class ClientSessions(TableRepository[ClientSession]):
         """
         return await self._created(
             self._sql.open_client_session(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 client_id=client_id,
                 user_id=user_id,
                 connection_type=connection_type,
@@ -156,35 +156,29 @@ class ClientSessions(TableRepository[ClientSession]):
         )
 
     async def list_active(
-        self, *, after: str | None = None, limit: int = 50
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
         """Return a page of the open sessions, in the order in which they were opened."""
-        rows = await self._all(
-            self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        call = self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def list_by_client(
-        self, client_id: str, *, after: str | None = None, limit: int = 50
+        self, client_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
         """Return a page of a client's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_client(
-                client_id=client_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_client_sessions_by_client(
+            client_id=client_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_user(
-        self, user_id: str, *, after: str | None = None, limit: int = 50
+        self, user_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
         """Return a page of a user's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_user(
-                user_id=user_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_client_sessions_by_user(
+            user_id=user_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def delete(self, session_id: str) -> None:
         """Forget a session, open or closed.

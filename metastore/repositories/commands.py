@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -90,7 +90,7 @@ class Commands(TableRepository[Command]):
             )
         command = await self._find(
             self._sql.create_command(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 argv=list(argv),
                 working_directory=working_directory,
@@ -190,15 +190,13 @@ class Commands(TableRepository[Command]):
         )
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Command, int]:
         """Return a page of a session's commands in their order, from behind sequence `after`."""
-        rows = await self._all(
-            self._sql.list_commands_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_commands_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.sequence)
+        return await self._page(call, limit, lambda row: row.sequence)
 
     async def _moved(self, call: Call, command_id: str, to_status: CommandStatus) -> Command:
         current = self._sql.get_command(id=command_id)

@@ -20,7 +20,7 @@ from metastore.errors import (
     StoreCorrupt,
     VersionConflict,
 )
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit, every, page_of
 from metastore.repositories.base import TableRepository
 from metastore.secrets import Secret
 
@@ -178,7 +178,9 @@ class Configurations(TableRepository[Configuration]):
         """
         return _hidden(await self._one(self._sql.get_configuration(key=key), key))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Configuration, str]:
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Configuration, str]:
         """Return a page of the settings in the order of their keys; secrets are hidden."""
         rows = await self._all(
             self._sql.list_configurations(after_key=after, limit=checked_limit(limit))
@@ -277,15 +279,9 @@ class Configurations(TableRepository[Configuration]):
         """Return every setting but the secrets as one document, which `load` takes."""
         _check_format(form)
         document: dict[str, dict[str, Any]] = {}
-        after: str | None = None
-        while True:
-            page = await self.list(after=after, limit=MAX_PAGE)
-            for row in page.items:
-                if not row.is_secret:
-                    document[row.key] = _entry(row, form)
-            after = page.next
-            if after is None:
-                break
+        async for row in every(self.list):
+            if not row.is_secret:
+                document[row.key] = _entry(row, form)
         if form == "json":
             return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
         import tomli_w

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         """
         return await self._created(
             self._sql.create_context_metric(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 step_id=step_id,
                 tokens_final=tokens_final,
@@ -105,26 +105,22 @@ class ContextMetrics(TableRepository[ContextMetric]):
         return await self._one(self._sql.get_context_metric(id=metric_id), metric_id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ContextMetric, str]:
         """Return a page of a job's metrics, oldest first."""
-        rows = await self._all(
-            self._sql.list_context_metrics_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_context_metrics_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_step(
-        self, step_id: str, *, after: str | None = None, limit: int = 50
+        self, step_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ContextMetric, str]:
         """Return a page of a step's metrics, oldest first."""
-        rows = await self._all(
-            self._sql.list_context_metrics_by_step(
-                step_id=step_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_context_metrics_by_step(
+            step_id=step_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def totals(self, job_id: str) -> ContextTotals:
         """Return what a job's contexts add up to; all zero where it has none."""

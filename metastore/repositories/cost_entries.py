@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import msgspec
 
 from metastore import money, prices
-from metastore.codec import Id, Label, Row, listed, new_id
+from metastore.codec import Id, Label, Row, listed
 from metastore.errors import AlreadyExists, InvalidReference, InvalidValue
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import Scope, TableRepository
 from metastore.repositories.jobs import Job
 from metastore.rows import convert
@@ -239,7 +239,7 @@ class CostEntries(TableRepository[CostEntry]):
             priced_by = None
         answers = await self._run_all(
             self._sql.create_cost_entry(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 request_id=request_id,
                 provider=provider,
@@ -282,7 +282,7 @@ class CostEntries(TableRepository[CostEntry]):
         now = self._now()
         answers = await self._run_all(
             self._sql.create_cost_correction(
-                id=(correction_id := new_id() if id is None else id),
+                id=(correction_id := self._id(id)),
                 corrects=entry_id,
                 request_id=request_id,
                 cost_nano_usd=nano,
@@ -313,15 +313,13 @@ class CostEntries(TableRepository[CostEntry]):
         )
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[CostEntry, str]:
         """Return a page of a job's entries, in the order of recording."""
-        rows = await self._all(
-            self._sql.list_cost_entries_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_cost_entries_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def summary(
         self,

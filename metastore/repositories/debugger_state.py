@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from metastore.codec import Id, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -52,7 +52,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
         """
         taken = await self._find(
             self._sql.checkpoint_session(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 label=label,
                 state=state,
@@ -84,12 +84,10 @@ class DebuggerStates(TableRepository[DebuggerState]):
         return await self._find(self._sql.latest_checkpoint(session_id=session_id))
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[DebuggerState, int]:
         """Return a page of a session's checkpoints, oldest first, from behind `after`."""
-        rows = await self._all(
-            self._sql.list_checkpoints_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_checkpoints_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.sequence)
+        return await self._page(call, limit, lambda row: row.sequence)

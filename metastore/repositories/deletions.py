@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Row
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -50,12 +50,10 @@ class Deletions(TableRepository[Deletion]):
     _sql: DeletionsStatements
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = 50
+        self, resource: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Deletion, str]:
         """Return a page of the rows of a table that are being deleted, by id."""
-        rows = await self._all(
-            self._sql.list_deletions(
-                resource=resource, after_place=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_deletions(
+            resource=resource, after_place=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.resource_id)
+        return await self._page(call, limit, lambda row: row.resource_id)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Row, listed, new_id
+from metastore.codec import Id, JsonObject, Row, listed
 from metastore.errors import InvalidValue, TransactionActive
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Events(TableRepository[Event]):
             InvalidValue: a value is refused.
         """
         call = self._sql.append_event(
-            id=new_id() if id is None else id,
+            id=self._id(id),
             session_id=session_id,
             event_type=event_type,
             level=level,
@@ -119,7 +119,7 @@ class Events(TableRepository[Event]):
         now = self._now()
         rows: list[AppendEventsRow] = [
             {
-                "id": new_id() if event.id is None else event.id,
+                "id": self._id(event.id),
                 "session_id": session_id,
                 "event_type": event.event_type,
                 "level": event.level,
@@ -144,20 +144,18 @@ class Events(TableRepository[Event]):
         return await self._one(self._sql.get_event(id=event_id), event_id)
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Event, int]:
         """Return a page of a session's events, oldest first, from behind position `after`."""
-        rows = await self._all(
-            self._sql.list_events_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_events_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.position)
+        return await self._page(call, limit, lambda row: row.position)
 
-    async def list(self, *, after: int = 0, limit: int = 50) -> Page[Event, int]:
+    async def list(self, *, after: int = 0, limit: int = DEFAULT_PAGE) -> Page[Event, int]:
         """Return a page of all events, oldest first, from behind position `after`."""
-        rows = await self._all(self._sql.list_events(after=after, limit=checked_limit(limit)))
-        return page_of(rows, limit, lambda row: row.position)
+        call = self._sql.list_events(after=after, limit=checked_limit(limit))
+        return await self._page(call, limit, lambda row: row.position)
 
     async def follow(
         self, session_id: str | None = None, *, after: int = 0

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import InvalidTransition, JobCancelled
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
-from metastore.repositories.jobs import Jobs
+from metastore.repositories.jobs import Jobs, JobStep, JobStepStatus
 
 if TYPE_CHECKING:
     from metastore.errors import MetastoreError
@@ -18,36 +15,6 @@ if TYPE_CHECKING:
     from metastore.statements import Call
 
 __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
-
-
-class JobStepStatus(StrEnum):
-    """How far a step is. The last three are its ends."""
-
-    PLANNED = "planned"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-
-
-class JobStep(Row, frozen=True):
-    """A step of a job.
-
-    Attributes:
-        step_type: what kind of step it is, in the agent's own words.
-        details: what there is to tell about it.
-        finished_at: when it ended, well or badly.
-    """
-
-    id: Id
-    job_id: Id
-    name: Label
-    step_type: Label
-    status: JobStepStatus
-    details: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    created_at: datetime
 
 
 class JobSteps(TableRepository[JobStep]):
@@ -81,7 +48,7 @@ class JobSteps(TableRepository[JobStep]):
         """
         step = await self._find(
             self._sql.create_job_step(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 name=name,
                 step_type=step_type,
@@ -162,15 +129,13 @@ class JobSteps(TableRepository[JobStep]):
         )
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[JobStep, str]:
         """Return a page of a job's steps, in the order in which they were planned."""
-        rows = await self._all(
-            self._sql.list_job_steps_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_job_steps_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def _refused_by_job(self, job_id: str, *, column: str | None = None) -> MetastoreError:
         error = await self._refusal(Jobs(self._scope), job_id, "step", column=column)

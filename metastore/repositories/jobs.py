@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore import deletion, money
-from metastore.codec import Id, Label, Row, new_id
+from metastore.codec import Id, Label, Row
 from metastore.errors import (
     InvalidTransition,
     InvalidValue,
@@ -18,16 +18,15 @@ from metastore.errors import (
     NotFound,
     StoreCorrupt,
 )
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than
 from metastore.repositories.base import TableRepository
 from metastore.repositories.memory_files import MemoryFiles
 
 if TYPE_CHECKING:
-    from metastore.repositories.job_steps import JobStep
     from metastore.statement_types import JobsStatements
     from metastore.statements import Call
 
-__all__ = ["Job", "JobProgress", "JobStatus", "Jobs"]
+__all__ = ["Job", "JobProgress", "JobStatus", "JobStep", "JobStepStatus", "Jobs"]
 
 MAX_LINK = 2048
 """The longest link, in characters."""
@@ -113,6 +112,39 @@ class Job(Row, frozen=True):
             ) from error
 
 
+# Rows of `job_steps`, whose repository builds on this one: a job's progress includes a step.
+
+
+class JobStepStatus(StrEnum):
+    """How far a step is. The last three are its ends."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class JobStep(Row, frozen=True):
+    """A step of a job.
+
+    Attributes:
+        step_type: what kind of step it is, in the agent's own words.
+        details: what there is to tell about it.
+        finished_at: when it ended, well or badly.
+    """
+
+    id: Id
+    job_id: Id
+    name: Label
+    step_type: Label
+    status: JobStepStatus
+    details: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    created_at: datetime
+
+
 class JobProgress(msgspec.Struct, frozen=True):
     """How far a job is, by its steps.
 
@@ -166,7 +198,7 @@ class Jobs(TableRepository[Job]):
         """
         return await self._created(
             self._sql.create_job(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 task=task,
                 repo_owner=repo_owner,
                 repo_name=repo_name,
@@ -342,9 +374,6 @@ class Jobs(TableRepository[Job]):
         Raises:
             NotFound: there is none with this id.
         """
-        # That module imports this one.
-        from metastore.repositories.job_steps import JobStep
-
         rows = await self._run(self._sql.get_job_progress(id=job_id))
         if not rows:
             raise NotFound(self.table, job_id)
@@ -354,45 +383,37 @@ class Jobs(TableRepository[Job]):
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self, status: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Job, str]:
         """Return a page of the jobs in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_jobs_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_jobs_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_repo(
-        self, repo_owner: str, repo_name: str, *, after: str | None = None, limit: int = 50
+        self,
+        repo_owner: str,
+        repo_name: str,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Job, str]:
         """Return a page of one repository's jobs, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_jobs_by_repo(
-                repo_owner=repo_owner,
-                repo_name=repo_name,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_jobs_by_repo(
+            repo_owner=repo_owner,
+            repo_name=repo_name,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Job, str]:
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Job, str]:
         """Return a page of all jobs, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_jobs(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        call = self._sql.list_recent_jobs(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
     async def delete(self, job_id: str) -> None:
         """Delete a job with its steps, costs, reservations and memory.
@@ -410,7 +431,6 @@ class Jobs(TableRepository[Job]):
 
     def _deletion(self, job_id: str) -> deletion.Plan:
         now = self._now()
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_job(id=job_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -419,10 +439,10 @@ class Jobs(TableRepository[Job]):
             ),
             pieces=(
                 *MemoryFiles(self._scope).pieces_of_job(job_id, now),
-                (self._sql.delete_items_of_job(id=job_id, **cut),),
-                (self._sql.delete_summaries_of_job(id=job_id, **cut),),
-                (self._sql.delete_metrics_of_job(id=job_id, **cut),),
-                (self._sql.delete_steps_of_job(id=job_id, **cut),),
+                (self._sql.delete_items_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_summaries_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_metrics_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_steps_of_job(id=job_id, **deletion.cut()),),
                 (self._sql.delete_costs_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
                 (self._sql.delete_reservations_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
             ),
@@ -436,7 +456,3 @@ class Jobs(TableRepository[Job]):
 
     async def _moved(self, call: Call, job_id: str, to_status: JobStatus) -> Job:
         return await self._advanced(call, self._sql.get_job(id=job_id), job_id, to_status)
-
-
-def _cursor(job: Job) -> str:
-    return str(TimeCursor(job.created_at, job.id))

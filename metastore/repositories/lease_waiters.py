@@ -10,7 +10,7 @@ from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import TransactionActive
 from metastore.leasing.limits import TICKET_TTL, latest_credible_ticket
 from metastore.leasing.queue import wait_for_turn
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -62,21 +62,19 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
     _sql: LeaseWaitersStatements
 
     async def list_by_resource(
-        self, resource: str, resource_id: str, *, after: int = 0, limit: int = 50
+        self, resource: str, resource_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[LeaseWaiter, int]:
         """Return a page of the live tickets for a resource, first come first."""
         now = self._now()
-        rows = await self._all(
-            self._sql.list_lease_waiters(
-                resource=resource,
-                resource_id=resource_id,
-                now=now,
-                latest_credible_ticket=latest_credible_ticket(now),
-                after=after,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_lease_waiters(
+            resource=resource,
+            resource_id=resource_id,
+            now=now,
+            latest_credible_ticket=latest_credible_ticket(now),
+            after=after,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: row.position)
+        return await self._page(call, limit, lambda row: row.position)
 
     async def wait_in_queue(
         self,

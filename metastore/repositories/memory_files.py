@@ -28,7 +28,7 @@ from metastore.errors import (
     StoreReadOnly,
 )
 from metastore.leasing.queue import give_back
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit, every, page_of
 from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
@@ -237,8 +237,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
                 self._sql.discard_files_of_job(
                     job_id=job_id,
                     now=now,
-                    limit=deletion.PIECE_ROWS,
-                    byte_limit=deletion.PIECE_BYTES,
+                    **deletion.cut(),
                 ),
                 self._sql.delete_discarded_files_of_job(job_id=job_id),
             ),
@@ -375,7 +374,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         return _damaged(file) if same else NotFound(self.table, file.id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MemoryFileEntry, str]:
         """Return a page of what is known of a job's files, in the order of their paths."""
         rows = await self._run(
@@ -426,17 +425,12 @@ class MemoryFiles(TableRepository[MemoryFile]):
         written: list[Path] = []
         try:
             await _in_thread(target.open)
-            after: str | None = None
-            while True:
-                page = await self.list_by_job(job_id, after=after, limit=MAX_PAGE)
-                for entry in page.items:
-                    await self._export_file(job_id, entry.path, target)
-                    written.append(directory / entry.path)
-                after = page.next
-                if after is None:
-                    return written
+            async for entry in every(self.list_by_job, job_id):
+                await self._export_file(job_id, entry.path, target)
+                written.append(directory / entry.path)
         finally:
             target.close()
+        return written
 
     async def _export_file(self, job_id: str, path: str, target: Target) -> None:
         file = await self._open(job_id, path)

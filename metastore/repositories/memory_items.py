@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import InvalidValue, LimitExceeded
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -110,7 +110,12 @@ class MemoryItems(TableRepository[MemoryItem]):
         return await self._find(self._sql.get_memory_item(job_id=job_id, kind=kind, key=key))
 
     async def list_by_job(
-        self, job_id: str, *, kind: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        job_id: str,
+        *,
+        kind: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[MemoryItem, str]:
         """Return a page of a job's notes, of one kind or all, in the order of their making."""
         return await self.search(job_id, kind=kind, after=after, limit=limit)
@@ -123,7 +128,7 @@ class MemoryItems(TableRepository[MemoryItem]):
         match: Literal["all", "any"] = "all",
         kind: str | None = None,
         after: str | None = None,
-        limit: int = 50,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[MemoryItem, str]:
         """Return a page of a job's notes that have all of the tags, or any of them.
 
@@ -151,7 +156,7 @@ class MemoryItems(TableRepository[MemoryItem]):
             call = self._sql.search_memory_items_of_kind_with_all(kind=kind, tags=words, **page)
         else:
             call = self._sql.search_memory_items_of_kind_with_any(kind=kind, tags=words, **page)
-        return page_of(await self._all(call), limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def delete(self, job_id: str, *, kind: str, key: str) -> None:
         """Forget a note.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         """
         return await self._created(
             self._sql.create_message_summary(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 step_id=step_id,
                 role=role,
@@ -80,23 +80,19 @@ class MessageSummaries(TableRepository[MessageSummary]):
         return await self._one(self._sql.get_message_summary(id=summary_id), summary_id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
         """Return a page of a job's summaries, oldest first."""
-        rows = await self._all(
-            self._sql.list_message_summaries_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_message_summaries_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_step(
-        self, step_id: str, *, after: str | None = None, limit: int = 50
+        self, step_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
         """Return a page of a step's summaries, oldest first."""
-        rows = await self._all(
-            self._sql.list_message_summaries_by_step(
-                step_id=step_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_message_summaries_by_step(
+            step_id=step_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)

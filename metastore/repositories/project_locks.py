@@ -22,7 +22,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, FIRST_ID, Page, TimeCursor, checked_limit
 from metastore.repositories.leasable import LeasableRepository
 from metastore.repositories.projects import Projects
 from metastore.repositories.sessions import Sessions
@@ -154,21 +154,19 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return await self._all(self._sql.list_project_locks_by_session(session_id=session_id))
 
     async def list_expired(
-        self, *, after: str | None = None, limit: int = 50
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ProjectLock, str]:
         """Return a page of the locks that expired and were not taken over, the longest first."""
         cursor = TimeCursor(LONG_AGO, FIRST_ID) if after is None else TimeCursor.parse(after)
         now = self._now()
-        rows = await self._all(
-            self._sql.list_expired_project_locks(
-                now=now,
-                latest_credible_expiry=latest_credible_expiry(now),
-                after=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_expired_project_locks(
+            now=now,
+            latest_credible_expiry=latest_credible_expiry(now),
+            after=cursor.created_at,
+            after_id=cursor.id,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
+        return await self._page(call, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
 
     async def renew(self, lock: ProjectLock, *, ttl: timedelta) -> ProjectLock:
         """Let a lock run until `ttl` from now and return it so.

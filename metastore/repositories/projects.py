@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -75,10 +75,12 @@ class Projects(TableRepository[Project]):
         """Return the project at this path, or None."""
         return await self._find(self._sql.find_project_by_path(path=path))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Project, str]:
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Project, str]:
         """Return a page of the projects, in the order in which they were first seen."""
-        rows = await self._all(self._sql.list_projects(after_id=after, limit=checked_limit(limit)))
-        return page_of(rows, limit, lambda row: row.id)
+        call = self._sql.list_projects(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def delete(self, project_id: str) -> None:
         """Forget a project that no session refers to. Its lock goes with it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Repositories(TableRepository[Repository]):
         """
         return await self._created(
             self._sql.create_repository(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 name=name,
                 remote_url=remote_url,
                 default_branch=default_branch,
@@ -74,12 +74,12 @@ class Repositories(TableRepository[Repository]):
         """Return the repository of this name, or None."""
         return await self._find(self._sql.find_repository_by_name(name=name))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Repository, str]:
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Repository, str]:
         """Return a page of the repositories, in the order in which they were registered."""
-        rows = await self._all(
-            self._sql.list_repositories(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        call = self._sql.list_repositories(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def update(
         self,

@@ -11,7 +11,7 @@ import msgspec
 from metastore import deletion
 from metastore.codec import Id, JsonObject, Row, expect, new_id
 from metastore.errors import InvalidTransition, InvalidValue, NotFound, TokenRejected
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, by_time, checked_limit, older_than
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.base import TableRepository
 from metastore.repositories.worktrees import Worktrees, WorktreeState
@@ -126,7 +126,7 @@ class Sessions(TableRepository[Session]):
             raise InvalidValue(self.table, "project_path", "must be given unless it is debug")
         now = self._now()
         create = self._sql.create_session(
-            id=new_id() if id is None else id,
+            id=self._id(id),
             session_type=session_type,
             mode=mode,
             project_path=project_path,
@@ -247,51 +247,36 @@ class Sessions(TableRepository[Session]):
         )
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self, status: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Session, str]:
         """Return a page of the sessions in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_sessions_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_sessions_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_project(
-        self, project_path: str, *, after: str | None = None, limit: int = 50
+        self, project_path: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Session, str]:
         """Return a page of one project's sessions, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_sessions_by_project(
-                project_path=project_path,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_sessions_by_project(
+            project_path=project_path, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Session, str]:
         """Return a page of all sessions, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_sessions(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        call = self._sql.list_recent_sessions(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
-    async def list_active(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
+    async def list_active(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Session, str]:
         """Return a page of the sessions that are pending or in progress, oldest first."""
-        rows = await self._all(
-            self._sql.list_active_sessions(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        call = self._sql.list_active_sessions(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def list_open_by_worktree(self, worktree_id: str) -> list[Session]:
         """Return the sessions in a worktree that have not ended."""
@@ -320,7 +305,6 @@ class Sessions(TableRepository[Session]):
 
     def _deletion(self, session_id: str) -> deletion.Plan:
         now = self._now()
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_session(id=session_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -329,14 +313,14 @@ class Sessions(TableRepository[Session]):
             ),
             pieces=(
                 (
-                    self._sql.cut_events(id=session_id, **cut),
+                    self._sql.cut_events(id=session_id, **deletion.cut()),
                     self._sql.purge_events_from_chain(id=session_id, now=now),
                     self._sql.delete_events_up_to_cut(id=session_id),
                 ),
-                (self._sql.delete_artifacts_of_session(id=session_id, **cut),),
-                (self._sql.delete_commands_of_session(id=session_id, **cut),),
-                (self._sql.delete_steps_of_session(id=session_id, **cut),),
-                (self._sql.delete_debugger_state_of_session(id=session_id, **cut),),
+                (self._sql.delete_artifacts_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_commands_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_steps_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_debugger_state_of_session(id=session_id, **deletion.cut()),),
                 (self._sql.delete_locks_of_session(id=session_id, limit=deletion.PIECE_ROWS),),
             ),
             whole=self._sql.delete_session(id=session_id),
@@ -352,7 +336,3 @@ class Sessions(TableRepository[Session]):
     async def _moved(self, call: Call, session_id: str, to_status: SessionStatus) -> Session:
         current = self._sql.get_session(id=session_id)
         return await self._advanced(call, current, session_id, to_status)
-
-
-def _cursor(session: Session) -> str:
-    return str(TimeCursor(session.created_at, session.id))

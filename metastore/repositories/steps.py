@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -81,7 +81,7 @@ class Steps(TableRepository[Step]):
             AlreadyExists: the session has a step at this `sequence`, or a step has this `id`.
             InvalidValue: a value is refused.
         """
-        step_id = new_id() if id is None else id
+        step_id = self._id(id)
         if sequence is None:
             create = self._sql.create_step(
                 id=step_id, session_id=session_id, name=name, input=input
@@ -162,17 +162,15 @@ class Steps(TableRepository[Step]):
         )
 
     async def list_by_session(
-        self, session_id: str, *, after: int | None = None, limit: int = 50
+        self, session_id: str, *, after: int | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Step, int]:
         """Return a page of a session's steps in their order, from behind sequence `after`."""
-        rows = await self._all(
-            self._sql.list_steps_by_session(
-                session_id=session_id,
-                after=_BEFORE_ALL if after is None else after,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_steps_by_session(
+            session_id=session_id,
+            after=_BEFORE_ALL if after is None else after,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: row.sequence)
+        return await self._page(call, limit, lambda row: row.sequence)
 
     async def _moved(self, call: Call, step_id: str, to_status: StepStatus) -> Step:
         return await self._advanced(call, self._sql.get_step(id=step_id), step_id, to_status)

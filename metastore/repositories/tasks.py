@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 import msgspec
 
 from metastore import deletion
-from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed, new_id
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
 from metastore.leasing.limits import (
     LONG_AGO,
@@ -22,7 +22,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than, page_of
 from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """
         return await self._created(
             self._sql.create_task(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 title=title,
                 description=description,
                 task_type=task_type,
@@ -272,7 +272,6 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     def _deletion(self, task_id: str) -> deletion.Plan:
         now = self._now()
         latest = latest_credible_expiry(now)
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -281,7 +280,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             ),
             pieces=(
                 (
-                    self._sql.cut_tool_executions(id=task_id, **cut),
+                    self._sql.cut_tool_executions(id=task_id, **deletion.cut()),
                     self._sql.purge_tool_executions_from_chain(id=task_id, now=now),
                     self._sql.delete_tool_executions_up_to_cut(id=task_id),
                 ),
@@ -484,62 +483,47 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     # Lists.
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self, status: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
         """Return a page of the tasks in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_tasks_by_status(
+            status=status,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_type(
-        self, task_type: str, *, after: str | None = None, limit: int = 50
+        self, task_type: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
         """Return a page of the tasks of one type, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_type(
-                task_type=task_type,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_tasks_by_type(
+            task_type=task_type,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_workspace(
-        self, workspace_path: str, *, after: str | None = None, limit: int = 50
+        self, workspace_path: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
         """Return a page of the tasks in one workspace, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_workspace(
-                workspace_path=workspace_path,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_tasks_by_workspace(
+            workspace_path=workspace_path,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Task, str]:
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Task, str]:
         """Return a page of all tasks, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_tasks(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        call = self._sql.list_recent_tasks(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+        self, workflow_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
         """Return a page of a workflow's tasks, in order if they are no more than `limit`.
 
@@ -642,7 +626,3 @@ def _held(lease: TaskLease) -> _Held:
 
 _id_of: Callable[[Values], str] = itemgetter(0)
 _place_of: Callable[[Values], int] = itemgetter(-1)
-
-
-def _cursor(task: Task) -> str:
-    return str(TimeCursor(task.created_at, task.id))

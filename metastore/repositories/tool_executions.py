@@ -6,8 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import Tasks
 
@@ -79,7 +79,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
         """
         execution = await self._find(
             self._sql.start_tool_execution(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 task_id=task_id,
                 tool_name=tool_name,
                 arguments={} if arguments is None else arguments,
@@ -132,37 +132,31 @@ class ToolExecutions(TableRepository[ToolExecution]):
         return await self._ended(call, execution_id, ToolExecutionStatus.TIMEOUT)
 
     async def list_by_task(
-        self, task_id: str, *, after: str | None = None, limit: int = 50
+        self, task_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ToolExecution, str]:
         """Return a page of a task's calls, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_task(
-                task_id=task_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_tool_executions_by_task(
+            task_id=task_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_tool(
-        self, tool_name: str, *, after: str | None = None, limit: int = 50
+        self, tool_name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ToolExecution, str]:
         """Return a page of a tool's calls, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_tool(
-                tool_name=tool_name, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_tool_executions_by_tool(
+            tool_name=tool_name, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self, status: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ToolExecution, str]:
         """Return a page of the calls in `status`, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_status(
-                status=status, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_tool_executions_by_status(
+            status=status, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def _ended(
         self, call: Call, execution_id: str, to_status: ToolExecutionStatus

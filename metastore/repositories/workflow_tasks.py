@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.workflows import Workflows, WorkflowStatus
 
@@ -122,7 +122,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         )
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+        self, workflow_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[WorkflowTask, str]:
         """Return a page of a workflow's places, in order if they are no more than `limit`.
 
@@ -139,15 +139,13 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         return Page(sorted(page.items, key=lambda row: row.sequence), page.next)
 
     async def list_by_task(
-        self, task_id: str, *, after: str | None = None, limit: int = 50
+        self, task_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[WorkflowTask, str]:
         """Return a page of a task's places in the workflows that it belongs to."""
-        rows = await self._all(
-            self._sql.list_workflow_tasks_by_task(
-                task_id=task_id, after_id=after, limit=checked_limit(limit)
-            )
+        call = self._sql.list_workflow_tasks_by_task(
+            task_id=task_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.workflow_id)
+        return await self._page(call, limit, lambda row: row.workflow_id)
 
 
 def _checked(sequence: int) -> int:

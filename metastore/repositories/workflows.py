@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.codec import Id, JsonObject, Label, Row
 from metastore.errors import NotFound
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than
 from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import TaskStatus
 
@@ -97,7 +97,7 @@ class Workflows(TableRepository[Workflow]):
         """
         return await self._created(
             self._sql.create_workflow(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 name=name,
                 description=description,
                 definition=definition,
@@ -167,45 +167,30 @@ class Workflows(TableRepository[Workflow]):
             raise NotFound(self.table, workflow_id)
         return WorkflowProgress.of(dict(zip(TaskStatus, rows[0], strict=True)))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Workflow, str]:
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Workflow, str]:
         """Return a page of all workflows, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        call = self._sql.list_workflows(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self, status: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Workflow, str]:
         """Return a page of the workflows in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_workflows_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_name(
-        self, name: str, *, after: str | None = None, limit: int = 50
+        self, name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Workflow, str]:
         """Return a page of the workflows that share a name, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows_by_name(
-                name=name,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_workflows_by_name(
+            name=name, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def delete(self, workflow_id: str) -> None:
         """Delete a workflow; its tasks stay.
@@ -235,7 +220,3 @@ class Workflows(TableRepository[Workflow]):
     async def _moved(self, call: Call, workflow_id: str, to_status: WorkflowStatus) -> Workflow:
         current = self._sql.get_workflow(id=workflow_id)
         return await self._advanced(call, current, workflow_id, to_status)
-
-
-def _cursor(workflow: Workflow) -> str:
-    return str(TimeCursor(workflow.created_at, workflow.id))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import msgspec
 
 from metastore import deletion
-from metastore.codec import Id, Label, Row, expect, new_id
+from metastore.codec import Id, Label, Row, expect
 from metastore.errors import LeaseUnavailable
 from metastore.leasing.limits import (
     LONG_AGO,
@@ -21,7 +21,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         """
         return await self._created(
             self._sql.create_worktree(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 repository_id=repository_id,
                 path=path,
                 branch=branch,
@@ -177,17 +177,15 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         )
 
     async def list_by_repository(
-        self, repository_id: str, *, after: str | None = None, limit: int = 50
+        self, repository_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Worktree, str]:
         """Return a page of a repository's worktrees, in the order of registration."""
-        rows = await self._all(
-            self._sql.list_worktrees_by_repository(
-                repository_id=repository_id,
-                after_id=after,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_worktrees_by_repository(
+            repository_id=repository_id,
+            after_id=after,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def reserve(self, worktree: Worktree, *, owner: str, ttl: timedelta) -> Lease:
         """Take `worktree` for `owner` until `ttl` from now.

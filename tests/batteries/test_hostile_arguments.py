@@ -434,6 +434,39 @@ async def attack(
     return "taken"
 
 
+OWN_ID = [it for methods in METHODS.values() for it in methods if it.argument == "id"]
+
+
+@pytest.mark.parametrize("method", OWN_ID, ids=str)
+async def test_id__of_a_callers_own_is_never_replaced_by_a_fresh_one(
+    filled: bytes, tmp_path: Path, method: Method
+) -> None:
+    async with opened(filled, tmp_path) as world:
+        operation = getattr(getattr(world.store, method.table), method.verb)
+        base = baseline(world, method.table, method.verb)
+        arguments = {it: base[it] for it in inspect.signature(operation).parameters}
+        before = world.version()
+        empties: tuple[Any, ...] = ("", 0, [], False)
+        for empty in empties:
+            with pytest.raises(InvalidValue) as refused:
+                await operation(**arguments | {"id": empty})
+            assert refused.value.column == "id"
+        assert world.version() == before
+
+
+async def test_id__of_one_event_of_many_is_never_replaced_by_a_fresh_one(
+    filled: bytes, tmp_path: Path
+) -> None:
+    async with opened(filled, tmp_path) as world:
+        before = world.version()
+        session_id = world.rows["sessions"][0]["id"]
+        events = [NewEvent("t", "one"), NewEvent("t", "two", id="")]
+        with pytest.raises(InvalidValue) as refused:
+            await world.store.events.append_many(session_id, events)
+        assert refused.value.column == "id"
+        assert world.version() == before
+
+
 @pytest.mark.parametrize("table", sorted(METHODS))
 async def test_arguments__are_taken_or_refused_without_a_trace(
     filled: bytes,
