@@ -93,6 +93,7 @@ NOT_COLUMNS = {
     "until_number": "the last entry that a checkpoint covers",
     "until_position": "the last event that a checkpoint covers",
     "after_run": "the checkpoint behind which runs may have died",
+    "until_run": "the run that has just ended, or one behind all runs",
     "byte_limit": "at how many bytes a page or a piece ends",
     **dict.fromkeys(
         (
