@@ -1102,6 +1102,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         # Bytecode is told stale by its source's time, and files change faster than clocks tick.
         self._times = count(1_000_000_000)
         for name in COPIED:
