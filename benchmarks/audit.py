@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from metastore import MetadataStore
 
@@ -77,7 +77,7 @@ async def measure(folder: Path, rounds: int) -> None:
             store = await stack.enter_async_context(MetadataStore.open(url, migrate=True))
             stores.append((store, await _sessions(store)))
         (plain, plain_sessions), (chained, chained_sessions) = stores
-        statement: Any = plain.events._sql.append_event  # noqa: SLF001 - what is measured
+        statement = cast("Statement", plain.events._sql.append_event)  # noqa: SLF001 - measured
         ratios: list[tuple[float, float]] = []
         rates: list[tuple[float, float]] = []
         for turn in range(rounds + 1):

@@ -25,6 +25,7 @@ from benchmarks.audit import UNCHAINED
 from benchmarks.contenders.base import CONTEXT, EVENT, MESSAGE
 from metastore import Event, MetadataStore, Worktree, codec
 from metastore.backends.sqlite import database_file
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.repositories.base import _catalogue, _decoder
 
 if TYPE_CHECKING:
@@ -122,9 +123,12 @@ def _sum(parts: list[Part], wholes: tuple[Whole, Whole]) -> Iterator[Part]:
 
 
 def _append(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder("events", Event)
+    statements, decode = (
+        _catalogue("events", Event, COLUMNS),
+        _decoder("events", Event, COLUMNS),
+    )
     row = _new_event(1)
-    encode = codec.parameter_encoders(Event, row)
+    encode = codec.parameter_encoders(Event, row, COLUMNS)
     result = (10_001, *_call(1).parameters)
     bound = _processor_time(lambda: statements.append_event(**row), 5_000)
     encoded = {name: _processor_time(partial(encode[name], row[name]), 20_000) for name in row}
@@ -148,7 +152,10 @@ def _append(path: Path) -> list[Part]:
 
 
 def _get(path: Path) -> list[Part]:
-    statements, decode = _catalogue("worktrees", Worktree), _decoder("worktrees", Worktree)
+    statements, decode = (
+        _catalogue("worktrees", Worktree, COLUMNS),
+        _decoder("worktrees", Worktree, COLUMNS),
+    )
     key = database.worktree(7)
     with contextlib.closing(database_file.connect(path, read_only=True)) as connection:
         call = statements.get_worktree(id=key)
@@ -162,7 +169,10 @@ def _get(path: Path) -> list[Part]:
 
 
 def _page(path: Path) -> list[Part]:
-    statements, decode = _catalogue("events", Event), _decoder("events", Event)
+    statements, decode = (
+        _catalogue("events", Event, COLUMNS),
+        _decoder("events", Event, COLUMNS),
+    )
     asked = {"session_id": database.session(0), "after": 5_000, "limit": 51}
     with contextlib.closing(database_file.connect(path, read_only=True)) as connection:
         call = statements.list_events_by_session(**asked)
@@ -245,7 +255,7 @@ def _new_event(number: int) -> dict[str, Any]:
 
 
 def _call(number: int) -> Call:
-    return _catalogue("events", Event).append_event(**_new_event(number))
+    return _catalogue("events", Event, COLUMNS).append_event(**_new_event(number))
 
 
 # The INSERT: again and again on copies of the database that lack one thing each.
@@ -284,7 +294,7 @@ class Cost(NamedTuple):
 
 
 def _inserts(path: Path) -> Inserts:
-    sql = _catalogue("events", Event).append_event.sql
+    sql = _catalogue("events", Event, COLUMNS).append_event.sql
     changes = {
         "the hash chain": ([], UNCHAINED),
         "CHECKs": (["PRAGMA ignore_check_constraints = ON"], sql),

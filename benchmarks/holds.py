@@ -55,7 +55,6 @@ def watch(store: MetadataStore) -> Holds:
     backend: Any = store._backend  # noqa: SLF001 - what is measured is hidden from users
     writer: WriterLane = backend._writer  # noqa: SLF001
     holds = Holds([], [], [])
-    checkpoints_cpu: list[float] = []
     post, checkpoint = writer.post, writer._checkpoint  # noqa: SLF001 - the same
 
     def timed_post(
@@ -64,20 +63,18 @@ def watch(store: MetadataStore) -> Holds:
         operations: Sequence[Operation] = (),
     ) -> None:
         def timed() -> None:
-            count = len(holds.checkpoints)
             began, began_cpu = time.perf_counter(), time.thread_time()
-            work()
-            spent_cpu = time.thread_time() - began_cpu
-            holds.processor.append(spent_cpu - sum(checkpoints_cpu[count:]))
-            spent = time.perf_counter() - began
-            holds.hops.append(spent - sum(holds.checkpoints[count:]))
+            try:
+                work()
+            finally:
+                holds.processor.append(time.thread_time() - began_cpu)
+                holds.hops.append(time.perf_counter() - began)
 
         post(timed, done, operations)
 
     def timed_checkpoint(connection: sqlite3.Connection) -> None:
-        began, began_cpu = time.perf_counter(), time.thread_time()
+        began = time.perf_counter()
         checkpoint(connection)
-        checkpoints_cpu.append(time.thread_time() - began_cpu)
         holds.checkpoints.append(time.perf_counter() - began)
 
     writer.post = timed_post  # type: ignore[method-assign]

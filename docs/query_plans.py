@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from metastore.repositories import repository_types
 from metastore.statements import read_statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from metastore.codec import Row
 
 __all__ = ["is_current", "is_of_this_release", "plan_of", "render", "searching_statements"]
 
@@ -51,7 +53,7 @@ def is_current(found: str, expected: str) -> bool:
 def searching_statements() -> Iterator[tuple[str, str]]:
     """Yield the name, `table.statement`, and text of each statement that looks for rows."""
     for repository in sorted(repository_types(), key=lambda it: it.table):
-        row_type: Any = repository.row_type
+        row_type: type[Row] = repository.row_type
         statements = read_statements(repository.table, row_type, "sqlite")
         for name, datum in statements.items():
             if _SEARCHES.search(datum.sql):

@@ -46,8 +46,8 @@ class Finding(msgspec.Struct, frozen=True):
         row_id: the row that was edited or inserted, or that stands where one was removed; None
             where none is left.
         what: `edited`, `removed`, `inserted`, `rewritten` (it contradicts what was recorded or
-            noted by a checkpoint), `unknown` (no checkpoint has this digest), `unsigned` or
-            `unreadable`.
+            noted by a checkpoint), `uncovered` (checkpoints were kept from noting it), `unknown`
+            (no checkpoint has this digest), `unsigned` or `unreadable`.
         detail: what exactly, where there is more to say.
     """
 
@@ -71,6 +71,8 @@ class State(NamedTuple):
     Attributes:
         present: whether the session or task is still there.
         deleting: whether it is being deleted in pieces.
+        passed_over: whether it has links that the latest checkpoint should have noted, or that
+            nothing would make the next one note.
     """
 
     unchained: int = 0
@@ -81,6 +83,7 @@ class State(NamedTuple):
     purged_at: str | None = None
     present: bool = False
     deleting: bool = False
+    passed_over: bool = False
 
     @property
     def link(self) -> str:
@@ -261,6 +264,8 @@ class Judge:
         for head in chain.heads:
             if detail := _contradiction(head.state, end, purges):
                 return "rewritten", f"checkpoint {head.number}: {detail}"
+        if end.passed_over:
+            return "uncovered", "checkpoints passed over the last of its links"
         return "", ""
 
     def _count(self) -> int:

@@ -2,17 +2,18 @@
 
 A row type's annotations say what its columns hold, and both directions are derived from them: a
 statement's parameter that is named as a column takes that column's type. A value is refused here,
-before it is queued, unless it comes back equal.
+before it is queued, unless it comes back equal. How the database holds it is the backend's to say,
+see `metastore.backends.base.Columns`.
 
-| annotation | column in SQLite |
+| annotation | value |
 |---|---|
-| `str`, with `msgspec.Meta` for length and pattern | TEXT |
-| `int`, `bool`, `float` | INTEGER, 0 or 1, REAL |
-| `datetime` | TEXT, UTC, `2026-01-31T23:59:59.123Z` |
-| a `StrEnum` | TEXT |
-| `dict[...]`, `list[...]`, `Any` | TEXT, JSON of that shape |
-| `bytes` | BLOB |
-| `tuple[float, ...]` | BLOB, little-endian float32, see `metastore.vectors` |
+| `str`, with `msgspec.Meta` for length and pattern | text |
+| `int`, with `msgspec.Meta` for bounds, `bool`, `float` | 64 bits, a boolean, finite |
+| `datetime` | a time with a zone, to the millisecond |
+| a `StrEnum` | one of its members, or the text of one |
+| `dict[...]`, `list[...]`, `Any` | JSON of that shape |
+| `bytes` | bytes |
+| `tuple[float, ...]` | a vector of float32, see `metastore.vectors` |
 | any of them `| None` | the same, or NULL |
 """
 
@@ -38,12 +39,13 @@ from metastore.errors import InvalidValue, StoreCorrupt
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Sequence
 
+    from metastore.backends.base import Columns
+
 __all__ = [
     "FIRST_ID",
     "MAX_JSON",
     "MAX_JSON_DEPTH",
     "MAX_TEXT",
-    "MAX_TTL",
     "Encoder",
     "Id",
     "Inspector",
@@ -57,11 +59,14 @@ __all__ = [
     "encoder",
     "expect",
     "inspector",
+    "integer_encoder",
+    "json_encoder",
     "listed",
     "new_id",
     "parameter_encoders",
+    "real",
+    "text_encoder",
     "timestamp",
-    "untyped",
 ]
 
 MAX_TEXT = 1 << 20
@@ -76,13 +81,6 @@ deeper document could be written in one place and not be read in another."""
 
 MAX_BLOB = 64 << 20
 """The longest bytes of a column."""
-
-MAX_TTL = timedelta(days=7)
-"""The longest time that anything can be leased, locked or reserved for."""
-
-CLOCK_SKEW = timedelta(minutes=5)
-"""How far a clock may be wrong. An expiry further ahead than `MAX_TTL` and this is not believed:
-it was written by a clock that has jumped back since."""
 
 _MIN_INTEGER = -(1 << 63)
 _MAX_INTEGER = (1 << 63) - 1
@@ -141,7 +139,7 @@ def new_id() -> str:
 
 
 def timestamp(moment: datetime) -> str:
-    """Return `moment` as a column holds it: UTC, milliseconds, 24 characters."""
+    """Return the text of a time: UTC, milliseconds, 24 characters, so that texts sort by time."""
     if moment.tzinfo is not UTC:
         moment = moment.astimezone(UTC)
     # A fifth of the time that isoformat takes; whole seconds come without a fraction.
@@ -180,8 +178,8 @@ def duration(
     column: str,
     span: timedelta,
     *,
+    longest: timedelta,
     shortest: timedelta = timedelta(milliseconds=1),
-    longest: timedelta = MAX_TTL,
 ) -> timedelta:
     """Return `span` if it is from `shortest` to `longest`.
 
@@ -202,9 +200,10 @@ class RefusedError(Exception):
     """Why an encoder takes no such value. Whoever binds it adds which column that was."""
 
 
-def _text(
+def text_encoder(
     *, min_length: int = 0, max_length: int = MAX_TEXT, pattern: str | None = None, what: str = ""
 ) -> Encoder:
+    """Return the encoder of texts of so many characters that match `pattern`, which is `what`."""
     matches = re.compile(pattern).search if pattern else None
 
     def encode(value: Any) -> str:
@@ -226,7 +225,8 @@ def _text(
     return encode
 
 
-def _integer(*, at_least: int | None = None, at_most: int | None = None) -> Encoder:
+def integer_encoder(*, at_least: int | None = None, at_most: int | None = None) -> Encoder:
+    """Return the encoder of integers in a range, at most that of 64 bits."""
     low = _MIN_INTEGER if at_least is None else at_least
     high = _MAX_INTEGER if at_most is None else at_most
 
@@ -240,13 +240,23 @@ def _integer(*, at_least: int | None = None, at_most: int | None = None) -> Enco
     return encode
 
 
-def _boolean(value: Any) -> int:
-    if not isinstance(value, bool):
-        raise RefusedError("must be a boolean")
-    return int(value)
+def _boolean(columns: Columns) -> Encoder:
+    write = columns.write_boolean
+
+    def encode(value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise RefusedError("must be a boolean")
+        return write(value)
+
+    return encode
 
 
-def _real(value: Any) -> float:
+def real(value: Any) -> float:
+    """Encode a finite number.
+
+    Raises:
+        RefusedError: it is none.
+    """
     if isinstance(value, float | int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             number = float(value)
@@ -255,15 +265,20 @@ def _real(value: Any) -> float:
     raise RefusedError("must be a finite number")
 
 
-def _timestamp(value: Any) -> str:
-    if not isinstance(value, datetime):
-        raise RefusedError("must be a datetime")
-    if value.utcoffset() is None:
-        raise RefusedError("must be a datetime with a time zone")
-    try:
-        return timestamp(value)
-    except OverflowError:
-        raise RefusedError("must be in the years 1 to 9999 in UTC") from None
+def _time(columns: Columns) -> Encoder:
+    write = columns.write_time
+
+    def encode(value: Any) -> Any:
+        if not isinstance(value, datetime):
+            raise RefusedError("must be a datetime")
+        if value.utcoffset() is None:
+            raise RefusedError("must be a datetime with a time zone")
+        try:
+            return write(value)
+        except OverflowError:
+            raise RefusedError("must be in the years 1 to 9999 in UTC") from None
+
+    return encode
 
 
 def _blob(value: Any) -> bytes:
@@ -293,16 +308,23 @@ def _enumeration(members: type[StrEnum]) -> Encoder:
     return encode
 
 
-def _json(shape: type | None, items: Any = None) -> Encoder:
+def json_encoder(
+    shape: type | None, items: Any = None, *, write: Callable[[bytes], Any] = bytes.decode
+) -> Encoder:
+    """Return the encoder of JSON of a `shape`, dict, list or any, that holds `items`.
+
+    `write` makes the column's value of a document; by default, that is its text.
+    """
+    empty = None if shape is None else write(b"{}" if shape is dict else b"[]")
     expected = "a JSON array" if shape is list else "a JSON object"
     json_encode = msgspec.json.Encoder().encode
 
-    def encode(value: Any) -> str:
+    def encode(value: Any) -> Any:
         if shape is not None:
             if not isinstance(value, shape):
                 raise RefusedError(f"must be {expected}")
             if type(value) is shape and not value:
-                return "{}" if shape is dict else "[]"
+                return empty
         _check_json(value)
         if items is not None:
             try:
@@ -318,7 +340,7 @@ def _json(shape: type | None, items: Any = None) -> Encoder:
         # A cheap test first: almost no document needs the thorough one.
         if b"\\u0000" in document and _ESCAPED_NUL.search(document):
             raise RefusedError("must not hold NUL characters")
-        return document.decode()
+        return write(document)
 
     return encode
 
@@ -337,44 +359,50 @@ def _check_json(value: Any) -> None:
         RefusedError: it is not.
     """
     size = 0
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH + 1):
+    level: list[Any] = [value if isinstance(value, _CONTAINERS) else [value]]
+    for _ in range(MAX_JSON_DEPTH):
         below: list[Any] = []
-        for it in level:
-            kind = type(it)
-            if kind is str:
-                size += len(it)
-            elif kind is int:
-                if not _MIN_INTEGER <= it <= _MAX_INTEGER:
-                    raise RefusedError("must not hold integers beyond 64 bits")
-            elif kind is float:
-                # Neither NaN nor infinities have a difference of zero to themselves.
-                if it - it:
-                    raise RefusedError("must not hold NaN or infinities")
-            elif it is None or kind is bool:
-                pass
-            elif kind is dict or isinstance(it, dict):
-                size += 5 * len(it)
+        for container in level:
+            if isinstance(container, dict):
+                size += 5 * len(container)
                 if size > MAX_JSON:
                     raise RefusedError(_TOO_LONG)
                 try:
-                    size += sum(map(_length_of_text, it))
+                    size += len("".join(container))
                 except TypeError:
                     raise RefusedError("must not hold objects whose keys are no text") from None
-                below += it.values()
-            elif kind is list or isinstance(it, list):
-                size += 2 * len(it)
+                items: Iterable[Any] = container.values()
+            else:
+                size += 2 * len(container)
                 if size > MAX_JSON:
                     raise RefusedError(_TOO_LONG)
-                below += it
-            elif isinstance(it, str):
-                size += len(it)
-            elif isinstance(it, int):
-                below.append(int(it))
-            elif isinstance(it, float):
-                below.append(float(it))
-            else:
-                raise RefusedError(_NOT_JSON)
+                items = container
+            for it in items:
+                kind = type(it)
+                if kind is str:
+                    size += len(it)
+                elif kind is int:
+                    if not _MIN_INTEGER <= it <= _MAX_INTEGER:
+                        raise RefusedError(_TOO_BIG)
+                elif it is None or kind is bool:
+                    pass
+                elif kind is float:
+                    # Neither NaN nor infinities have a difference of zero to themselves.
+                    if it - it:
+                        raise RefusedError(_NOT_FINITE)
+                elif isinstance(it, _CONTAINERS):
+                    if it:
+                        below.append(it)
+                elif isinstance(it, str):
+                    size += len(it)
+                elif isinstance(it, int):
+                    if not _MIN_INTEGER <= int(it) <= _MAX_INTEGER:
+                        raise RefusedError(_TOO_BIG)
+                elif isinstance(it, float):
+                    if float(it) - float(it):
+                        raise RefusedError(_NOT_FINITE)
+                else:
+                    raise RefusedError(_NOT_JSON)
         if size > MAX_JSON:
             raise RefusedError(_TOO_LONG)
         if not below:
@@ -383,34 +411,44 @@ def _check_json(value: Any) -> None:
     raise RefusedError(f"must be nested at most {MAX_JSON_DEPTH} deep")
 
 
+_CONTAINERS = (dict, list)
+_TOO_BIG = "must not hold integers beyond 64 bits"
+_NOT_FINITE = "must not hold NaN or infinities"
 _NOT_JSON = "must be JSON values only: text, finite numbers, lists, objects"
-_length_of_text = str.__len__
 
 
 def _nullable(encode: Encoder) -> Encoder:
     return lambda value: None if value is None else encode(value)
 
 
-def untyped(value: Any) -> Any:
-    """Return the column value of a parameter that is no column's, by the value's own type."""
-    if value is None:
-        return None
-    for kind, encode in _BY_TYPE:
-        if isinstance(value, kind):
-            return encode(value)
-    raise RefusedError("must be text, a number, a datetime, an array or an object")
+@cache
+def _by_type(columns: Columns) -> tuple[tuple[type, Encoder], ...]:
+    return (
+        (bool, _boolean(columns)),
+        (str, text_encoder()),
+        (int, integer_encoder()),
+        (float, real),
+        (datetime, _time(columns)),
+        (bytes, _blob),
+        (dict, json_encoder(dict, write=columns.write_json)),
+        (list, json_encoder(list, write=columns.write_json)),
+    )
 
 
-_BY_TYPE: tuple[tuple[type, Encoder], ...] = (
-    (bool, _boolean),
-    (str, _text()),
-    (int, _integer()),
-    (float, _real),
-    (datetime, _timestamp),
-    (bytes, _blob),
-    (dict, _json(dict)),
-    (list, _json(list)),
-)
+@cache
+def _untyped(columns: Columns) -> Encoder:
+    """Return the encoder of a parameter that is no column's, by the value's own type."""
+    by_type = _by_type(columns)
+
+    def encode(value: Any) -> Any:
+        if value is None:
+            return None
+        for kind, encode_kind in by_type:
+            if isinstance(value, kind):
+                return encode_kind(value)
+        raise RefusedError("must be text, a number, a datetime, an array or an object")
+
+    return encode
 
 
 class _Column(typing.NamedTuple):
@@ -447,64 +485,72 @@ def _column(hint: Any) -> _Column:
     return _Column(get_origin(hint) or hint, None, nullable=False, items=items)
 
 
-def encoder(hint: Any) -> Encoder:
+def encoder(hint: Any, columns: Columns) -> Encoder:
     """Return the function that turns a value annotated `hint` into a column's value."""
     column = _column(hint)
-    encode = _encoder(column)
+    encode = _encoder(column, columns)
     return _nullable(encode) if column.nullable else encode
 
 
-def _encoder(column: _Column) -> Encoder:
+def _encoder(column: _Column, columns: Columns) -> Encoder:
     kind, meta = column.type, column.meta
     if kind is str and meta is not None:
-        return _text(
+        return text_encoder(
             min_length=meta.min_length or 0,
             max_length=MAX_TEXT if meta.max_length is None else meta.max_length,
             pattern=meta.pattern,
             what=meta.description or "",
         )
     if kind is int and meta is not None:
-        return _integer(
+        return integer_encoder(
             at_least=None if meta.ge is None else int(meta.ge),
             at_most=None if meta.le is None else int(meta.le),
         )
     if kind is Any:
-        return _json(None)
+        return json_encoder(None, write=columns.write_json)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _enumeration(kind)
     if kind is tuple:
         return _vector
     if column.items is not None:
-        return _json(kind, column.items)
-    return dict(_BY_TYPE)[kind]
+        return json_encoder(kind, column.items, write=columns.write_json)
+    return dict(_by_type(columns))[kind]
 
 
 def parameter_encoders(
-    row_type: type[Row], parameters: Iterable[str], optional: Container[str] = ()
+    row_type: type[Row],
+    parameters: Iterable[str],
+    columns: Columns,
+    optional: Container[str] = (),
 ) -> dict[str, Encoder]:
     """Return the encoder of each parameter of a statement that deals with `row_type`.
 
-    A parameter that is named as a column takes that column's type, and those of `_CURSORS` what
+    A parameter that is named as a column takes that column's type, and those of `_cursors` what
     pages are read from; any other is encoded by the type of its value. One that is `optional` may
     be None whatever its column takes. An encoder raises `RefusedError`.
     """
-    encoders = _column_encoders(row_type)
-    chosen = {name: encoders.get(name) or _CURSORS.get(name, untyped) for name in parameters}
+    encoders = _cursors(columns) | _column_encoders(row_type, columns)
+    chosen = {name: encoders.get(name) or _untyped(columns) for name in parameters}
     return {
         name: _nullable(encode) if name in optional else encode for name, encode in chosen.items()
     }
 
 
 @cache
-def _column_encoders(row_type: type[Row]) -> dict[str, Encoder]:
-    return {name: encoder(hint) for name, hint in _hints(row_type).items()}
+def _column_encoders(row_type: type[Row], columns: Columns) -> dict[str, Encoder]:
+    return {name: encoder(hint, columns) for name, hint in _hints(row_type).items()}
 
 
-def _cursor(value: Any) -> Any:
-    # SQLite compares whatever it is given, and would answer with some page or other.
-    if not isinstance(value, int | datetime) or isinstance(value, bool):
-        raise RefusedError("must be the `next` of a page")
-    return untyped(value)
+def _cursor(columns: Columns) -> Encoder:
+    encode_value = _untyped(columns)
+
+    def encode(value: Any) -> Any:
+        # A database may compare whatever it is given, and answer with some page or other.
+        if not isinstance(value, int | datetime) or isinstance(value, bool):
+            raise RefusedError("must be the `next` of a page")
+        return encode_value(value)
+
+    return encode
 
 
 def _key_cursor(encode: Encoder, first: str) -> Encoder:
@@ -515,18 +561,22 @@ def _key_cursor(encode: Encoder, first: str) -> Encoder:
 FIRST_ID = "00000000-0000-0000-0000-000000000000"
 """The nil UUID, which sorts before every id: where lists by id begin."""
 
-_CURSORS: dict[str, Encoder] = {
-    "after": _cursor,
-    "after_id": _key_cursor(encoder(Id), FIRST_ID),
-    "after_place": _key_cursor(_text(), ""),
-    "after_key": _key_cursor(_text(), ""),
-    "after_path": _key_cursor(_text(), ""),
-    "after_request": _key_cursor(_text(), ""),
-}
+
+@cache
+def _cursors(columns: Columns) -> dict[str, Encoder]:
+    after_text = _key_cursor(text_encoder(), "")
+    return {
+        "after": _cursor(columns),
+        "after_id": _key_cursor(encoder(Id, columns), FIRST_ID),
+        "after_place": after_text,
+        "after_key": after_text,
+        "after_path": after_text,
+        "after_request": after_text,
+    }
 
 
 def decoder(
-    row_type: type[_Row], *, table: str, key: tuple[str, ...] = ("id",)
+    row_type: type[_Row], columns: Columns, *, table: str, key: tuple[str, ...] = ("id",)
 ) -> Callable[[Sequence[tuple[Any, ...]]], list[_Row]]:
     """Return the function that turns rows of `table`'s column values into `row_type`s.
 
@@ -535,11 +585,11 @@ def decoder(
     the column at fault are searched for only then.
     """
     conversions = [
-        (index, _decoder(column), column.nullable)
+        (index, _decoder(column, columns), column.nullable)
         for index, column in enumerate(_columns(row_type).values())
         if column.type not in (str, int, float, bytes)
     ]
-    inspect = inspector(row_type, table=table, key=key)
+    inspect = inspector(row_type, columns, table=table, key=key)
 
     def decode_one(row: tuple[Any, ...]) -> _Row:
         values = list(row)
@@ -549,15 +599,15 @@ def decoder(
         return row_type(*values)
 
     def decode_many(rows: Sequence[tuple[Any, ...]]) -> list[_Row]:
-        columns: list[Any] = list(zip(*rows, strict=True))
+        by_column: list[Any] = list(zip(*rows, strict=True))
         for index, convert, nullable in conversions:
-            values = columns[index]
-            columns[index] = (
+            values = by_column[index]
+            by_column[index] = (
                 [None if value is None else convert(value) for value in values]
                 if nullable
                 else map(convert, values)
             )
-        return list(map(row_type, *columns))
+        return list(map(row_type, *by_column))
 
     def damage_of(row: tuple[Any, ...]) -> StoreCorrupt | None:
         try:
@@ -582,20 +632,24 @@ def decoder(
 Inspector = typing.Callable[[tuple[Any, ...]], StoreCorrupt | None]
 
 
-def inspector(row_type: type[Row], *, table: str, key: tuple[str, ...] = ("id",)) -> Inspector:
+def inspector(
+    row_type: type[Row], columns: Columns, *, table: str, key: tuple[str, ...] = ("id",)
+) -> Inspector:
     """Return the function that says what is wrong with a row of column values, if anything is.
 
     It is thorough and slow: each value must be one that an encoder would have written. The error
     names the row by `key` and the column, and never quotes the value, which may be a secret.
     """
     names = row_type.__struct_fields__
-    columns = [(name, _inspector(column)) for name, column in _columns(row_type).items()]
+    inspectors = [
+        (name, _inspector(column, columns)) for name, column in _columns(row_type).items()
+    ]
     keys = [names.index(name) for name in key]
 
     def inspect(row: tuple[Any, ...]) -> StoreCorrupt | None:
-        if len(row) != len(columns):
-            return StoreCorrupt(f"has {len(row)} columns, not {len(columns)}", table=table)
-        for value, (name, flaw_of) in zip(row, columns, strict=True):
+        if len(row) != len(inspectors):
+            return StoreCorrupt(f"has {len(row)} columns, not {len(inspectors)}", table=table)
+        for value, (name, flaw_of) in zip(row, inspectors, strict=True):
             flaw = flaw_of(value)
             if flaw is not None:
                 row_id = "/".join(_readable_key(row[index]) for index in keys)
@@ -612,21 +666,12 @@ def _readable_key(value: Any) -> str:
 _LONGEST_KEY = 100
 """Characters of a row's key that an error shows: of a damaged row, the key may be anything."""
 
-_STORAGE: dict[Any, tuple[type, str]] = {
-    int: (int, "an integer"),
-    bool: (int, "an integer"),
-    float: (float, "a number"),
-    bytes: (bytes, "a blob"),
-    tuple: (bytes, "a blob"),
-}
-"""The type that a column's values have in the database. The others are text."""
 
-
-def _inspector(column: _Column) -> Callable[[Any], str | None]:
-    stored, named = _STORAGE.get(column.type, (str, "text"))
+def _inspector(column: _Column, columns: Columns) -> Callable[[Any], str | None]:
+    stored, named = columns.storage.get(column.type, (str, "text"))
     plain = column.type in (str, int, float, bytes)
-    convert = None if plain else _decoder(column)
-    encode = _encoder(column)
+    convert = None if plain else _decoder(column, columns)
+    encode = _encoder(column, columns)
 
     def flaw_of(value: Any) -> str | None:
         if value is None:
@@ -668,12 +713,12 @@ def _storage_name(value: Any) -> str:
     return names.get(type(value), "text that is not UTF-8")
 
 
-def _decoder(column: _Column) -> Callable[[Any], Any]:
+def _decoder(column: _Column, columns: Columns) -> Callable[[Any], Any]:
     kind = column.type
     if kind is datetime:
-        return datetime.fromisoformat
+        return columns.read_time
     if kind is bool:
-        return bool
+        return columns.read_boolean
     if kind is tuple:
         return vectors.decode
     if isinstance(kind, type) and issubclass(kind, StrEnum):

@@ -25,6 +25,7 @@ __all__ = [
     "LeaseLost",
     "LeaseUnavailable",
     "LimitExceeded",
+    "LimitsMismatch",
     "LockHeld",
     "MetastoreError",
     "MigrationFailed",
@@ -229,11 +230,11 @@ class LeaseUnavailable(MetastoreError):
 
 
 class LeaseLost(MetastoreError):
-    """The lease or lock ran out or went to another holder; what it guarded was not written.
+    """The lease or lock expired or went to another holder; what it guarded was not written.
 
     Attributes:
-        resource: the table of the leased row, `worktrees`, `project_locks` or `tasks`.
-        resource_id: the id of the leased row.
+        resource: the table of the lease, `worktrees`, `project_locks` or `tasks`.
+        resource_id: the id of what was leased: of the worktree, the project or the task.
         fencing_number: the number the lease was granted under.
     """
 
@@ -427,6 +428,30 @@ class SchemaOutdated(MetastoreError):
         state = f"is at {revision}" if revision else "holds no metastore yet"
         super().__init__(
             f"{url} {state}, the code needs {head}; run: metastore migrate upgrade --db {url}"
+        )
+
+
+class LimitsMismatch(MetastoreError):
+    """The database's processes hold leases under other limits than the code's.
+
+    Attributes:
+        max_ttl: the longest TTL that the database allows.
+        clock_skew: how far it lets a clock be wrong.
+        code_max_ttl: the longest TTL that the code allows.
+        code_clock_skew: how far the code lets a clock be wrong.
+    """
+
+    def __init__(
+        self, max_ttl: Any, clock_skew: Any, code_max_ttl: Any, code_clock_skew: Any
+    ) -> None:
+        self.max_ttl = max_ttl
+        self.clock_skew = clock_skew
+        self.code_max_ttl = code_max_ttl
+        self.code_clock_skew = code_clock_skew
+        super().__init__(
+            f"the database's leases last up to {max_ttl} with clocks wrong by {clock_skew}, the "
+            f"code's up to {code_max_ttl} with {code_clock_skew}; install the metastore that "
+            "its other processes run"
         )
 
 

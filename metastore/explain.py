@@ -1,4 +1,4 @@
-"""Explanations: what an id stands for, who holds it, what hangs on it, what would free it."""
+"""Explanations: what an id stands for, who holds it, what depends on it, what would release it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from metastore.codec import timestamp
 from metastore.errors import InvalidValue, NotFound
-from metastore.leases import latest_credible_expiry
+from metastore.leasing.limits import latest_credible_expiry
 from metastore.repositories.auth_tokens import TokenStatus
 from metastore.repositories.commands import CommandStatus
 from metastore.repositories.lease_waiters import LeasedResource
@@ -56,8 +56,8 @@ class Explanation(msgspec.Struct, frozen=True):
         since: when it was taken, begun or issued.
         until: when it ends by itself, or has ended; None if it does not.
         fencing_number: the number under which it is held, or was last.
-        hangs_on_it: what waits for it, runs in it or belongs to it.
-        freed_by: what would set it free, or end it; any one of these.
+        dependents: what waits for it, runs in it or belongs to it.
+        released_by: what would release it, or end it; any one of these.
     """
 
     kind: str
@@ -68,8 +68,8 @@ class Explanation(msgspec.Struct, frozen=True):
     since: datetime | None
     until: datetime | None
     fencing_number: int | None
-    hangs_on_it: list[str]
-    freed_by: list[str]
+    dependents: list[str]
+    released_by: list[str]
 
 
 async def explain(repositories: RepositorySet, key: str, *, now: datetime) -> Explanation:
@@ -133,11 +133,11 @@ class _Explainer:
         at = f", at commit {worktree.commit_sha}" if worktree.commit_sha else ""
         state = self._state_of(worktree)
         if state == "retired":
-            freed_by = [f"store.worktrees.put_back({worktree.id!r}) puts it back into use"]
+            released_by = [f"store.worktrees.reinstate({worktree.id!r}) puts it back into use"]
         elif worktree.lease_expires_at is None:
-            freed_by = ["nothing needs to: whoever comes next may lease it"]
+            released_by = ["nothing needs to: whoever comes next may lease it"]
         else:
-            freed_by = self._end_of_lease(worktree.lease_expires_at, "lease", "worktree")
+            released_by = self._end_of_lease(worktree.lease_expires_at, "lease", "worktree")
         sessions = await self._store.sessions.list_open_by_worktree(worktree.id)
         return Explanation(
             kind="worktree",
@@ -148,13 +148,13 @@ class _Explainer:
             since=worktree.leased_at,
             until=worktree.lease_expires_at,
             fencing_number=worktree.version,
-            hangs_on_it=[
+            dependents=[
                 *(f"{_session(session)} runs in it" for session in sessions),
                 *await self._line(
                     LeasedResource.WORKTREES, repository.id, "a worktree of this repository"
                 ),
             ],
-            freed_by=freed_by,
+            released_by=released_by,
         )
 
     def _state_of(self, worktree: Worktree) -> str:
@@ -176,10 +176,10 @@ class _Explainer:
             since=lock.acquired_at,
             until=lock.expires_at,
             fencing_number=lock.fencing_number,
-            hangs_on_it=await self._line(
+            dependents=await self._line(
                 LeasedResource.PROJECT_LOCKS, project.id, "the lock of this project"
             ),
-            freed_by=[
+            released_by=[
                 *self._end_of_lease(lock.expires_at, "lock", "project"),
                 "its session or its project is deleted",
             ],
@@ -213,11 +213,11 @@ class _Explainer:
             else f"repository {session.repository_id}"
         )
         where = f", in worktree {worktree.path} ({worktree.id})" if worktree else ""
-        freed_by = [f"it has ended: {session.status.value}"]
+        released_by = [f"it has ended: {session.status.value}"]
         if is_open:
-            freed_by = ["store.sessions.complete, fail or cancel ends it"]
+            released_by = ["store.sessions.complete, fail or cancel ends it"]
         if is_open and worktree is not None and self._state_of(worktree) != "held":
-            freed_by.append(
+            released_by.append(
                 f"nobody holds its worktree ({self._state_of(worktree)}): what ran it is likely "
                 "gone, and whoever leases the worktree next should fail the session"
             )
@@ -230,8 +230,8 @@ class _Explainer:
             since=session.created_at,
             until=session.completed_at,
             fencing_number=worktree.version if is_open and worktree else None,
-            hangs_on_it=await self._belongings(session),
-            freed_by=freed_by,
+            dependents=await self._belongings(session),
+            released_by=released_by,
         )
 
     async def _runner(self, session: Session, worktree: Worktree | None) -> str | None:
@@ -286,8 +286,8 @@ class _Explainer:
             since=command.started_at or command.created_at,
             until=command.completed_at,
             fencing_number=worktree.version if is_open and worktree else None,
-            hangs_on_it=[f"artifact {artifact.name} ({artifact.id})" for artifact in made],
-            freed_by=["store.commands.finish, fail, time_out or cancel ends it"]
+            dependents=[f"artifact {artifact.name} ({artifact.id})" for artifact in made],
+            released_by=["store.commands.finish, fail, time_out or cancel ends it"]
             if is_open
             else [ended],
         )
@@ -295,17 +295,17 @@ class _Explainer:
     async def token(self, token: AuthToken) -> Explanation:
         status = token.status(self._now)
         sessions = await self._store.sessions.count_open_by_auth_token(token.id)
-        hangs_on_it = []
+        dependents = []
         if sessions:
-            hangs_on_it.append(f"sessions that it opened and that have not ended: {sessions}")
+            dependents.append(f"sessions that it opened and that have not ended: {sessions}")
         if token.replaced_by is not None:
-            hangs_on_it.append(f"token {token.replaced_by}, which replaces it")
+            dependents.append(f"token {token.replaced_by}, which replaces it")
         if status in (TokenStatus.ACTIVE, TokenStatus.REPLACED):
-            freed_by = [f"metastore admin revoke-token {token.id} ends it at once"]
+            released_by = [f"metastore admin revoke-token {token.id} ends it at once"]
             if token.expires_at is not None:
-                freed_by.append(f"it expires at {timestamp(token.expires_at)}")
+                released_by.append(f"it expires at {timestamp(token.expires_at)}")
         else:
-            freed_by = [f"it opens nothing any more: {status.value}"]
+            released_by = [f"it opens nothing any more: {status.value}"]
         return Explanation(
             kind="token",
             id=token.id,
@@ -316,8 +316,8 @@ class _Explainer:
             since=token.created_at,
             until=token.revoked_at or token.expires_at,
             fencing_number=None,
-            hangs_on_it=hangs_on_it,
-            freed_by=freed_by,
+            dependents=dependents,
+            released_by=released_by,
         )
 
     async def project(self, project: Project) -> Explanation:
@@ -335,7 +335,7 @@ class _Explainer:
                 kind="project",
                 id=project.id,
                 what=f"{what}, under lock {lock.id}",
-                hangs_on_it=locked.hangs_on_it + belongings,
+                dependents=locked.dependents + belongings,
             )
         return Explanation(
             kind="project",
@@ -346,8 +346,8 @@ class _Explainer:
             since=project.created_at,
             until=None,
             fencing_number=None,
-            hangs_on_it=belongings,
-            freed_by=["nothing needs to: whoever comes next may lock it"],
+            dependents=belongings,
+            released_by=["nothing needs to: whoever comes next may lock it"],
         )
 
     async def repository(self, repository: Repository) -> Explanation:
@@ -362,7 +362,7 @@ class _Explainer:
             since=repository.created_at,
             until=None,
             fencing_number=None,
-            hangs_on_it=[
+            dependents=[
                 *(
                     f"{state} worktrees: {_number(states.count(state))}"
                     for state in ("free", "held", "expired", "retired")
@@ -372,7 +372,7 @@ class _Explainer:
                     LeasedResource.WORKTREES, repository.id, "a worktree of this repository"
                 ),
             ],
-            freed_by=["nothing needs to: its worktrees are leased one by one"],
+            released_by=["nothing needs to: its worktrees are leased one by one"],
         )
 
     async def _line(self, resource: LeasedResource, resource_id: str, what: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from metastore.errors import (
     StoreReadOnly,
     StoreReplaced,
 )
-from metastore.repositories import RepositorySet, repository_types
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, row_checks
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Health", "LeaseCount", "diagnose", "examine"]
 
+COUNT_TIMEOUT = 30.0
+"""How long counting the leases and reading the schema may take, in seconds."""
+
 
 class LeaseCount(msgspec.Struct, frozen=True):
-    """How many leases, or locks, are held.
+    """How many leases, locks or claims there are.
 
     Attributes:
-        live: those that run.
-        expired: those that ran out, and were neither released nor taken over.
+        live: those that are held.
+        expired: those that expired and were neither released nor taken over.
     """
 
     live: int
@@ -47,7 +51,7 @@ class LeaseCount(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a database is. None where that is unknown.
+    """How a database is. None if unknown.
 
     Attributes:
         url: the database.
@@ -56,15 +60,12 @@ class Health(msgspec.Struct, frozen=True):
         writable: whether it takes writes; tried, and undone.
         schema_revision: the newest migration it has.
         schema_head: the newest migration the code knows.
-        worktree_leases: how many worktrees are leased.
-        project_locks: how many projects are locked.
-        task_claims: how many tasks are claimed.
+        leases: how many worktrees, projects and tasks are held, by what is leased.
         software: the database's software and its release.
         known_faults: what is wrong with that release.
         damage: what is broken in the database; None if it was not searched.
         tampering: what was changed in history behind the store's back; None if it was not searched.
-        details: whatever else its backend knows of it, by name: for SQLite `wal_bytes`,
-            `free_disk_bytes`, `journal_mode`, `synchronous`, and `file_modes` by path.
+        details: whatever else its backend knows of it, by name; what ends in `_bytes` is a size.
         problems: what is wrong, and what to do about it; a sentence or two each.
         notes: informational.
     """
@@ -76,9 +77,7 @@ class Health(msgspec.Struct, frozen=True):
     schema_revision: str | None
     schema_head: str
     database_bytes: int | None
-    worktree_leases: LeaseCount | None
-    project_locks: LeaseCount | None
-    task_claims: LeaseCount | None
+    leases: dict[str, LeaseCount] | None
     software: str | None
     known_faults: list[KnownFault]
     damage: list[str] | None
@@ -113,20 +112,26 @@ async def examine(
     """
     url = backend.url
     check = migrations.schema_check(url)
-    tables = row_checks(repository_types()) if integrity else NO_TABLES
+    tables = row_checks(repository_types(), backend.columns) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
-    leases = locks = claims = count_error = tampering = audit_error = None
+    leases = tampering = audit_error = None
+    count_error: MetastoreError | None = None
     schema: list[Finding] = []
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
-            leases = LeaseCount(*await repositories.worktrees.count_leases())
-            locks = LeaseCount(*await repositories.project_locks.count())
-            claims = LeaseCount(*await repositories.tasks.count_claims())
-            schema = await repositories.audit_chains.schema_findings()
+            async with asyncio.timeout(COUNT_TIMEOUT):
+                await repositories.lease_limits.check()
+                leases = {
+                    repository.leased: LeaseCount(*await repository.count_held())
+                    for repository in leasable(repositories)
+                }
+                schema = await repositories.audit_chains.schema_findings()
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
+        except TimeoutError:
+            count_error = StoreBusy(f"that took more than {COUNT_TIMEOUT:g} s")
         except MetastoreError as error:
             count_error = error
         if audit:
@@ -142,9 +147,7 @@ async def examine(
         schema_revision=_revision(facts, head),
         schema_head=head,
         database_bytes=facts.database_bytes,
-        worktree_leases=leases,
-        project_locks=locks,
-        task_claims=claims,
+        leases=leases,
         software=facts.software,
         known_faults=facts.known_faults,
         damage=facts.damage,
@@ -156,7 +159,7 @@ async def examine(
             *_schema_problems(schema),
             *_audit_problems(tampering, audit_error),
         ],
-        notes=list(_notes(facts, worktree=leases, project=locks, task=claims)),
+        notes=list(_notes(facts, leases or {})),
     )
 
 
@@ -175,7 +178,7 @@ async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = F
         return _unreachable(url, error)
     try:
         repositories = RepositorySet(
-            Scope(backend, lambda: datetime.now(UTC), backend, url.dialect)
+            Scope(backend, lambda: datetime.now(UTC), backend, backend.columns)
         )
         return await examine(backend, repositories, integrity=integrity, audit=audit)
     finally:
@@ -194,9 +197,7 @@ def _unreachable(url: DatabaseUrl, error: MetastoreError) -> Health:
         schema_revision=None,
         schema_head=head,
         database_bytes=None,
-        worktree_leases=None,
-        project_locks=None,
-        task_claims=None,
+        leases=None,
         software=None,
         known_faults=[],
         damage=None,
@@ -288,7 +289,7 @@ def _advice(error: MetastoreError) -> str:
     match error:
         case StoreBusy():
             return (
-                "Find and end what keeps a transaction open: a sqlite3 shell, or a stuck process."
+                "Find and end what keeps a transaction open: a database shell, or a stuck process."
             )
         case StoreFull():
             return "Make room on its disk."
@@ -299,12 +300,12 @@ def _advice(error: MetastoreError) -> str:
     return ""
 
 
-def _notes(facts: Facts, **counts: LeaseCount | None) -> Iterator[str]:
-    for what, count in counts.items():
-        if count is not None and count.expired:
+def _notes(facts: Facts, leases: dict[str, LeaseCount]) -> Iterator[str]:
+    for leased, count in leases.items():
+        if count.expired:
             yield (
-                f"{count.expired} of the leased {what}s: the lease ran out and was not released, "
-                "so its holder died or was away for too long. Whoever comes next takes it over; "
+                f"{count.expired} of the leased {leased}: the lease expired without a release, "
+                "so its holder died or was away for too long. The next caller takes it over; "
                 "there is nothing to clean up."
             )
     yield from facts.notes

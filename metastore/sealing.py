@@ -52,7 +52,7 @@ class Signer:
     def advance(self, signed: Signature) -> None:
         """Replace the key by the one that a signature names, and destroy it.
 
-        A crash before leaves a key that signs one more digest, and no gap.
+        A crash before leaves the old key: the next checkpoint repeats this before it signs.
         """
         following = _next(self._read())
         if _public(_key(following)) == signed.next_key:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from metastore.backends.base import Columns
+
 __all__ = ["Call", "Catalogue", "Statement", "may_be_none", "read_statements"]
 
 _READS = {
@@ -76,7 +78,9 @@ class Statement:
         "writes",
     )
 
-    def __init__(self, table: str, datum: QueryDatum, row_type: type[codec.Row]) -> None:
+    def __init__(
+        self, table: str, datum: QueryDatum, row_type: type[codec.Row], columns: Columns
+    ) -> None:
         self.table = table
         self.name = datum.query_name
         self.doc = datum.doc_comments
@@ -90,7 +94,9 @@ class Statement:
         self.parameters = tuple(datum.parameters or ())
         self.sql, self.places = _placed(datum.sql, self.parameters)
         self._encoders = tuple(
-            codec.parameter_encoders(row_type, self.parameters, may_be_none(datum.sql)).items()
+            codec.parameter_encoders(
+                row_type, self.parameters, columns, may_be_none(datum.sql)
+            ).items()
         )
 
     def __repr__(self) -> str:
@@ -207,11 +213,11 @@ class Call(msgspec.Struct, frozen=True):
 
 
 class Catalogue:
-    """The statements of one table, as attributes."""
+    """The statements of one table, as attributes, in the dialect of a backend."""
 
-    def __init__(self, table: str, row_type: type[codec.Row], dialect: str) -> None:
-        for name, datum in read_statements(table, row_type, dialect).items():
-            setattr(self, name, Statement(table, datum, row_type))
+    def __init__(self, table: str, row_type: type[codec.Row], columns: Columns) -> None:
+        for name, datum in read_statements(table, row_type, columns.dialect).items():
+            setattr(self, name, Statement(table, datum, row_type, columns))
 
     def __getattr__(self, name: str) -> Statement:
         raise AttributeError(f"no statement is named {name}")

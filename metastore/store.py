@@ -12,20 +12,18 @@ from metastore import health, migrations, urls
 from metastore.backends import opening
 from metastore.backends.base import Durability
 from metastore.codec import expect
-from metastore.errors import InvalidValue
-from metastore.leases import background_work
-from metastore.repositories import RepositorySet, repository_types
+from metastore.leasing.guard import keeper_of
+from metastore.leasing.queue import background_work
+from metastore.repositories import RepositorySet, leasable, repository_types
 from metastore.repositories.base import Scope, load_statements
-from metastore.repositories.project_locks import ProjectLock
-from metastore.repositories.tasks import TaskLease
-from metastore.repositories.worktrees import Lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
     from types import TracebackType
 
-    from metastore.backends.base import Backend, DatabaseUrl, Guard
+    from metastore.backends.base import Backend, DatabaseUrl
     from metastore.health import Health
+    from metastore.leasing.holding import Held
 
 __all__ = ["MetadataStore", "Transaction"]
 
@@ -58,7 +56,7 @@ class MetadataStore(RepositorySet):
         backend: Backend,
         clock: Callable[[], datetime],
     ) -> None:
-        super().__init__(Scope(backend, clock, backend, backend.url.dialect))
+        super().__init__(Scope(backend, clock, backend, backend.columns))
         self._backend = backend
         self._clock = clock
 
@@ -92,13 +90,14 @@ class MetadataStore(RepositorySet):
         Raises:
             SchemaOutdated: the database is older than the code, missing or empty.
             SchemaTooNew: it is newer than the code.
+            LimitsMismatch: its processes hold leases under other limits than the code's.
             StoreCorrupt: it is damaged, or no metastore.
             StoreReadOnly: it takes no writes.
             MigrationFailed: `migrate` failed; the schema is as it was.
             InvalidValue: the URL is of no known form, or another argument is refused.
         """
         expect("migrate", migrate, bool, "a boolean")
-        # It becomes part of a PRAGMA.
+        # It becomes part of a setting's text.
         if not isinstance(durability, str) or durability not in get_args(Durability):
             expect("durability", durability, (), f"one of {', '.join(get_args(Durability))}")
         if type(readers) is not int or not 1 <= readers <= MAX_READERS:
@@ -110,9 +109,7 @@ class MetadataStore(RepositorySet):
         )
 
     @contextlib.asynccontextmanager
-    async def transaction(
-        self, lease: Lease | ProjectLock | TaskLease | None = None
-    ) -> AsyncIterator[Transaction]:
+    async def transaction(self, lease: Held | None = None) -> AsyncIterator[Transaction]:
         """Open a transaction: committed at the end of the body, undone when the body raises.
 
         With a `lease` (of a worktree or a task, or a project's lock) it commits only while that
@@ -124,28 +121,10 @@ class MetadataStore(RepositorySet):
             TransactionActive: this task has a transaction open already.
             InvalidValue: `lease` is none.
         """
-        async with self._backend.transaction(self._guard(lease)) as executor:
+        guard = None if lease is None else keeper_of(lease, leasable(self)).guard(lease)
+        async with self._backend.transaction(guard) as executor:
             now = self._clock()
-            yield Transaction(Scope(executor, lambda: now, None, self._backend.url.dialect))
-
-    def _guard(self, lease: Lease | ProjectLock | TaskLease | None) -> Guard | None:
-        match lease:
-            case None:
-                return None
-            case Lease():
-                return self.worktrees.guard(lease)
-            case ProjectLock():
-                return self.project_locks.guard(lease)
-            case TaskLease():
-                return self.tasks.guard(lease)
-            case _:
-                # Unguarded, it would commit whatever became of what the caller holds.
-                raise InvalidValue(
-                    None,
-                    "lease",
-                    "must be a lease, a project's lock or a task's claim",
-                    value_type=type(lease).__name__,
-                )
+            yield Transaction(Scope(executor, lambda: now, None, self._backend.columns))
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
         """Report how the database is: whether it answers and takes writes, how full, how old.
@@ -216,7 +195,8 @@ class _Opening:
 
     async def _open(self) -> MetadataStore:
         url = urls.resolve(self._url)
-        await asyncio.to_thread(load_statements, repository_types())
+        columns = opening.columns_of(url.dialect)
+        await asyncio.to_thread(load_statements, repository_types(), columns)
         if not url.in_memory:
             if self._migrate:
                 await asyncio.to_thread(migrations.upgrade, url)
@@ -228,7 +208,13 @@ class _Opening:
             check=migrations.schema_check(url),
             upgrade=migrations.upgrade,
         )
-        return self._store_type(backend, self._clock)
+        store = self._store_type(backend, self._clock)
+        try:
+            await store.lease_limits.check()
+        except BaseException:
+            await backend.close()
+            raise
+        return store
 
 
 def _refuse_missing(url: DatabaseUrl) -> None:

@@ -54,6 +54,7 @@ ON CONFLICT (run, resource, resource_id) DO NOTHING;
 
 -- name: create_audit_checkpoint(number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash, schema_hash, now, next_key, signature)<!
 -- Make a checkpoint of what a run noted. No row: another checkpoint was made meanwhile.
+-- Needs: one writer, or two could make the same checkpoint.
 INSERT INTO audit_checkpoints (
     number, digest, previous, run, position, entry, chains, links, heads, heads_hash, entries_hash,
     schema_hash, created_at, next_key, signature
@@ -81,9 +82,10 @@ WHERE
     )
 RETURNING number;
 
--- name: delete_audit_heads(run, number, after_run, limit)<!
--- A piece of what runs without a checkpoint left behind: those that died, and those that cannot end any
--- more because `run` has. No row: none is left.
+-- name: delete_audit_heads(number, after_run, until_run, limit)<!
+-- A piece of what runs between two others left behind without a checkpoint: those that died, and those
+-- that cannot end any more because a later one has. The range leaves out the run that has just ended,
+-- which may have noted every chain there is. No row: none is left.
 DELETE FROM audit_heads
 WHERE
     (run, resource, resource_id) IN (
@@ -94,7 +96,7 @@ WHERE
         FROM audit_heads AS h
         WHERE
             h.run > :after_run
-            AND h.run <> :run
+            AND h.run < :until_run
             AND h.number <= :number
             AND NOT EXISTS (
                 SELECT 1 FROM audit_checkpoints AS k
@@ -107,6 +109,7 @@ RETURNING run;
 
 -- name: delete_audit_change(task_id)*!
 -- A checkpoint has noted the task's chain as it is.
+-- Needs: one writer, or the chain may grow meanwhile.
 DELETE FROM audit_changes
 WHERE
     task_id = :task_id
@@ -137,6 +140,16 @@ SELECT
     next_key,
     signature
 FROM audit_checkpoints
+ORDER BY number DESC
+LIMIT 1;
+
+-- name: get_latest_audit_signature()^
+-- The latest signature, which names the key of the next. No row: nothing was signed yet.
+SELECT
+    next_key,
+    signature
+FROM audit_checkpoints
+WHERE signature IS NOT NULL AND next_key IS NOT NULL
 ORDER BY number DESC
 LIMIT 1;
 

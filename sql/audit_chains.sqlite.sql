@@ -3,8 +3,10 @@
 -- name: list_chain_states(resource, after_chain, limit)
 -- Differs: text is read as bytes, since a damaged id may not be UTF-8.
 -- Scans: pages of an audit, which reads every chain.
--- A page of the chains of a table, each with whether its session or task is still there, and
--- whether that is being deleted in pieces.
+-- A page of the chains of a table, each with whether its session or task is still there, whether
+-- that is being deleted in pieces, and whether checkpoints passed it over: of a session, the latest
+-- checkpoint does not cover an event that is before its end; of a task, nothing tells the next one
+-- that there is more than was noted.
 SELECT
     cast(c.resource_id AS BLOB) AS resource_id,
     c.unchained,
@@ -26,7 +28,60 @@ SELECT
         WHERE
             d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
             AND d.resource_id = c.resource_id
-    ) AS deleting
+    ) AS deleting,
+    CASE c.resource
+        WHEN 'events'
+            THEN EXISTS (
+                SELECT 1 FROM events AS e
+                WHERE
+                    e.session_id = c.resource_id
+                    AND e.hash IS NOT NULL
+                    AND e.position > coalesce(
+                        (
+                            SELECT cast(h.last AS INTEGER)
+                            FROM audit_heads AS h
+                            INNER JOIN audit_checkpoints AS k ON h.run = k.run
+                            WHERE h.resource = c.resource AND h.resource_id = c.resource_id
+                            ORDER BY h.number DESC
+                            LIMIT 1
+                        ),
+                        0
+                    )
+                    AND e.position <= (
+                        SELECT k.position FROM audit_checkpoints AS k
+                        WHERE k.number = (SELECT max(m.number) FROM audit_checkpoints AS m)
+                    )
+            )
+        ELSE
+            c.length > coalesce(
+                (
+                    SELECT h.length
+                    FROM audit_heads AS h
+                    INNER JOIN audit_checkpoints AS k ON h.run = k.run
+                    WHERE h.resource = c.resource AND h.resource_id = c.resource_id
+                    ORDER BY h.number DESC
+                    LIMIT 1
+                ),
+                0
+            )
+            AND NOT EXISTS (
+                SELECT 1 FROM audit_changes AS n
+                WHERE n.task_id = c.resource_id
+            )
+            AND NOT EXISTS (
+                SELECT 1 FROM audit_entries AS a
+                WHERE
+                    a.resource = c.resource
+                    AND a.resource_id = c.resource_id
+                    AND a.number > coalesce(
+                        (
+                            SELECT k.entry FROM audit_checkpoints AS k
+                            WHERE k.number = (SELECT max(m.number) FROM audit_checkpoints AS m)
+                        ),
+                        0
+                    )
+            )
+    END AS passed_over
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id > cast(:after_chain AS TEXT)
 ORDER BY c.resource_id
@@ -56,7 +111,60 @@ SELECT
         WHERE
             d.resource = CASE c.resource WHEN 'events' THEN 'sessions' ELSE 'tasks' END
             AND d.resource_id = c.resource_id
-    ) AS deleting
+    ) AS deleting,
+    CASE c.resource
+        WHEN 'events'
+            THEN EXISTS (
+                SELECT 1 FROM events AS e
+                WHERE
+                    e.session_id = c.resource_id
+                    AND e.hash IS NOT NULL
+                    AND e.position > coalesce(
+                        (
+                            SELECT cast(h.last AS INTEGER)
+                            FROM audit_heads AS h
+                            INNER JOIN audit_checkpoints AS k ON h.run = k.run
+                            WHERE h.resource = c.resource AND h.resource_id = c.resource_id
+                            ORDER BY h.number DESC
+                            LIMIT 1
+                        ),
+                        0
+                    )
+                    AND e.position <= (
+                        SELECT k.position FROM audit_checkpoints AS k
+                        WHERE k.number = (SELECT max(m.number) FROM audit_checkpoints AS m)
+                    )
+            )
+        ELSE
+            c.length > coalesce(
+                (
+                    SELECT h.length
+                    FROM audit_heads AS h
+                    INNER JOIN audit_checkpoints AS k ON h.run = k.run
+                    WHERE h.resource = c.resource AND h.resource_id = c.resource_id
+                    ORDER BY h.number DESC
+                    LIMIT 1
+                ),
+                0
+            )
+            AND NOT EXISTS (
+                SELECT 1 FROM audit_changes AS n
+                WHERE n.task_id = c.resource_id
+            )
+            AND NOT EXISTS (
+                SELECT 1 FROM audit_entries AS a
+                WHERE
+                    a.resource = c.resource
+                    AND a.resource_id = c.resource_id
+                    AND a.number > coalesce(
+                        (
+                            SELECT k.entry FROM audit_checkpoints AS k
+                            WHERE k.number = (SELECT max(m.number) FROM audit_checkpoints AS m)
+                        ),
+                        0
+                    )
+            )
+    END AS passed_over
 FROM audit_chains AS c
 WHERE c.resource = :resource AND c.resource_id = :resource_id;
 
@@ -178,11 +286,21 @@ WHERE resource = :resource AND resource_id = :resource_id AND kind <> 'start'
 ORDER BY number;
 
 -- name: get_audit_extent()^
--- Differs: sqlite_sequence tells how many entries there ever were.
+-- Differs: sqlite_sequence tells how many entries there ever were, and the last position that was given
+-- to an event, which may be purged by now.
 -- How far history goes: its last position and entry, and up to which position events may lack a hash.
 -- No row: never.
 SELECT
-    coalesce((SELECT max(e.position) FROM events AS e), 0) AS position,
+    max(
+        coalesce((SELECT max(e.position) FROM events AS e), 0),
+        coalesce(
+            (
+                SELECT q.seq FROM sqlite_sequence AS q
+                WHERE q.name = 'events'
+            ),
+            0
+        )
+    ) AS position,
     coalesce(
         (
             SELECT q.seq FROM sqlite_sequence AS q

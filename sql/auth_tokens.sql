@@ -30,6 +30,7 @@ RETURNING *;
 -- Issue a token for everything, unless a live one exists: in one statement, so that of two
 -- processes that start at once only one succeeds. A scope holds no quotes, so that the pattern
 -- finds exactly the scope `*`. No row: there is one.
+-- Needs: one writer, or two could each find no other token.
 INSERT INTO auth_tokens (
     id,
     user_name,

@@ -1,5 +1,5 @@
 -- budget_reservations: what is promised to a model call and not yet spent.
--- A reservation is live while :now < expires_at <= :horizon, as a worktree's lease, and counts as
+-- A reservation is live while :now < expires_at <= :latest_credible_expiry, as a worktree's lease, and counts as
 -- spent until then. The cost entry of its request replaces it.
 
 -- name: forget_expired_reservations(job_id, now)!
@@ -7,7 +7,7 @@
 DELETE FROM budget_reservations
 WHERE job_id = :job_id AND expires_at <= :now;
 
--- name: get_budget(job_id, except_request, now, horizon)^
+-- name: get_budget(job_id, except_request, now, latest_credible_expiry)^
 -- The job, what live reservations hold but for one request, and whether that one was recorded.
 -- No row: there is no such job.
 SELECT
@@ -47,7 +47,7 @@ LEFT JOIN budget_reservations AS r
     ON
         j.id = r.job_id
         AND r.expires_at > :now
-        AND r.expires_at <= :horizon
+        AND r.expires_at <= :latest_credible_expiry
         AND r.request_id <> :except_request
 WHERE j.id = :job_id
 GROUP BY j.id;

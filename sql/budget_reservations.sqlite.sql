@@ -1,6 +1,6 @@
 -- budget_reservations: the statement that SQLite words in its own way.
 
--- name: reserve_budget(id, job_id, request_id, amount_nano_usd, expires_at, created_at, horizon)<!
+-- name: reserve_budget(id, job_id, request_id, amount_nano_usd, expires_at, created_at, latest_credible_expiry)<!
 -- Differs: minutes are added to a time with strftime here, and as an interval elsewhere.
 -- Promise an amount to a request, if what was spent, what is promised to others and this stay within
 -- every limit; a request that has a reservation gets this one in its place.
@@ -30,7 +30,7 @@ WHERE
         WHERE
             r.job_id = :job_id
             AND r.expires_at > :created_at
-            AND r.expires_at <= :horizon
+            AND r.expires_at <= :latest_credible_expiry
             AND r.request_id <> :request_id
     ) + j.cost_nano_usd + :amount_nano_usd <= coalesce(j.budget_nano_usd, 9223372036854775807)
     AND (
@@ -41,7 +41,7 @@ WHERE
             WHERE
                 r.job_id = :job_id
                 AND r.expires_at > :created_at
-                AND r.expires_at <= :horizon
+                AND r.expires_at <= :latest_credible_expiry
                 AND r.request_id <> :request_id
         ) + j.requests_made + 1 <= j.max_requests
     )

@@ -3,6 +3,7 @@
 -- name: create_command(id, session_id, argv, working_directory, log_path, created_at)<!
 -- Ask for a command behind the last one of its session.
 -- No row: the session has ended, or there is none.
+-- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO commands (id, session_id, sequence, argv, working_directory, log_path, created_at)
 SELECT
     :id,
@@ -30,6 +31,7 @@ WHERE id = :id;
 
 -- name: start_command(id, log_path, now)<!
 -- Begin. No row: it is not pending, or its session has ended.
+-- Needs: one writer, or the session may end meanwhile.
 UPDATE commands
 SET
     status = 'running',

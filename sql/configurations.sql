@@ -5,6 +5,7 @@
 
 -- name: create_configuration(key, value, value_type, description, is_secret, secret_key_id, incarnation, known_key_id, created_at)<!
 -- Set a key that has no value yet. No row: it has one, or the secrets are under other keys.
+-- Needs: one writer, or two could each store the first secret, under different keys.
 INSERT INTO configurations (
     key,
     value,
@@ -48,6 +49,7 @@ RETURNING *;
 -- name: update_configuration(key, value, value_type, description, is_secret, version, secret_key_id, incarnation, known_key_id, updated_at)<!
 -- Make :version of a value out of the one before it. A description stays unless there is another.
 -- No row: the value moved since it was read, or is gone, or the secrets are under other keys.
+-- Needs: one writer, or two could each store the first secret, under different keys.
 UPDATE configurations
 SET
     value = :value,

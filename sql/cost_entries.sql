@@ -84,6 +84,7 @@ RETURNING
 -- Correct what a call has cost, by an entry of its own. What is taken back is compared with what the call and
 -- its corrections so far add up to where it is written: of two refunds at once, the second sees the first.
 -- No row: it was recorded before, there is no such call, or it did not cost that much.
+-- Needs: one writer, or two refunds could each fit, and not both.
 INSERT INTO cost_entries (
     id,
     job_id,

@@ -2,6 +2,7 @@
 
 -- name: checkpoint_session(id, session_id, label, state, created_at)<!
 -- Take a checkpoint behind the last one. No row: the session has ended, or there is none.
+-- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO debugger_state (id, session_id, sequence, label, state, created_at)
 SELECT
     :id,

@@ -3,6 +3,7 @@
 
 -- name: upsert_embedding(id, scope, ref_id, text, vector, dimensions, created_at)<!
 -- Add a text, or replace what its reference had. No row: the scope has other dimensions.
+-- Needs: one writer, or two could each begin the scope, with different dimensions.
 INSERT INTO embedding_index (id, scope, ref_id, text, vector, dimensions, created_at)
 SELECT
     :id,
@@ -29,6 +30,7 @@ RETURNING *;
 
 -- name: check_embedding_scope(scope, dimensions)^
 -- Goes before upsert_embeddings in its transaction. No row: the scope has other dimensions.
+-- Needs: one writer, or two could each begin the scope, with different dimensions.
 SELECT 1 AS fits
 WHERE
     coalesce(

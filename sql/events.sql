@@ -3,38 +3,9 @@
 -- hash covers the event and the one it follows in its session, see audit_chains: a trigger moves the
 -- chain's end on with each row.
 
--- name: append_event(id, session_id, event_type, level, message, context, created_at)<!
--- The hottest statement of all.
-INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
-VALUES (
-    :id,
-    :session_id,
-    :event_type,
-    :level,
-    :message,
-    :context,
-    :created_at,
-    metastore_sha256(
-        coalesce(
-            (
-                SELECT c.last FROM audit_chains AS c
-                WHERE c.resource = 'events' AND c.resource_id = :session_id
-            ),
-            ''
-        ),
-        :id,
-        :session_id,
-        :event_type,
-        :level,
-        :message,
-        :context,
-        :created_at
-    )
-)
-RETURNING position;
-
 -- name: append_events(id, session_id, event_type, level, message, context, created_at)*!
 -- Many at once: all of them or none.
+-- Needs: one writer, or two would follow the same link, and positions appear out of order.
 INSERT INTO events (id, session_id, event_type, level, message, context, created_at, hash)
 VALUES (
     :id,
@@ -67,14 +38,6 @@ VALUES (
 SELECT *
 FROM events
 WHERE id = :id;
-
--- name: list_events_by_session(session_id, after, limit)
--- A page of one session's events, oldest first.
-SELECT *
-FROM events
-WHERE session_id = :session_id AND position > :after
-ORDER BY position
-LIMIT :limit;
 
 -- name: list_events(after, limit)
 -- A page of all events, oldest first.

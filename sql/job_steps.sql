@@ -3,6 +3,7 @@
 
 -- name: create_job_step(id, job_id, name, step_type, details, created_at)<!
 -- Plan a step. No row: the job has ended or was cancelled, or there is none.
+-- Needs: one writer, or the job may end meanwhile.
 INSERT INTO job_steps (id, job_id, name, step_type, details, created_at)
 SELECT
     :id,
@@ -26,6 +27,7 @@ WHERE id = :id;
 
 -- name: start_job_step(id, now)<!
 -- Begin. No row: it is not planned, or its job has ended or was cancelled.
+-- Needs: one writer, or the job may end meanwhile.
 UPDATE job_steps
 SET
     status = 'running',

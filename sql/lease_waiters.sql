@@ -1,7 +1,7 @@
--- lease_waiters: who waits for a worktree or a project, first come first served.
--- A ticket is live while :now < expires_at <= :ticket_horizon; its waiter keeps it alive, so that one that
--- died blocks nobody. An expiry beyond the horizon was written by a clock that was ahead, and is not
--- believed: the waiter, if it is alive, soon rewrites it.
+-- lease_waiters: the queues for what is leased, first come first served.
+-- A ticket is live while :now < expires_at <= :latest_credible_ticket. Its waiter keeps it alive, so that a
+-- dead waiter blocks nobody. A later expiry was written by a clock that was ahead and is not believed; the
+-- waiter, if it is alive, soon rewrites it.
 
 -- name: create_lease_waiter(id, resource, resource_id, owner, created_at, expires_at)<!
 -- Get in line.
@@ -21,15 +21,15 @@ RETURNING *;
 DELETE FROM lease_waiters
 WHERE id = :id;
 
--- name: delete_expired_lease_waiters(resource, resource_id, now, ticket_horizon)!
+-- name: delete_expired_lease_waiters(resource, resource_id, now, latest_credible_ticket)!
 -- Clear away the tickets of those who died waiting.
 DELETE FROM lease_waiters
 WHERE
     resource = :resource
     AND resource_id = :resource_id
-    AND (expires_at <= :now OR expires_at > :ticket_horizon);
+    AND (expires_at <= :now OR expires_at > :latest_credible_ticket);
 
--- name: list_lease_waiters(resource, resource_id, now, ticket_horizon, after, limit)
+-- name: list_lease_waiters(resource, resource_id, now, latest_credible_ticket, after, limit)
 -- The line as it stands: live tickets, first come first.
 SELECT *
 FROM lease_waiters
@@ -37,7 +37,7 @@ WHERE
     resource = :resource
     AND resource_id = :resource_id
     AND expires_at > :now
-    AND expires_at <= :ticket_horizon
+    AND expires_at <= :latest_credible_ticket
     AND position > :after
 ORDER BY position
 LIMIT :limit;

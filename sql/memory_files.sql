@@ -75,6 +75,7 @@ WHERE job_id = :job_id AND path = :path;
 -- where the file is written, so that no race gets past them; so is whether a path is a folder and a file at
 -- once, which no file system can hold. The job's files are few, and counted all the same.
 -- No row: one of them forbids it.
+-- Needs: one writer, or two files could each fit within a limit, and not both.
 INSERT INTO memory_files (id, job_id, path, size_bytes, sha256, created_at, bytes)
 SELECT
     :id,
@@ -192,6 +193,7 @@ LIMIT :limit;
 
 -- name: append_memory_file_chunk(id, sequence, bytes)<!
 -- No row: the upload was discarded, or its job was deleted.
+-- Needs: one writer, or the upload may be discarded meanwhile.
 INSERT INTO memory_file_chunks (file_id, sequence, bytes)
 SELECT
     :id,

@@ -1,10 +1,11 @@
 -- project_locks: who has a project to itself, and until when.
--- A free project has no row. A lock is live while :now < expires_at <= :horizon, as a worktree's lease.
+-- A free project has no row. A lock is live while :now < expires_at <= :latest_credible_expiry, as a worktree's lease.
 
--- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, horizon, ticket_horizon)<!
+-- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, latest_credible_expiry, latest_credible_ticket)<!
 -- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
 -- No row: the project is locked, or promised to somebody who waits, or the session may not lock it.
+-- Needs: one writer, or the session may end meanwhile, and a deleted lock raise the floor.
 INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
 SELECT
     :id,
@@ -33,7 +34,7 @@ WHERE
             AND l.resource_id = :project_id
             AND l.position < :position
             AND l.expires_at > :acquired_at
-            AND l.expires_at <= :ticket_horizon
+            AND l.expires_at <= :latest_credible_ticket
     )
 ON CONFLICT (project_id) DO UPDATE
 SET
@@ -44,10 +45,10 @@ SET
     fencing_number = project_locks.fencing_number + 1
 WHERE
 project_locks.expires_at <= excluded.acquired_at
-OR project_locks.expires_at > :horizon
+OR project_locks.expires_at > :latest_credible_expiry
 RETURNING *;
 
--- name: project_lock_is_available(project_id, session_id, position, now, horizon, ticket_horizon)$
+-- name: project_lock_is_available(project_id, session_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Whether acquire_project_lock would end the wait, without a write: the project is free, or the session
 -- may not lock it any more. No row: the waiter at this position keeps waiting.
 SELECT 1
@@ -59,7 +60,10 @@ WHERE
             NOT EXISTS (
                 SELECT 1
                 FROM project_locks AS k
-                WHERE k.project_id = :project_id AND k.expires_at > :now AND k.expires_at <= :horizon
+                WHERE
+                    k.project_id = :project_id
+                    AND k.expires_at > :now
+                    AND k.expires_at <= :latest_credible_expiry
             )
             AND NOT EXISTS (
                 SELECT 1
@@ -69,7 +73,7 @@ WHERE
                     AND l.resource_id = :project_id
                     AND l.position < :position
                     AND l.expires_at > :now
-                    AND l.expires_at <= :ticket_horizon
+                    AND l.expires_at <= :latest_credible_ticket
             )
         )
         OR NOT EXISTS (
@@ -111,29 +115,30 @@ SELECT *
 FROM project_locks
 WHERE session_id = :session_id;
 
--- name: count_live_project_locks(now, horizon)$
+-- name: count_live_project_locks(now, latest_credible_expiry)$
 -- How many projects are locked.
 SELECT count(*)
 FROM project_locks
-WHERE expires_at > :now AND expires_at <= :horizon;
+WHERE expires_at > :now AND expires_at <= :latest_credible_expiry;
 
--- name: count_expired_project_locks(now, horizon)$
+-- name: count_expired_project_locks(now, latest_credible_expiry)$
 -- How many locks ran out, and nobody has come since.
 SELECT count(*)
 FROM project_locks
-WHERE expires_at <= :now OR expires_at > :horizon;
+WHERE expires_at <= :now OR expires_at > :latest_credible_expiry;
 
--- name: list_expired_project_locks(now, horizon, after, after_id, limit)
+-- name: list_expired_project_locks(now, latest_credible_expiry, after, after_id, limit)
 -- Locks that count as expired and were not taken over, the longest first.
 SELECT *
 FROM project_locks
-WHERE (expires_at <= :now OR expires_at > :horizon) AND (expires_at, id) > (:after, :after_id)
+WHERE (expires_at <= :now OR expires_at > :latest_credible_expiry) AND (expires_at, id) > (:after, :after_id)
 ORDER BY expires_at, id
 LIMIT :limit;
 
--- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, horizon)<!
+-- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live lock. No row: it is lost, or its session has ended.
 -- A clock that jumped back behind the take leaves the end where it is.
+-- Needs: one writer, or the session may end meanwhile.
 UPDATE project_locks
 SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END
 WHERE
@@ -141,7 +146,7 @@ WHERE
     AND session_id = :session_id
     AND fencing_number = :fencing_number
     AND expires_at > :now
-    AND expires_at <= :horizon
+    AND expires_at <= :latest_credible_expiry
     AND EXISTS (
         SELECT 1
         FROM sessions AS s
@@ -151,7 +156,7 @@ WHERE
     )
 RETURNING *;
 
--- name: release_project_lock(id, session_id, fencing_number, now, horizon)<!
+-- name: release_project_lock(id, session_id, fencing_number, now, latest_credible_expiry)<!
 -- Set the project free; the number stays spent. No row: the lock is lost.
 DELETE FROM project_locks
 WHERE
@@ -159,7 +164,7 @@ WHERE
     AND session_id = :session_id
     AND fencing_number = :fencing_number
     AND expires_at > :now
-    AND expires_at <= :horizon
+    AND expires_at <= :latest_credible_expiry
 RETURNING *;
 
 -- name: abandon_project_lock(id)!
@@ -167,8 +172,9 @@ RETURNING *;
 DELETE FROM project_locks
 WHERE id = :id;
 
--- name: project_is_locked(id, session_id, fencing_number, now, horizon)^
+-- name: project_is_locked(id, session_id, fencing_number, now, latest_credible_expiry)^
 -- The guard of a transaction. No row: the lock is lost.
+-- Needs: one writer, or the lock may be taken over before the transaction commits.
 SELECT id
 FROM project_locks
 WHERE
@@ -176,4 +182,4 @@ WHERE
     AND session_id = :session_id
     AND fencing_number = :fencing_number
     AND expires_at > :now
-    AND expires_at <= :horizon;
+    AND expires_at <= :latest_credible_expiry;

@@ -12,6 +12,7 @@ DO UPDATE SET updated_at = excluded.updated_at;
 -- Open a session, pending.
 -- No row: its token is revoked or has expired, or its worktree is retired. One that does not exist is left
 -- to the foreign key.
+-- Needs: one writer, or its token may be revoked meanwhile, or its worktree retired.
 INSERT INTO sessions (
     id,
     session_type,
@@ -58,6 +59,7 @@ WHERE id = :id;
 
 -- name: start_session(id, worktree_id, now)<!
 -- Begin the work. No row: it is not pending, or its worktree is retired.
+-- Needs: one writer, or its worktree may be retired meanwhile.
 UPDATE sessions
 SET
     status = 'in_progress',

@@ -3,6 +3,7 @@
 -- name: create_step(id, session_id, name, input)<!
 -- Plan a step behind the last one of its session.
 -- No row: the session has ended, or there is none.
+-- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO steps (id, session_id, name, sequence, input)
 SELECT
     :id,
@@ -23,6 +24,7 @@ RETURNING *;
 -- name: create_step_at(id, session_id, name, sequence, input)<!
 -- Plan a step at a place of the caller's choice, which must be free.
 -- No row: the session has ended, or there is none.
+-- Needs: one writer, or the session may end meanwhile.
 INSERT INTO steps (id, session_id, name, sequence, input)
 SELECT
     :id,
@@ -44,6 +46,7 @@ WHERE id = :id;
 
 -- name: start_step(id, now)<!
 -- Begin. No row: it is not pending, or its session has ended.
+-- Needs: one writer, or the session may end meanwhile.
 UPDATE steps
 SET
     status = 'running',

@@ -1,11 +1,12 @@
 -- tasks: what is to be done, by whom, and until when.
 -- status is a state machine: each verb is an UPDATE on the statuses that allow it. A claim is live
--- while :now < lease_expires_at <= :horizon; an expiry behind the horizon was written by a clock that
--- has jumped back since, and is not believed. version is the fence: claiming, releasing and cancelling
--- raise it. A task that its holder ended keeps the number it ended it under.
+-- while :now < lease_expires_at <= :latest_credible_expiry. A later expiry was written by a clock that has
+-- jumped back since, and is not believed. version is the fence: claiming, releasing and cancelling raise
+-- it. A task that its holder ended keeps the number it ended under.
 
 -- name: create_task(id, title, description, task_type, config, metadata, workspace_path, created_at)<!
 -- Put a task behind those that wait. Its version starts above that of every task that was ever deleted.
+-- Needs: one writer, or a deleted task may raise the floor meanwhile.
 INSERT INTO tasks (
     id,
     title,
@@ -86,15 +87,15 @@ SET
 WHERE id = :id AND (status = 'pending' OR status = 'running')
 RETURNING *;
 
--- name: delete_task(id, now, horizon)<!
+-- name: delete_task(id, now, latest_credible_expiry)<!
 -- Forget a task that nobody holds; its version stays spent. No row: it is held, or gone.
 DELETE FROM tasks
 WHERE
     id = :id
-    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry)
 RETURNING *;
 
--- name: renew_task_claim(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: renew_task_claim(id, version, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live claim. No row: it is lost.
 -- A clock that jumped back behind the claim leaves the end where it is.
 UPDATE tasks
@@ -110,10 +111,10 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
--- name: complete_task_claim(id, version, lease_owner, lease_token, metadata, now, horizon)<!
+-- name: complete_task_claim(id, version, lease_owner, lease_token, metadata, now, latest_credible_expiry)<!
 -- End a claimed task well. No row: the claim is lost.
 UPDATE tasks
 SET
@@ -131,10 +132,10 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
--- name: fail_task_claim(id, version, lease_owner, lease_token, error, now, horizon)<!
+-- name: fail_task_claim(id, version, lease_owner, lease_token, error, now, latest_credible_expiry)<!
 -- End a claimed task badly. No row: the claim is lost.
 UPDATE tasks
 SET
@@ -152,10 +153,10 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
--- name: release_task_claim(id, version, lease_owner, lease_token, now, horizon)<!
+-- name: release_task_claim(id, version, lease_owner, lease_token, now, latest_credible_expiry)<!
 -- Give a claimed task back, to the place it had. No row: the claim is lost.
 UPDATE tasks
 SET
@@ -173,7 +174,7 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
 -- name: abandon_task_claim(lease_token, after, now)!
@@ -191,9 +192,10 @@ SET
     updated_at = :now
 WHERE lease_expires_at > :after AND lease_token = :lease_token;
 
--- name: task_is_claimed(id, version, lease_owner, lease_token, now, horizon)^
+-- name: task_is_claimed(id, version, lease_owner, lease_token, now, latest_credible_expiry)^
 -- The guard of a transaction, in which the holder may have ended the task itself: then it has the
 -- claim's number still, which whatever else ends a claim raises. No row: the claim is lost.
+-- Needs: one writer, or the task may be claimed again before the transaction commits.
 SELECT id
 FROM tasks
 WHERE
@@ -204,23 +206,23 @@ WHERE
             lease_owner = :lease_owner
             AND lease_token = :lease_token
             AND lease_expires_at > :now
-            AND lease_expires_at <= :horizon
+            AND lease_expires_at <= :latest_credible_expiry
         )
         OR status = 'completed'
         OR status = 'failed'
     );
 
--- name: count_live_task_claims(now, horizon)$
+-- name: count_live_task_claims(now, latest_credible_expiry)$
 -- How many tasks are claimed.
 SELECT count(*)
 FROM tasks
-WHERE lease_expires_at > :now AND lease_expires_at <= :horizon;
+WHERE lease_expires_at > :now AND lease_expires_at <= :latest_credible_expiry;
 
--- name: count_expired_task_claims(now, horizon)$
+-- name: count_expired_task_claims(now, latest_credible_expiry)$
 -- How many holders went without an end, and nobody has come since.
 SELECT count(*)
 FROM tasks
-WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
+WHERE lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry;
 
 -- name: list_tasks_by_status(status, created_at, after_id, limit)
 -- A page of the tasks in one status, newest first.
@@ -308,7 +310,7 @@ FROM
         ) AS m
     ) AS w;
 
--- name: cancel_task_to_delete(id, now, horizon)<!
+-- name: cancel_task_to_delete(id, now, latest_credible_expiry)<!
 -- The first step of a deletion in pieces: nobody can claim a task that is being deleted.
 -- No row: it is held, or gone.
 UPDATE tasks
@@ -323,7 +325,7 @@ SET
     version = version + 1
 WHERE
     id = :id
-    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry)
 RETURNING id;
 
 -- name: mark_task_deletion(id, now)!

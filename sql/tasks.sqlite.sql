@@ -3,7 +3,7 @@
 -- smaller position come before the caller: there must be one claimable task more than there are of them.
 -- CROSS JOIN, for the planner is not to walk through all pending tasks in search of those of a type.
 
--- name: claim_task(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
+-- name: claim_task(line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: with its one writer, SQLite has no FOR UPDATE SKIP LOCKED, and needs none.
 -- Claim the oldest pending task, or one whose claim ran out. No row: there is none for this caller.
 WITH line AS (
@@ -14,7 +14,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 UPDATE tasks
@@ -39,7 +39,7 @@ WHERE
         (
             SELECT t.id
             FROM tasks AS t
-            WHERE t.lease_expires_at > :horizon
+            WHERE t.lease_expires_at > :latest_credible_expiry
             ORDER BY t.lease_expires_at
             LIMIT 1
         ),
@@ -64,7 +64,7 @@ WHERE
             UNION ALL
             SELECT t.id
             FROM tasks AS t
-            WHERE t.lease_expires_at > :horizon
+            WHERE t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1
@@ -72,7 +72,7 @@ WHERE
     )
 RETURNING *;
 
--- name: claim_task_of_types(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
+-- name: claim_task_of_types(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: json_each, and as claim_task.
 -- The same among the tasks of some types: the oldest of each type is compared, never all of them.
 -- No row: there is none for this caller.
@@ -84,7 +84,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 UPDATE tasks
@@ -122,7 +122,7 @@ WHERE
                     t.id = (
                         SELECT e.id
                         FROM tasks AS e
-                        WHERE e.task_type = wanted.value AND e.lease_expires_at > :horizon
+                        WHERE e.task_type = wanted.value AND e.lease_expires_at > :latest_credible_expiry
                         ORDER BY e.lease_expires_at
                         LIMIT 1
                     )
@@ -161,7 +161,7 @@ WHERE
             SELECT t.id
             FROM json_each(:task_types) AS wanted
             CROSS JOIN tasks AS t
-            WHERE t.task_type = wanted.value AND t.lease_expires_at > :horizon
+            WHERE t.task_type = wanted.value AND t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1
@@ -169,7 +169,7 @@ WHERE
     )
 RETURNING *;
 
--- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
+-- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: as claim_task.
 -- Claim the oldest pending task of the workspace whose last claim is longest ago, or a task whose claim
 -- ran out. No row: there is none for this caller.
@@ -181,7 +181,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 UPDATE tasks
@@ -206,7 +206,7 @@ WHERE
         (
             SELECT t.id
             FROM tasks AS t
-            WHERE t.lease_expires_at > :horizon
+            WHERE t.lease_expires_at > :latest_credible_expiry
             ORDER BY t.lease_expires_at
             LIMIT 1
         ),
@@ -239,7 +239,7 @@ WHERE
             UNION ALL
             SELECT t.id
             FROM tasks AS t
-            WHERE t.lease_expires_at > :horizon
+            WHERE t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1
@@ -247,7 +247,7 @@ WHERE
     )
 RETURNING *;
 
--- name: claim_task_of_types_in_turn(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
+-- name: claim_task_of_types_in_turn(task_types, line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: as claim_task_of_types.
 -- The same among the tasks of some types. No row: there is none for this caller.
 WITH line AS (
@@ -258,7 +258,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 UPDATE tasks
@@ -296,7 +296,7 @@ WHERE
                     t.id = (
                         SELECT e.id
                         FROM tasks AS e
-                        WHERE e.task_type = wanted.value AND e.lease_expires_at > :horizon
+                        WHERE e.task_type = wanted.value AND e.lease_expires_at > :latest_credible_expiry
                         ORDER BY e.lease_expires_at
                         LIMIT 1
                     )
@@ -348,7 +348,7 @@ WHERE
             SELECT t.id
             FROM json_each(:task_types) AS wanted
             CROSS JOIN tasks AS t
-            WHERE t.task_type = wanted.value AND t.lease_expires_at > :horizon
+            WHERE t.task_type = wanted.value AND t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1
@@ -356,7 +356,7 @@ WHERE
     )
 RETURNING *;
 
--- name: task_is_available(line_id, position, now, horizon, ticket_horizon)$
+-- name: task_is_available(line_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as claim_task, whose condition it repeats for those who wait, without a write.
 -- No row: there is none for whoever waits at this position.
 WITH line AS (
@@ -367,7 +367,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 SELECT 1
@@ -385,14 +385,14 @@ WHERE
             UNION ALL
             SELECT t.id
             FROM tasks AS t
-            WHERE t.lease_expires_at > :horizon
+            WHERE t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1
             OFFSET (SELECT l.ahead FROM line AS l)
     );
 
--- name: task_of_types_is_available(task_types, line_id, position, now, horizon, ticket_horizon)$
+-- name: task_of_types_is_available(task_types, line_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as claim_task_of_types, whose condition it repeats for those who wait, without a write.
 -- No row: there is none for whoever waits at this position.
 WITH line AS (
@@ -403,7 +403,7 @@ WITH line AS (
         AND resource_id = :line_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 SELECT 1
@@ -424,7 +424,7 @@ WHERE
             SELECT t.id
             FROM json_each(:task_types) AS wanted
             CROSS JOIN tasks AS t
-            WHERE t.task_type = wanted.value AND t.lease_expires_at > :horizon
+            WHERE t.task_type = wanted.value AND t.lease_expires_at > :latest_credible_expiry
         ) AS claimable
         LIMIT -- noqa: AM09
             1

@@ -4,6 +4,7 @@
 
 -- name: start_tool_execution(id, task_id, tool_name, arguments, created_at)<!
 -- A tool is called. No row: the task has ended, or there is none.
+-- Needs: one writer, or two would follow the same link, and the task may end meanwhile.
 INSERT INTO tool_executions (
     id,
     task_id,

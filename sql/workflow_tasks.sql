@@ -4,6 +4,7 @@
 
 -- name: append_workflow_task(workflow_id, task_id, created_at)<!
 -- Add a task behind the last one. No row: the workflow is archived, or there is none.
+-- Needs: one writer, or two would take the same place.
 INSERT INTO workflow_tasks (workflow_id, task_id, sequence, created_at)
 SELECT
     w.id,
@@ -20,6 +21,7 @@ RETURNING *;
 
 -- name: make_room_for_workflow_task(workflow_id, sequence)!
 -- Let the tasks from a place on move back by one, for insert_workflow_task.
+-- Needs: one writer, or a task that arrives meanwhile would stay where it is.
 UPDATE workflow_tasks
 SET sequence = -(sequence + 1)
 WHERE workflow_id = :workflow_id AND sequence >= :sequence;
@@ -33,6 +35,7 @@ WHERE workflow_id = :workflow_id AND sequence < 0;
 -- name: insert_workflow_task(workflow_id, task_id, sequence, created_at)<!
 -- Add a task at a place that is free, and has none free before it.
 -- No row: there are fewer tasks, or the workflow is archived, or there is none.
+-- Needs: one writer, or the workflow may be archived meanwhile, or the place before be emptied.
 INSERT INTO workflow_tasks (workflow_id, task_id, sequence, created_at)
 SELECT
     w.id,
@@ -56,6 +59,7 @@ RETURNING *;
 -- name: move_workflow_task(workflow_id, task_id, sequence)<!
 -- Move a task to another's place, and those in between by one towards where it was.
 -- No row: the workflow has no such task, or no such place.
+-- Needs: one writer, or a task that arrives meanwhile would stay where it is.
 UPDATE workflow_tasks
 SET
     sequence = -CASE

@@ -1,10 +1,11 @@
 -- worktrees: who may use a checkout, and until when.
--- A lease is live while :now < lease_expires_at <= :horizon; an expiry behind the horizon was
--- written by a clock that has jumped back since, and is not believed. version is the fence: taking and
--- releasing raise it, so it tells every two holders apart.
+-- A lease is live while :now < lease_expires_at <= :latest_credible_expiry. A later expiry was written by
+-- a clock that has jumped back since, and is not believed. version is the fence: taking and releasing
+-- raise it, so no two holders share a number.
 
 -- name: create_worktree(id, repository_id, path, branch, commit_sha, environment_hashes, created_at)<!
 -- Register a checkout. Its version starts above that of every worktree that was ever deleted.
+-- Needs: one writer, or a deleted worktree may raise the floor meanwhile.
 INSERT INTO worktrees (
     id,
     repository_id,
@@ -49,17 +50,17 @@ SELECT *
 FROM worktrees
 WHERE lease_expires_at > :after AND lease_token = :lease_token;
 
--- name: count_live_worktree_leases(now, horizon)$
+-- name: count_live_worktree_leases(now, latest_credible_expiry)$
 -- How many worktrees are held.
 SELECT count(*)
 FROM worktrees
-WHERE lease_expires_at > :now AND lease_expires_at <= :horizon;
+WHERE lease_expires_at > :now AND lease_expires_at <= :latest_credible_expiry;
 
--- name: count_expired_worktree_leases(now, horizon)$
+-- name: count_expired_worktree_leases(now, latest_credible_expiry)$
 -- How many holders went without a release, and nobody has come since.
 SELECT count(*)
 FROM worktrees
-WHERE lease_expires_at <= :now OR lease_expires_at > :horizon;
+WHERE lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry;
 
 -- name: list_worktrees_by_repository(repository_id, after_id, limit)
 -- A page of a repository's worktrees, in the order of registration.
@@ -69,7 +70,7 @@ WHERE repository_id = :repository_id AND id > :after_id
 ORDER BY id
 LIMIT :limit;
 
--- name: reserve_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: reserve_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry)<!
 -- Take a free or expired worktree, unless it moved since the caller read it.
 -- No row: the race was lost, or it is held, retired or gone.
 UPDATE worktrees
@@ -84,10 +85,10 @@ WHERE
     id = :id
     AND version = :version
     AND state = 'ready'
-    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry)
 RETURNING *;
 
--- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, horizon)<!
+-- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live lease. No row: it is lost.
 -- A clock that jumped back behind the take leaves the end where it is.
 UPDATE worktrees
@@ -103,10 +104,10 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
--- name: record_worktree_checkout(id, version, lease_owner, lease_token, branch, commit_sha, environment_hashes, now, horizon)<!
+-- name: record_worktree_checkout(id, version, lease_owner, lease_token, branch, commit_sha, environment_hashes, now, latest_credible_expiry)<!
 -- Note what the holder has checked out; the hashes stay unless there are others. No row: the lease is lost.
 UPDATE worktrees
 SET
@@ -120,10 +121,10 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
--- name: release_worktree(id, version, lease_owner, lease_token, now, horizon)<!
+-- name: release_worktree(id, version, lease_owner, lease_token, now, latest_credible_expiry)<!
 -- Set a leased worktree free. No row: the lease is lost.
 UPDATE worktrees
 SET
@@ -139,7 +140,7 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon
+    AND lease_expires_at <= :latest_credible_expiry
 RETURNING *;
 
 -- name: abandon_worktree(repository_id, lease_token, now)!
@@ -154,8 +155,9 @@ SET
     updated_at = :now
 WHERE repository_id = :repository_id AND lease_token = :lease_token;
 
--- name: worktree_is_leased(id, version, lease_owner, lease_token, now, horizon)^
+-- name: worktree_is_leased(id, version, lease_owner, lease_token, now, latest_credible_expiry)^
 -- The guard of a transaction. No row: the lease is lost.
+-- Needs: one writer, or the lease may be taken over before the transaction commits.
 SELECT id
 FROM worktrees
 WHERE
@@ -164,9 +166,9 @@ WHERE
     AND lease_owner = :lease_owner
     AND lease_token = :lease_token
     AND lease_expires_at > :now
-    AND lease_expires_at <= :horizon;
+    AND lease_expires_at <= :latest_credible_expiry;
 
--- name: retire_worktree(id, now, horizon)<!
+-- name: retire_worktree(id, now, latest_credible_expiry)<!
 -- Take a worktree that nobody holds out of use. No row: it is held, or gone.
 UPDATE worktrees
 SET
@@ -179,10 +181,10 @@ SET
     updated_at = :now
 WHERE
     id = :id
-    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry)
 RETURNING *;
 
--- name: return_worktree(id, now)<!
+-- name: reinstate_worktree(id, now)<!
 -- Put a retired worktree back into use. No row: there is no retired one.
 UPDATE worktrees
 SET
@@ -192,12 +194,12 @@ SET
 WHERE id = :id AND state = 'retired'
 RETURNING *;
 
--- name: delete_worktree(id, now, horizon)<!
+-- name: delete_worktree(id, now, latest_credible_expiry)<!
 -- Forget a worktree that nobody holds; its version stays spent. No row: it is held, or gone.
 DELETE FROM worktrees
 WHERE
     id = :id
-    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :horizon)
+    AND (lease_expires_at IS NULL OR lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry)
 RETURNING *;
 
 -- name: weigh_worktree(id, limit)^

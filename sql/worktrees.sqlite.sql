@@ -2,7 +2,7 @@
 -- The text '' stands for "free" in the indexes ix_worktrees_free*, so that free worktrees sort before
 -- expired ones, each kind by how long it has waited, and one range finds both.
 
--- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, horizon, ticket_horizon)<!
+-- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: '' as the smallest time has no counterpart in PostgreSQL's timestamptz.
 -- Take the best free worktree: at the same commit and environment, at the same commit, in the same
 -- environment, or any; within each the least recently used. Those who wait in line with a smaller
@@ -16,7 +16,7 @@ WITH line AS (
         AND resource_id = :repository_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 UPDATE worktrees
@@ -81,7 +81,7 @@ WHERE
             WHERE
                 w.state = 'ready'
                 AND w.repository_id = :repository_id
-                AND coalesce(w.lease_expires_at, '') > :horizon
+                AND coalesce(w.lease_expires_at, '') > :latest_credible_expiry
             ORDER BY coalesce(w.lease_expires_at, ''), w.updated_at
             LIMIT 1
         )
@@ -104,7 +104,7 @@ WHERE
             WHERE
                 w.state = 'ready'
                 AND w.repository_id = :repository_id
-                AND coalesce(w.lease_expires_at, '') > :horizon
+                AND coalesce(w.lease_expires_at, '') > :latest_credible_expiry
             LIMIT -- noqa: AM09
                 1
                 OFFSET (SELECT l.ahead FROM line AS l)
@@ -112,7 +112,7 @@ WHERE
     )
 RETURNING *;
 
--- name: worktree_is_available(repository_id, position, now, horizon, ticket_horizon)$
+-- name: worktree_is_available(repository_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.
 -- No row: none is free for whoever waits at this position.
 WITH line AS (
@@ -123,7 +123,7 @@ WITH line AS (
         AND resource_id = :repository_id
         AND position < :position
         AND expires_at > :now
-        AND expires_at <= :ticket_horizon
+        AND expires_at <= :latest_credible_ticket
 )
 
 SELECT 1
@@ -145,7 +145,7 @@ WHERE
         WHERE
             w.state = 'ready'
             AND w.repository_id = :repository_id
-            AND coalesce(w.lease_expires_at, '') > :horizon
+            AND coalesce(w.lease_expires_at, '') > :latest_credible_expiry
         LIMIT -- noqa: AM09
             1
             OFFSET (SELECT l.ahead FROM line AS l)

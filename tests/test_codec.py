@@ -3,18 +3,19 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metastore import InvalidValue, StoreCorrupt
+from metastore import InvalidValue, StoreCorrupt, resources
+from metastore.backends.base import Columns
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.codec import (
     MAX_JSON,
     MAX_TEXT,
-    MAX_TTL,
     Id,
     JsonObject,
     RefusedError,
@@ -26,6 +27,10 @@ from metastore.codec import (
     parameter_encoders,
     timestamp,
 )
+from metastore.repositories.base import _catalogue
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Colour(StrEnum):
@@ -52,7 +57,7 @@ class Everything(Row, frozen=True):
     extra: JsonObject | None
 
 
-ENCODE = parameter_encoders(Everything, [*Everything.__struct_fields__, "other"])
+ENCODE = parameter_encoders(Everything, [*Everything.__struct_fields__, "other"], COLUMNS)
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 json_values = st.recursive(
@@ -95,9 +100,84 @@ def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
         id=new_id(), short="abc", note=None, shade=None, extra=None, **values
     )  # fmt: skip
     columns = tuple(ENCODE[name](row[name]) for name in Everything.__struct_fields__)
-    [back] = decoder(Everything, table="everything")([columns])
+    [back] = decoder(Everything, COLUMNS, table="everything")([columns])
     assert back == row
     assert type(back.colour) is Colour
+
+
+# A database that has types for what SQLite holds as text and numbers.
+TYPED = Columns(
+    dialect="typed",
+    write_time=lambda moment: moment,
+    read_time=lambda value: value,
+    write_boolean=lambda flag: flag,
+    read_boolean=lambda value: value,
+    write_json=lambda document: document,
+    write_day=datetime.date,
+    read_day=lambda value: value,
+    storage={
+        **COLUMNS.storage,
+        bool: (bool, "a boolean"),
+        datetime: (datetime, "a time"),
+        dict: (bytes, "a document"),
+        list: (bytes, "a document"),
+        Any: (bytes, "a document"),
+    },
+)
+
+
+def test_columns__say_how_values_are_held() -> None:
+    moment = datetime(2026, 1, 31, 23, 59, 59, 123_000, tzinfo=UTC)
+    values: dict[str, Any] = {
+        "id": new_id(), "text": "t", "short": "s", "number": 1, "flag": True, "real": 1.5,
+        "moment": moment, "colour": Colour.RED, "document": {}, "items": ["a"], "anything": 1,
+        "data": b"", "note": None, "later": None, "shade": None, "extra": {}, "other": moment,
+    }  # fmt: skip
+    names = ("flag", "moment", "later", "items", "document", "extra", "anything", "other", "after")
+    held = {}
+    for columns in (COLUMNS, TYPED):
+        encode = parameter_encoders(Everything, [*values, "after"], columns)
+        held[columns.dialect] = [encode[name]((values | {"after": moment})[name]) for name in names]
+        row = tuple(encode[name](values[name]) for name in Everything.__struct_fields__)
+        [back] = decoder(Everything, columns, table="everything")([row])
+        assert dict(back) == {name: values[name] for name in Everything.__struct_fields__}
+        assert inspector(Everything, columns, table="everything")(row) is None
+    text = "2026-01-31T23:59:59.123Z"
+    assert held == {
+        "sqlite": [1, text, None, '["a"]', "{}", "{}", "1", text, text],
+        "typed": [True, moment, None, b'["a"]', b"{}", b"{}", b"1", moment, moment],
+    }
+
+
+@pytest.mark.parametrize("columns", [COLUMNS, TYPED], ids=["sqlite", "typed"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("flag", 1), ("moment", "2026-01-31T23:59:59.123Z"), ("items", "[]"), ("after", True)],
+)
+def test_columns__are_given_only_what_was_checked(columns: Columns, name: str, value: Any) -> None:
+    with pytest.raises(RefusedError):
+        parameter_encoders(Everything, [name], columns)[name](value)
+
+
+def test_columns__of_two_dialects_have_statements_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path)
+    conditions = {"everything.sql": "flag = :flag", "everything.typed.sql": "flag IS :flag"}
+    for name, condition in conditions.items():
+        statement = f"-- name: find_it(flag)\nSELECT * FROM everything WHERE {condition};\n"
+        (tmp_path / name).write_text(statement, encoding="utf-8")
+    calls = {
+        columns.dialect: _catalogue("everything", Everything, columns).find_it(flag=True)
+        for columns in (COLUMNS, TYPED, COLUMNS)
+    }
+    assert {dialect: call.parameters for dialect, call in calls.items()} == {
+        "sqlite": (1,),
+        "typed": (True,),
+    }
+    assert calls["sqlite"].statement.sql.endswith("flag = ?1")
+    assert calls["typed"].statement.sql.endswith("flag IS ?1")
+    assert type(calls["typed"].parameters[0]) is bool
 
 
 ID = "018f5c5e-7b1c-7000-8000-000000000000"
@@ -206,12 +286,15 @@ def test_timestamp__is_utc_of_fixed_width_in_order() -> None:
     assert sorted(map(timestamp, moments)) == [timestamp(m) for m in moments]
 
 
+DAY = timedelta(days=1)
+
+
 @pytest.mark.parametrize(
-    "span", [timedelta(0), timedelta(seconds=-1), MAX_TTL + timedelta(seconds=1), 5, None]
+    "span", [timedelta(0), timedelta(seconds=-1), DAY + timedelta(milliseconds=1), 5, None]
 )
 def test_duration__is_longer_than_nothing_and_bounded(span: Any) -> None:
     with pytest.raises(InvalidValue):
-        duration("ttl", span)
+        duration("ttl", span, longest=DAY)
 
 
 def test_new_id__sorts_by_time() -> None:
@@ -261,7 +344,7 @@ def test_decode__names_the_first_damaged_row_and_column_and_not_the_value(
     before, behind = others
     rows = [readable] * before + [first] + [SOUND] * behind + ([later] if behind else [])
     with pytest.raises(StoreCorrupt) as caught:
-        decoder(Everything, table="everything")([tuple(row.values()) for row in rows])
+        decoder(Everything, COLUMNS, table="everything")([tuple(row.values()) for row in rows])
     error = caught.value
     assert (error.table, error.row_id, error.column) == ("everything", first["id"], column)
     assert error.__cause__ is None
@@ -279,7 +362,7 @@ def test_decode__names_the_first_damaged_row_and_column_and_not_the_value(
     ],
 )  # fmt: skip
 def test_inspector__finds_what_no_encoder_would_have_written(column: str, value: Any) -> None:
-    inspect = inspector(Everything, table="everything")
+    inspect = inspector(Everything, COLUMNS, table="everything")
     assert inspect(tuple(SOUND.values())) is None
     found = inspect(tuple((SOUND | {column: value}).values()))
     assert found is not None

@@ -1,4 +1,4 @@
-"""Explanations: what an id stands for, who holds it, what hangs on it, what would free it."""
+"""Explanations: what an id stands for, who holds it, what depends on it, what would release it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ async def test_worktree__that_is_free(ask: Ask, factories: Factories) -> None:
     assert told.what == "the checkout /srv/shop-1 of repository 'shop', at commit c0ffee"
     assert (told.held_by, told.since, told.until) == (None, None, None)
     assert told.fencing_number == worktree.version
-    assert told.hangs_on_it == []
-    assert told.freed_by == ["nothing needs to: whoever comes next may lease it"]
+    assert told.dependents == []
+    assert told.released_by == ["nothing needs to: whoever comes next may lease it"]
 
 
 async def test_worktree__that_is_held(store: MetadataStore, ask: Ask, factories: Factories) -> None:
@@ -64,9 +64,9 @@ async def test_worktree__that_is_held(store: MetadataStore, ask: Ask, factories:
     assert (told.state, told.held_by) == ("held", "runner-1")
     assert (told.since, told.until) == (worktree.leased_at, lease.expires_at)
     assert told.fencing_number == lease.fencing_number
-    assert told.hangs_on_it == [f"session {session.id} (debug, in_progress) runs in it"]
-    assert len(told.freed_by) == 2
-    assert timestamp(lease.expires_at) in told.freed_by[1]
+    assert told.dependents == [f"session {session.id} (debug, in_progress) runs in it"]
+    assert len(told.released_by) == 2
+    assert timestamp(lease.expires_at) in told.released_by[1]
 
 
 async def test_worktree__whoever_stands_in_line_hangs_on_it(
@@ -85,12 +85,12 @@ async def test_worktree__whoever_stands_in_line_hangs_on_it(
         while await _length_of_line(store, repository_id) <= number:
             await asyncio.sleep(0)
     for key in (lease.worktree_id, repository_id):
-        [line] = [it for it in (await ask(key)).hangs_on_it if "in line" in it]
+        [line] = [it for it in (await ask(key)).dependents if "in line" in it]
         assert "3, the first is waiter-0 since" in line
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    assert (await ask(lease.worktree_id)).hangs_on_it == []
+    assert (await ask(lease.worktree_id)).dependents == []
 
 
 async def _length_of_line(store: MetadataStore, repository_id: str) -> int:
@@ -104,7 +104,7 @@ async def test_worktree__whose_lease_ran_out(
     await expire(store, lease)
     told = await ask(lease.worktree_id)
     assert (told.state, told.held_by) == ("expired", "runner-1")
-    assert told.freed_by[0].startswith("nothing needs to: the lease ran out at ")
+    assert told.released_by[0].startswith("nothing needs to: the lease ran out at ")
 
 
 async def test_worktree__leased_by_a_clock_that_jumped_back(
@@ -114,7 +114,7 @@ async def test_worktree__leased_by_a_clock_that_jumped_back(
     clock.advance(-timedelta(days=30))
     told = await ask(lease.worktree_id)
     assert told.state == "expired"
-    assert "a wrong clock wrote that" in told.freed_by[0]
+    assert "a wrong clock wrote that" in told.released_by[0]
 
 
 async def test_worktree__that_is_retired(
@@ -124,8 +124,8 @@ async def test_worktree__that_is_retired(
     await store.worktrees.retire(worktree.id)
     told = await ask(worktree.id)
     assert told.state == "retired"
-    assert "put_back" in told.freed_by[0]
-    await store.worktrees.put_back(worktree.id)
+    assert "reinstate" in told.released_by[0]
+    await store.worktrees.reinstate(worktree.id)
     assert (await ask(worktree.id)).state == "free"
 
 
@@ -159,7 +159,7 @@ async def test_lock__says_which_session_has_the_project(
     of_project = await ask(project.id)
     assert (of_project.kind, of_project.held_by) == ("project", told.held_by)
     assert lock.id in of_project.what
-    assert any(lock.session_id in line for line in of_project.hangs_on_it)
+    assert any(lock.session_id in line for line in of_project.dependents)
     await expire(store, lock)
     assert (await ask(lock.id)).state == (await ask(project.id)).state == "expired"
 
@@ -183,7 +183,7 @@ async def test_repository__counts_its_worktrees(
     await store.worktrees.retire(worktrees[2].id)
     told = await ask(repository.id)
     assert (told.kind, told.state) == ("repository", "registered")
-    assert told.hangs_on_it == [
+    assert told.dependents == [
         "free worktrees: 1",
         "held worktrees: 1",
         "expired worktrees: 1",
@@ -219,32 +219,32 @@ async def test_session__with_everything_that_hangs_on_it(
     assert (told.since, told.until) == (session.created_at, None)
     assert told.fencing_number == lease.fencing_number
     assert lease.worktree.path in told.what
-    assert told.hangs_on_it == [
+    assert told.dependents == [
         f"lock {lock.id} of project {lock.project_id}, until {timestamp(lock.expires_at)}",
         f"command {running.id} (running): make test",
         "commands: 2",
         "steps: 1",
         "artifacts: 1",
     ]
-    assert told.freed_by == ["store.sessions.complete, fail or cancel ends it"]
+    assert told.released_by == ["store.sessions.complete, fail or cancel ends it"]
 
     told = await ask(running.id)
     assert (told.kind, told.state, told.held_by) == ("command", "running", "runner-1")
     assert told.what == f"command 2 of session {session.id} (debug, in_progress): make test"
     assert told.fencing_number == lease.fencing_number
-    assert "finish" in told.freed_by[0]
+    assert "finish" in told.released_by[0]
     told = await ask(done.id)
-    assert told.hangs_on_it == [f"artifact report ({artifact.id})"]
-    assert told.freed_by == ["it has ended: completed, exit code 0"]
+    assert told.dependents == [f"artifact report ({artifact.id})"]
+    assert told.released_by == ["it has ended: completed, exit code 0"]
     assert told.until is not None
 
     await expire(store, lease)
-    assert "nobody holds its worktree (expired)" in (await ask(session.id)).freed_by[1]
+    assert "nobody holds its worktree (expired)" in (await ask(session.id)).released_by[1]
     await store.sessions.fail(session.id, error_message="gone")
     told = await ask(session.id)
     assert (told.state, told.fencing_number) == ("failed", None)
     assert told.until is not None
-    assert told.freed_by == ["it has ended: failed"]
+    assert told.released_by == ["it has ended: failed"]
 
 
 async def test_session__without_a_worktree_is_its_users(ask: Ask, factories: Factories) -> None:
@@ -270,18 +270,18 @@ async def test_token__is_explained_and_never_shown(
     assert (told.kind, told.state, told.held_by) == ("token", "active", "ops")
     assert told.what == f"the token {token.record.token_prefix}… (test), for sessions:*"
     assert (told.since, told.until) == (token.record.created_at, token.record.expires_at)
-    assert told.hangs_on_it == ["sessions that it opened and that have not ended: 2"]
-    assert f"revoke-token {token.record.id}" in told.freed_by[0]
-    assert len(told.freed_by) == 2
+    assert told.dependents == ["sessions that it opened and that have not ended: 2"]
+    assert f"revoke-token {token.record.id}" in told.released_by[0]
+    assert len(told.released_by) == 2
     assert token.token not in str(told)
     assert token.record.token_hash not in str(told)
 
     replacement = await store.auth_tokens.rotate(token.record.id, grace=timedelta(seconds=30))
     told = await ask(token.record.id)
     assert told.state == "replaced"
-    assert f"token {replacement.record.id}, which replaces it" in told.hangs_on_it
+    assert f"token {replacement.record.id}, which replaces it" in told.dependents
     clock.advance(MINUTE)
-    assert (await ask(token.record.id)).freed_by == ["it opens nothing any more: expired"]
+    assert (await ask(token.record.id)).released_by == ["it opens nothing any more: expired"]
     revoked = await store.auth_tokens.revoke(replacement.record.id)
     told = await ask(replacement.record.id)
     assert (told.state, told.until) == ("revoked", revoked.revoked_at)

@@ -31,14 +31,14 @@ MORE_HOPS = {
     "auth_tokens.rotate": (2, "the new token takes over what is read of the old one"),
     "auth_tokens.verify": (2, "the use is noted, once a minute"),
     "configurations.set": (2, "a secret stays one, whatever is set"),
-    "tasks.count_claims": (2, "the live and the expired are two counts"),
+    "tasks.count_held": (2, "the live and the expired are two counts"),
     "embedding_index.search": (3, "dimensions, a block of the scope, the texts that were found"),
     **dict.fromkeys(
         ("sessions.delete", "jobs.delete", "tasks.delete", "workflows.delete", "worktrees.delete"),
         (2, "what goes with the row is weighed first"),
     ),
-    "project_locks.count": (2, "the live and the expired are two counts"),
-    "worktrees.count_leases": (2, "the live and the expired are two counts"),
+    "project_locks.count_held": (2, "the live and the expired are two counts"),
+    "worktrees.count_held": (2, "the live and the expired are two counts"),
 }
 """Operations of more than one statement that are not one transaction."""
 
@@ -52,7 +52,7 @@ NOT_COUNTED = {
     "configurations.rotate_keys": "is a read and a write for each batch",
     "tasks.hold": "is a claim and its end",
     "events.follow": "goes on for ever",
-    "lease_waiters.wait_in_line": "waits",
+    "lease_waiters.wait_in_queue": "waits",
     "memory_files.export": "is a list and a read for each file",
     "memory_files.stream": "is a hop for each of its chunks",
     "project_locks.hold": "is an acquisition and a release",
@@ -137,14 +137,14 @@ async def registry(store: Any, make: Factories) -> None:
     await store.worktrees.list_by_repository(repository.id)
     lease = await store.worktrees.reserve(worktree, owner="a", ttl=TTL)
     await store.worktrees.find_by_lease_token(lease.token)
-    await store.worktrees.count_leases()
+    await store.worktrees.count_held()
     lease = await store.worktrees.renew(lease, ttl=TTL)
     lease = await store.worktrees.record_checkout(lease, branch="main", commit_sha="c")
     await store.worktrees.release(lease)
     await store.worktrees.release(await store.worktrees.acquire(repository.id, owner="a", ttl=TTL))
     await store.lease_waiters.list_by_resource("worktrees", repository.id)
     await store.worktrees.retire(worktree.id)
-    await store.worktrees.put_back(worktree.id)
+    await store.worktrees.reinstate(worktree.id)
     await store.worktrees.delete(worktree.id)
     await store.repositories.delete(repository.id)
     project = await store.projects.ensure(path="/p")
@@ -157,7 +157,9 @@ async def registry(store: Any, make: Factories) -> None:
     await store.project_locks.find_by_project(project.id)
     await store.project_locks.list_by_session(session.id)
     await store.project_locks.list_expired()
-    await store.project_locks.count()
+    await store.project_locks.count_held()
+    await store.lease_limits.get()
+    await store.lease_limits.check()
     lock = await store.project_locks.renew(lock, ttl=TTL)
     await store.project_locks.release(lock)
     await store.projects.delete((await make.project()).id)
@@ -357,7 +359,7 @@ async def orchestration(store: Any, _make: Factories) -> None:
             await store.tasks.fail_claim(lease, error="e")
         else:
             await getattr(store.tasks, end)(lease)
-    await store.tasks.count_claims()
+    await store.tasks.count_held()
     tools = store.tool_executions
     task = (await store.tasks.create(title="t", task_type="t")).id
     for end in ("complete", "fail", "time_out"):

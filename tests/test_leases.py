@@ -8,15 +8,16 @@ import logging
 import selectors
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 
 from metastore import LeaseLost, MetadataStore, StoreBusy, StoreFull
-from metastore import leases as leases_module
 from metastore.codec import new_id
-from metastore.leases import background_work, finish_in_background, give_back, held_lease
-from metastore.repositories import lease_waiters
+from metastore.leasing import limits
+from metastore.leasing import queue as queue_module
+from metastore.leasing.holding import held_lease
+from metastore.leasing.queue import background_work, finish_in_background, give_back
 from tests.patience import PATIENCE
 from tests.repositories.queues import ONE_OF_EACH, REFUSED, Queue, pair
 
@@ -69,6 +70,10 @@ class Holding:
         log: what happened when.
     """
 
+    resource: ClassVar[str] = "worktrees"
+    resource_id = "id"
+    fencing_number = 1
+
     def __init__(self, *renewals: tuple[float, BaseException | None]) -> None:
         self.renewals = list(renewals)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -93,16 +98,15 @@ class Holding:
     async def end(self, error: BaseException | None) -> None:
         self.note(f"end {type(error).__name__}")
 
-    def hold(self, remaining: float = 30) -> contextlib.AbstractAsyncContextManager[str]:
+    def hold(self, remaining: float = 30) -> contextlib.AbstractAsyncContextManager[Holding]:
+        self.expires_at = self.now + remaining * SECOND
         return held_lease(
-            "held",
+            self,
             backend=self,
             ttl=30 * SECOND,
-            remaining=remaining * SECOND,
             renew=self.renew,
             now=lambda: self.now,
             end=self.end,
-            lost=lambda: LeaseLost("worktrees", "id", 1),
         )
 
     async def body(self, seconds: float = 3600) -> None:
@@ -365,12 +369,12 @@ async def test_hold__an_error_of_the_release_never_replaces_that_of_the_body(
                     clock.advance(10 * MINUTE)
                 case "unexpected":
                     # A lease is ended by one statement or another; all of them break.
-                    monkeypatch.setattr(type(store.tasks), "_find", _broken)
-                    monkeypatch.setattr(type(store.worktrees), "_find", _broken)
-                    monkeypatch.setattr(type(store.project_locks), "_find", _broken)
+                    monkeypatch.setattr(type(store.tasks), "_unless_lost", _broken)
+                    monkeypatch.setattr(type(store.worktrees), "_unless_lost", _broken)
+                    monkeypatch.setattr(type(store.project_locks), "_unless_lost", _broken)
             raise error
     assert raised.value.__cause__ is None
-    unexpected = [record for record in caplog.records if record.name == "metastore.leases"]
+    unexpected = [record for record in caplog.records if record.name == "metastore.leasing"]
     unexpected = [record for record in unexpected if record.levelno >= logging.ERROR]
     assert len(unexpected) == (fault == "unexpected")
 
@@ -384,7 +388,7 @@ async def test_hold__a_store_that_does_not_answer_delays_the_error_within_a_boun
     store: MetadataStore, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """The writer is taken for longer than the error waits; the release follows when it is free."""
-    monkeypatch.setattr(leases_module, "RELEASE_PATIENCE", 0.05)
+    monkeypatch.setattr(queue_module, "RELEASE_PATIENCE", 0.05)
     queue, _ = await pair(kind, store)
     taken, free = asyncio.Event(), asyncio.Event()
 
@@ -517,8 +521,8 @@ async def _cancelled_wait(
         queue.store.lease_waiters._sql.delete_expired_lease_waiters(
             resource=queue.resource,
             resource_id=queue.resource_id,
-            now=leases_module.LONG_AGO.replace(year=9999),
-            ticket_horizon=leases_module.LONG_AGO.replace(year=9999),
+            now=limits.LONG_AGO.replace(year=9999),
+            latest_credible_ticket=limits.LONG_AGO.replace(year=9999),
         )
     )
     result = await CancelledAt(point, answered=answered, again=again).run(
@@ -546,7 +550,7 @@ async def test_wait__cancelled_at_any_point_leaves_nothing(
     ending: str,
 ) -> None:
     queue, other = await pair(kind, store)
-    monkeypatch.setattr(lease_waiters, "KEEP_INTERVAL", 0)
+    monkeypatch.setattr(queue_module, "KEEP_INTERVAL", 0)
     before_and_after_the_draw = Counter[bool]()
     finished = 0
     for point in range(1, 100):
@@ -642,7 +646,7 @@ async def test_background__an_unexpected_error_is_logged_and_stops_nothing(
 ) -> None:
     unhandled: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-    caplog.set_level(logging.DEBUG, "metastore.leases")
+    caplog.set_level(logging.DEBUG, "metastore.leasing")
     finished = asyncio.Event()
 
     async def finish() -> None:
@@ -653,7 +657,7 @@ async def test_background__an_unexpected_error_is_logged_and_stops_nothing(
     await background_work()
     assert finished.is_set()
     assert unhandled == []
-    [unexpected, expected] = [each for each in caplog.records if each.name == "metastore.leases"]
+    [unexpected, expected] = [each for each in caplog.records if each.name == "metastore.leasing"]
     assert (unexpected.levelname, expected.levelname) == ("ERROR", "DEBUG")
     assert unexpected.exc_info is not None
     assert isinstance(unexpected.exc_info[1], UnexpectedError)
@@ -697,7 +701,7 @@ def test_background__what_resists_its_cancellation_is_left_behind() -> None:
 
         finish_in_background(stubborn(), backend=None)
         await background_work(timeout=5)
-        assert asyncio.get_running_loop().time() <= 5 + leases_module.RELEASE_PATIENCE + 0.001
+        assert asyncio.get_running_loop().time() <= 5 + queue_module.RELEASE_PATIENCE + 0.001
         await background_work()
 
     simulate(main)
@@ -709,13 +713,13 @@ def test_give_back__waits_for_so_long_and_no_longer() -> None:
         await give_back(asyncio.sleep(0.5), backend=None)
         assert loop.time() == 0.5
         await give_back(asyncio.sleep(60), backend=None)
-        assert loop.time() == 0.5 + leases_module.RELEASE_PATIENCE
+        assert loop.time() == 0.5 + queue_module.RELEASE_PATIENCE
         task = asyncio.ensure_future(give_back(asyncio.sleep(60), backend=None))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
-        assert loop.time() == 0.5 + leases_module.RELEASE_PATIENCE
+        assert loop.time() == 0.5 + queue_module.RELEASE_PATIENCE
         await background_work()
         assert loop.time() == 61.5
 

@@ -154,7 +154,7 @@ BY_HAND = {
 async def test_reference__sql_by_hand_is_refused_too(world: World, statement: str) -> None:
     for write in (create_session, create_artifact, create_summary, create_metric):
         await write(world, world.ours)
-    path: Path = world.store._backend._path  # type: ignore[union-attr]
+    path: Path = world.store._backend.path  # type: ignore[union-attr]
     with (
         contextlib.closing(sqlite3.connect(path)) as connection,
         pytest.raises(sqlite3.IntegrityError, match="must be a"),
@@ -164,7 +164,7 @@ async def test_reference__sql_by_hand_is_refused_too(world: World, statement: st
 
 async def test_reference__goes_when_its_row_is_deleted(world: World) -> None:
     artifact: Any = await create_artifact(world, world.ours)
-    path: Path = world.store._backend._path  # type: ignore[union-attr]
+    path: Path = world.store._backend.path  # type: ignore[union-attr]
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("DELETE FROM commands WHERE id = :command", world.ours)

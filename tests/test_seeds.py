@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from metastore import migrations
-from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
+from metastore.codec import timestamp
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

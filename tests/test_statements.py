@@ -10,6 +10,7 @@ import ast
 import contextlib
 import inspect
 import re
+import shutil
 import sys
 from collections import Counter
 from datetime import datetime, timedelta
@@ -26,6 +27,7 @@ from docs import query_plans
 from docs.schema_page import migrated, parse_table
 from docs.statement_types import class_name
 from metastore import NewEvent, resources, statements
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.codec import Row, _columns
 from metastore.repositories import RepositorySet, base
 from metastore.statements import Catalogue, Statement, read_statements
@@ -70,12 +72,12 @@ COLUMN_TYPES = {
     bytes: "BLOB",
     tuple: "BLOB",
 }
-"""What a column is declared as for each type of a row, see metastore/codec.py."""
+"""What a column is declared as for each type of a row, see metastore/backends/sqlite/columns.py."""
 
 NOT_COLUMNS = {
     "now": "the time of the operation, which may set several columns or none",
-    "horizon": "the latest expiry to believe",
-    "ticket_horizon": "the latest expiry of a ticket to believe",
+    "latest_credible_expiry": "the latest expiry to believe",
+    "latest_credible_ticket": "the latest expiry of a ticket to believe",
     "latest_credible_beat": "compared with last_heartbeat",
     "position": "a place in a line of lease_waiters",
     "unused_since": "compared with last_used_at",
@@ -94,6 +96,7 @@ NOT_COLUMNS = {
     "until_number": "the last entry that a checkpoint covers",
     "until_position": "the last event that a checkpoint covers",
     "after_run": "the checkpoint behind which runs may have died",
+    "until_run": "the checkpoint up to which runs are looked at",
     "byte_limit": "at how many bytes a page or a piece ends",
     **dict.fromkeys(
         (
@@ -158,7 +161,11 @@ MAY_SCAN_OR_SORT = {
     "audit_chains.list_changed_sessions": "groups a page of events",
     "audit_chains.list_schema": "the schema is short",
     **dict.fromkeys(
-        ("audit_chains.get_latest_audit_checkpoint", "audit_chains.get_audit_extent"),
+        (
+            "audit_chains.get_latest_audit_checkpoint",
+            "audit_chains.get_latest_audit_signature",
+            "audit_chains.get_audit_extent",
+        ),
         "takes the last row, or one of the short sqlite_sequence",
     ),
     **dict.fromkeys(
@@ -219,7 +226,7 @@ REPOSITORIES = _repositories()
 STATEMENTS: dict[str, Statement] = {
     f"{table}.{name}": statement
     for table, repository in REPOSITORIES.items()
-    for name, statement in vars(Catalogue(table, repository.row_type, "sqlite")).items()
+    for name, statement in vars(Catalogue(table, repository.row_type, COLUMNS)).items()
 }
 
 
@@ -248,7 +255,8 @@ def test_stems__are_the_tables_of_the_schema(schema: sqlite3.Connection) -> None
     expected = tables - WITHOUT_REPOSITORY.keys()
     stems = {
         "sql": _stems(resources.statements_directory(), "*.sql"),
-        "metastore/repositories": _stems(PACKAGE / "repositories", "*.py") - {"__init__", "base"},
+        "metastore/repositories": _stems(PACKAGE / "repositories", "*.py")
+        - {"__init__", "base", "leasable"},
         "tests/repositories": {
             stem.removeprefix("test_") for stem in _stems(TESTS / "repositories", "test_*.py")
         },
@@ -335,6 +343,134 @@ def test_overlay__says_why_each_statement_differs(path: Path) -> None:
     for text in _texts_of_statements(path):
         header, comment = text.splitlines()[:2]
         assert comment.startswith("-- Differs: "), header
+
+
+# What is right with one writer only.
+
+NEEDS = re.compile(r"^Needs: one writer, or .{10,}\.$", re.MULTILINE)
+
+DECIDES_ALONE = {
+    **dict.fromkeys(
+        (
+            "cost_entries.charge_correction",
+            "memory_files.delete_discarded_files_of_job",
+            "memory_files.discard_memory_file",
+            "sessions.delete_events_up_to_cut",
+            "sessions.purge_events_from_chain",
+            "tasks.delete_tool_executions_up_to_cut",
+            "tasks.purge_tool_executions_from_chain",
+        ),
+        "reads what its own transaction wrote or locked before",
+    ),
+    **dict.fromkeys(
+        (
+            "audit_chains.delete_audit_heads",
+            "client_sessions.close_stale_client_sessions",
+            "jobs.delete_costs_of_job",
+            "jobs.delete_items_of_job",
+            "jobs.delete_metrics_of_job",
+            "jobs.delete_reservations_of_job",
+            "jobs.delete_steps_of_job",
+            "jobs.delete_summaries_of_job",
+            "memory_files.delete_discarded_chunks",
+            "memory_files.delete_discarded_uploads",
+            "memory_files.discard_files_of_job",
+            "sessions.cut_events",
+            "sessions.delete_artifacts_of_session",
+            "sessions.delete_commands_of_session",
+            "sessions.delete_debugger_state_of_session",
+            "sessions.delete_locks_of_session",
+            "sessions.delete_steps_of_session",
+            "tasks.cut_tool_executions",
+            "tasks.leave_workflow_to_delete_task",
+            "workflows.delete_last_tasks_of_workflow",
+            "worktrees.leave_worktree",
+        ),
+        "takes a piece of what is to go or to end: whatever another has taken is skipped",
+    ),
+    "audit_chains.note_audit_head": "a state that is noted twice is noted all the same",
+    "memory_limits.set_memory_limits": "the conflicting row decides, and it is locked",
+    "workflows.mark_workflow_deletion": "a workflow that is gone meanwhile has nothing to delete",
+}
+"""Shared statements that write and look at other rows, and why they need no single writer."""
+
+
+def _texts_by_name(dialect: str = "") -> dict[str, str]:
+    """Return the header, reason and text of each statement that is shared, or a dialect's own."""
+    return {
+        f"{path.name.partition('.')[0]}.{re.match(r'[a-z_]*', text)[0]}": text  # type: ignore[index]
+        for path in _statement_files()
+        if path.stem.partition(".")[2] == dialect
+        for text in _texts_of_statements(path)
+    }
+
+
+def _without_overlay(dialect: str) -> set[str]:
+    """Return the statements that are right with one writer only, and that `dialect` shares."""
+    needing = {name for name, text in _texts_by_name().items() if _needs_one_writer(text)}
+    return needing - _texts_by_name(dialect).keys()
+
+
+def _needs_one_writer(text: str) -> bool:
+    return NEEDS.search(_comment_of(text)) is not None
+
+
+def _comment_of(text: str) -> str:
+    return "\n".join(re.findall(r"^-- (.*)", text, re.MULTILINE))
+
+
+def _dialects() -> set[str]:
+    overlays = {path.stem.partition(".")[2] for path in _statement_files()} - {""}
+    return overlays | set(resources.dialects())
+
+
+def test_needs__a_dialect_of_many_writers_has_its_own_statements() -> None:
+    lacking = {dialect: _without_overlay(dialect) for dialect in _dialects() - {"sqlite"}}
+    assert lacking == {dialect: set() for dialect in lacking}
+
+
+def test_needs__a_dialect_without_overlays_lacks_every_marked_statement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(resources.statements_directory(), tmp_path / "sql")
+    monkeypatch.setattr(resources, "statements_directory", lambda: tmp_path / "sql")
+    own = tmp_path / "sql" / "steps.many_writers.sql"
+    own.write_text("-- steps.\n\n-- name: create_step(id)!\nSELECT 1;\n", encoding="utf-8")
+    assert "many_writers" in _dialects()
+    marked = {name for name, text in _texts_by_name().items() if "Needs:" in text}
+    assert _without_overlay("many_writers") == marked - {"steps.create_step"}
+    assert {"auth_tokens.bootstrap_token", "events.append_events"} < marked
+
+
+def test_needs__is_said_of_every_shared_statement_that_decides_on_other_rows() -> None:
+    deciding = {
+        name
+        for name, text in _texts_by_name().items()
+        if re.search(r"^(INSERT|UPDATE|DELETE)\b", text, re.MULTILINE)
+        and re.search(r"\bSELECT\b", text)
+    }
+    marked = {name for name, text in _texts_by_name().items() if _needs_one_writer(text)}
+    assert deciding - marked == DECIDES_ALONE.keys()
+    # And of what guards a transaction by reading, or moves many rows.
+    assert marked - deciding == {
+        "embedding_index.check_embedding_scope",
+        "project_locks.project_is_locked",
+        "tasks.task_is_claimed",
+        "workflow_tasks.make_room_for_workflow_task",
+        "worktrees.worktree_is_leased",
+    }
+
+
+@each_file
+def test_needs__says_why(path: Path) -> None:
+    marks = [text for text in _texts_of_statements(path) if "Needs:" in text]
+    assert [text for text in marks if not _needs_one_writer(text)] == []
+
+
+def test_overlays__replace_no_statement_of_every_dialect() -> None:
+    """What every dialect words in its own way would be shared by none, and tested by none."""
+    own = [_texts_by_name(dialect).keys() for dialect in resources.dialects()]
+    assert set.intersection(set(_texts_by_name()), *own) == set()
 
 
 # Stars.
@@ -436,7 +572,7 @@ def test_statement__binds_plainly_where_numbers_are_warned_of(
 ) -> None:
     table, _, of = name.partition(".")
     datum = _read(table)[of]
-    statement = Statement(table, datum, REPOSITORIES[table].row_type)
+    statement = Statement(table, datum, REPOSITORIES[table].row_type, COLUMNS)
     assert statement.places is not None
     assert "?1" not in statement.sql
     # Each place names the parameter that stands there.
@@ -518,8 +654,8 @@ def _returned(schema: sqlite3.Connection, statement: Statement) -> tuple[str, ..
     return tuple(column.strip() for column in returning.split(",") if column.strip())
 
 
-DECODING = {"_all", "_find", "_one", "_created", "_advanced"}
-"""The methods of TableRepository that turn what a statement returns into rows."""
+DECODING = {"_all", "_find", "_one", "_created", "_advanced", "_unless_lost"}
+"""The methods of repositories' bases that turn what a statement returns into rows."""
 
 
 def _is_decoded(statement: Statement) -> bool:
@@ -581,7 +717,11 @@ def test_repository__passes_no_keywords_that_mypy_cannot_see(table: str) -> None
 
 
 def test_repositories__hold_no_sql() -> None:
-    sources = [*PACKAGE.glob("repositories/*.py"), PACKAGE / "store.py", PACKAGE / "leases.py"]
+    sources = [
+        *PACKAGE.glob("repositories/*.py"),
+        *PACKAGE.glob("leasing/*.py"),
+        PACKAGE / "store.py",
+    ]
     found = [
         f"{source.name}:{node.lineno}"
         for source in sources

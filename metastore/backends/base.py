@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Sequence,
     )
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
-    from datetime import timedelta
+    from datetime import date, datetime, timedelta
     from pathlib import Path
 
     from metastore.errors import MetastoreError, StoreCorrupt
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NO_TABLES",
     "Backend",
+    "Columns",
     "DatabaseUrl",
     "Difference",
     "Durability",
@@ -71,6 +72,33 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return self.text
+
+
+class Columns(msgspec.Struct, frozen=True, eq=False):
+    """How a database holds the values of rows.
+
+    What is written has been checked before. What is read may be damaged: a function that reads
+    raises any error for that.
+
+    Attributes:
+        dialect: whose statements it runs: `sql/<table>.<dialect>.sql` over `sql/<table>.sql`.
+        write_time: raises OverflowError for a time that is not in the years 1 to 9999 in UTC.
+        write_json: takes the document as UTF-8.
+        write_day: the day, in UTC, of a time, as a parameter that days are compared with.
+        read_day: the day that a statement returned.
+        storage: the type in which the driver returns a column's values, and how people call it, by
+            the type of the row's attribute. All others are text.
+    """
+
+    dialect: str
+    write_time: Callable[[datetime], Any]
+    read_time: Callable[[Any], datetime]
+    write_boolean: Callable[[bool], Any]
+    read_boolean: Callable[[Any], bool]
+    write_json: Callable[[bytes], Any]
+    write_day: Callable[[datetime], Any]
+    read_day: Callable[[Any], date]
+    storage: Mapping[Any, tuple[type, str]]
 
 
 class Guard(NamedTuple):
@@ -184,6 +212,10 @@ class Backend(Executor, Protocol):
     """
 
     url: DatabaseUrl
+
+    @property
+    def columns(self) -> Columns:
+        """How it holds the values of rows, and the dialect that it speaks."""
 
     def transaction(self, guard: Guard | None = None) -> AbstractAsyncContextManager[Executor]:
         """Open a transaction: committed at the end of the body, undone when it raises."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from metastore.backends.base import (
         Backend,
+        Columns,
         DatabaseUrl,
         Durability,
         PlantedFaults,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_URL",
+    "columns_of",
     "create_empty",
     "is_missing",
     "open_backend",
@@ -100,11 +102,21 @@ async def open_backend(
     return await SqliteBackend.open(url, durability=durability, readers=readers, check=check)
 
 
+def columns_of(dialect: str) -> Columns:
+    """Return how a dialect's databases hold the values of rows."""
+    _refuse_unknown(dialect)
+    return SqliteBackend.columns
+
+
 def schema_of(dialect: str) -> Schema:
     """Return how a dialect's schemas are migrated and compared."""
+    _refuse_unknown(dialect)
+    return _SQLITE_SCHEMA
+
+
+def _refuse_unknown(dialect: str) -> None:
     if dialect != "sqlite":
         raise InvalidValue(None, f"dialect {dialect!r}", "is none that metastore speaks")
-    return _SQLITE_SCHEMA
 
 
 def create_empty(url: DatabaseUrl, upgrade: Upgrade) -> None:

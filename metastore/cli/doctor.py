@@ -44,7 +44,7 @@ def doctor(
     Ends with code 0 if nothing is wrong, and 1 otherwise. Changes nothing.
 
     With --explain: what an id, or the token of a worktree's lease, stands for, who holds it, since
-    when and until when, under which fencing number, what hangs on it, and what would free it.
+    when and until when, under which fencing number, what depends on it, and what would release it.
     """
     if key is not None:
         if integrity or audit:
@@ -83,9 +83,7 @@ def _print_health(report: Health) -> None:
         ("writable", _yes(report.writable)),
         ("schema", revision if is_head else f"{revision}; the code needs {report.schema_head}"),
         ("size", _size(report.database_bytes)),
-        ("worktrees", _leases(report.worktree_leases, "leased")),
-        ("projects", _leases(report.project_locks, "locked")),
-        ("tasks", _leases(report.task_claims, "claimed")),
+        *_leases(report.leases),
         ("software", report.software or "unknown"),
         *_details(report.details),
         ("integrity", _findings(report.damage, "--integrity")),
@@ -109,8 +107,8 @@ def _print_explanation(explanation: Explanation) -> None:
         ("until", _moment(explanation.until)),
         ("fence", "-" if fence is None else str(fence)),
     )
-    _print_list("What hangs on it", explanation.hangs_on_it or ["nothing"])
-    _print_list("What would free it", explanation.freed_by)
+    _print_list("Dependents", explanation.dependents or ["nothing"])
+    _print_list("Released by", explanation.released_by)
 
 
 def _print_facts(*facts: tuple[str, str]) -> None:
@@ -155,8 +153,12 @@ def _size(size: int | None) -> str:
     return f"{amount:,.1f} {unit}" if unit != "B" else f"{size} B"
 
 
-def _leases(count: LeaseCount | None, what: str) -> str:
-    return "unknown" if count is None else f"{count.live} {what}, {count.expired} expired"
+def _leases(leases: dict[str, LeaseCount] | None) -> list[tuple[str, str]]:
+    if leases is None:
+        return [("leases", "unknown")]
+    return [
+        (leased, f"{count.live} held, {count.expired} expired") for leased, count in leases.items()
+    ]
 
 
 def _findings(findings: Sequence[object] | None, flag: str) -> str:

@@ -20,6 +20,8 @@ from metastore.repositories.embedding_index import EmbeddingIndex
 from metastore.repositories.events import Events
 from metastore.repositories.job_steps import JobSteps
 from metastore.repositories.jobs import Jobs
+from metastore.repositories.leasable import LeasableRepository
+from metastore.repositories.lease_limits import LeaseLimits
 from metastore.repositories.lease_waiters import LeaseWaiters
 from metastore.repositories.memory_files import MemoryFiles
 from metastore.repositories.memory_items import MemoryItems
@@ -37,9 +39,11 @@ from metastore.repositories.workflows import Workflows
 from metastore.repositories.worktrees import Worktrees
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from metastore.repositories.base import Scope, TableRepository
 
-__all__ = ["RepositorySet", "repository_types"]
+__all__ = ["RepositorySet", "leasable", "repository_types"]
 
 
 class RepositorySet:
@@ -67,6 +71,11 @@ class RepositorySet:
     def project_locks(self) -> ProjectLocks:
         """Who has a project to itself."""
         return ProjectLocks(self._scope)
+
+    @cached_property
+    def lease_limits(self) -> LeaseLimits:
+        """How long anything may be held."""
+        return LeaseLimits(self._scope)
 
     @cached_property
     def lease_waiters(self) -> LeaseWaiters:
@@ -207,3 +216,14 @@ def repository_types() -> tuple[type[TableRepository[Any]], ...]:
         for attribute in vars(RepositorySet).values()
         if isinstance(attribute, cached_property)
     )
+
+
+@cache
+def _leasable_tables() -> tuple[str, ...]:
+    return tuple(it.table for it in repository_types() if issubclass(it, LeasableRepository))
+
+
+def leasable(repositories: RepositorySet) -> Iterator[LeasableRepository[Any, Any]]:
+    """Yield the repositories whose rows are leased."""
+    for table in _leasable_tables():
+        yield getattr(repositories, table)

@@ -32,13 +32,12 @@ from metastore.errors import InvalidValue, StoreCorrupt
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.rows import FEW_ROWS
-from metastore.sealing import Signer, is_signed
+from metastore.sealing import Signature, Signer, is_signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from metastore.backends.base import Values
-    from metastore.sealing import Signature
     from metastore.statement_types import (
         AuditChainsStatements,
         DeleteAuditChangeRow,
@@ -59,6 +58,9 @@ PAGE_BYTES = 4 << 20
 
 PIECE = 64
 """The most chains that one transaction of a checkpoint notes: a few milliseconds."""
+
+BEHIND_EVERY_RUN = "~"
+"""Sorts behind the id of every run."""
 
 SMALL = 1 << 16
 """Bytes that are hashed sooner than a thread could be asked to."""
@@ -397,6 +399,9 @@ class AuditChains(TableRepository[AuditChain]):
         made = made._replace(digest=made.computed())
         signature: Signature | None = None
         if signer is not None:
+            for row in await self._run(self._sql.get_latest_audit_signature()):
+                # A process that died behind its checkpoint has left the key of that one.
+                await asyncio.to_thread(signer.advance, Signature(*row))
             signature = await asyncio.to_thread(signer.sign, made.digest)
             made = made._replace(next_key=signature.next_key, signature=signature.signature)
         written = await self._run(
@@ -422,11 +427,12 @@ class AuditChains(TableRepository[AuditChain]):
             return None
         if signer is not None and signature is not None:
             await asyncio.to_thread(signer.advance, signature)
-        left_behind = self._sql.delete_audit_heads(
-            run=run, number=made.number, after_run=before.run, limit=PIECE
-        )
-        while await self._run(left_behind):
-            pass
+        for after, until in ((before.run, run), (run, BEHIND_EVERY_RUN)):
+            left_behind = self._sql.delete_audit_heads(
+                number=made.number, after_run=after, until_run=until, limit=PIECE
+            )
+            while await self._run(left_behind):
+                pass
         await self._settle()
         return made
 
@@ -491,12 +497,14 @@ class AuditChains(TableRepository[AuditChain]):
 
     async def _schema_hash(self) -> str:
         rows = await self._run(self._sql.list_schema())
-        return await asyncio.to_thread(migrations.fingerprint, self._scope.dialect, rows)
+        return await asyncio.to_thread(migrations.fingerprint, self._scope.columns.dialect, rows)
 
     async def schema_findings(self) -> Findings:
         """Return what in the schema is not as the migrations make it: a planted trigger, say."""
         rows = await self._run(self._sql.list_schema())
-        differences = await asyncio.to_thread(migrations.differences, self._scope.dialect, rows)
+        differences = await asyncio.to_thread(
+            migrations.differences, self._scope.columns.dialect, rows
+        )
         kinds = {"extra": "inserted", "missing": "removed"}
         return [
             Finding("schema", it.name, None, kinds.get(it.kind, "edited"), str(it))
@@ -542,7 +550,9 @@ class AuditChains(TableRepository[AuditChain]):
         proved = _NONE
         try:
             findings += await self.schema_findings()
-            trail = _Trail(self._run, self._sql, self._scope.dialect, asked, since, verify_key)
+            trail = _Trail(
+                self._run, self._sql, self._scope.columns.dialect, asked, since, verify_key
+            )
             proved = await trail.follow()
             findings += trail.findings
             checkpoints, signed = trail.count, trail.signed
@@ -647,7 +657,7 @@ class _Trail(_Source):
         totals = (checkpoint.chains - before.chains, checkpoint.links - before.links)
         if (noted.heads, noted.hash) != told or (noted.chains, noted.links) != totals:
             return "the chains that it noted are not what it covers"
-        if checkpoint.entry < before.entry or checkpoint.position < before.position:
+        if checkpoint.entry < before.entry:
             return "it ends before the checkpoint before"
         if await self.entries_hash(before.entry, checkpoint.entry) != checkpoint.entries_hash:
             return "the entries up to it are not what it covers"
@@ -866,7 +876,7 @@ def _judge(resource: AuditedTable, resource_id: str, chain: Chain, unchained_unt
 
 
 def _state(row: Values) -> State:
-    _, unchained, length, last, purged, base, purged_at, present, deleting = row
+    _, unchained, length, last, purged, base, purged_at, present, deleting, passed_over = row
     return State(
         unchained,
         length,
@@ -876,11 +886,12 @@ def _state(row: Values) -> State:
         _maybe(purged_at),
         bool(present),
         bool(deleting),
+        bool(passed_over),
     )
 
 
 def _head(row: Values) -> Head:
-    return Head(row[1], _state((row[0], *row[2:], False, False)))
+    return Head(row[1], _state((row[0], *row[2:], False, False, False)))
 
 
 def _entry(row: Values) -> Entry:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
     from datetime import datetime
 
-    from metastore.backends.base import Backend, Executor, Values
+    from metastore.backends.base import Backend, Columns, Executor, Values
     from metastore.errors import MetastoreError
     from metastore.statements import Call
 
 __all__ = ["Scope", "TableRepository", "load_statements", "row_checks"]
 
 AnyRow = TypeVar("AnyRow", bound=codec.Row)
+OtherRow = TypeVar("OtherRow", bound=codec.Row)
 
 
 class Scope(NamedTuple):
@@ -30,13 +31,13 @@ class Scope(NamedTuple):
         executor: the store's backend, where each operation commits by itself, or a transaction.
         now: the time of an operation; within a transaction it stands still.
         backend: the store's backend; None within a transaction, where nothing can be waited for.
-        dialect: the SQL dialect that is spoken there.
+        columns: how the backend holds values, and the dialect that it speaks.
     """
 
     executor: Executor
     now: Callable[[], datetime]
     backend: Backend | None
-    dialect: str
+    columns: Columns
 
 
 class Parents(Protocol):
@@ -65,15 +66,24 @@ class TableRepository(Generic[AnyRow]):
         self._run = scope.executor.run
         self._run_all = scope.executor.run_all
         # Each subclass declares the type that `metastore.statement_types` has for its table.
-        self._sql: Any = _catalogue(self.table, self.row_type)
+        self._sql: Any = _catalogue(self.table, self.row_type, scope.columns)
         self._decode: Callable[[Sequence[Values]], list[AnyRow]] = _decoder(
-            self.table, self.row_type, self.key
+            self.table, self.row_type, scope.columns, self.key
         )
 
     @classmethod
-    def inspector(cls) -> codec.Inspector:
+    def inspector(cls, columns: Columns) -> codec.Inspector:
         """Return the function that says what is wrong with a row of the table, if anything is."""
-        return codec.inspector(cls.row_type, table=cls.table, key=cls.key)
+        return codec.inspector(cls.row_type, columns, table=cls.table, key=cls.key)
+
+    def _decoder_of(
+        self, row_type: type[OtherRow], table: str
+    ) -> Callable[[Sequence[Values]], list[OtherRow]]:
+        """Return what turns rows of another table, or in another shape, into `row_type`s."""
+        decode: Callable[[Sequence[Values]], list[OtherRow]] = _decoder(
+            table, row_type, self._scope.columns
+        )
+        return decode
 
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""
@@ -143,7 +153,7 @@ class TableRepository(Generic[AnyRow]):
         return rows[0][0] if rows else None
 
 
-def load_statements(repositories: Iterable[type[TableRepository[Any]]]) -> None:
+def load_statements(repositories: Iterable[type[TableRepository[Any]]], columns: Columns) -> None:
     """Read the statements of `repositories`' tables, unless this process has read them.
 
     A store that is open never reads them from disk: an upgrade of the package under a running
@@ -154,24 +164,27 @@ def load_statements(repositories: Iterable[type[TableRepository[Any]]]) -> None:
     """
     for repository in repositories:
         row_type: type[codec.Row] = repository.row_type
-        _catalogue(repository.table, row_type)
-        _decoder(repository.table, row_type, repository.key)
+        _catalogue(repository.table, row_type, columns)
+        _decoder(repository.table, row_type, columns, repository.key)
 
 
-def row_checks(repositories: Iterable[type[TableRepository[Any]]]) -> dict[str, RowCheck]:
+def row_checks(
+    repositories: Iterable[type[TableRepository[Any]]], columns: Columns
+) -> dict[str, RowCheck]:
     """Return how the rows of each of `repositories`' tables are checked, by table."""
     return {
-        it.table: RowCheck(it.row_type.__struct_fields__, it.inspector()) for it in repositories
+        it.table: RowCheck(it.row_type.__struct_fields__, it.inspector(columns))
+        for it in repositories
     }
 
 
 @cache
-def _catalogue(table: str, row_type: type[codec.Row]) -> Catalogue:
-    return Catalogue(table, row_type, "sqlite")
+def _catalogue(table: str, row_type: type[codec.Row], columns: Columns) -> Catalogue:
+    return Catalogue(table, row_type, columns)
 
 
 @cache
 def _decoder(
-    table: str, row_type: type[AnyRow], key: tuple[str, ...] = ("id",)
+    table: str, row_type: type[AnyRow], columns: Columns, key: tuple[str, ...] = ("id",)
 ) -> Callable[[Sequence[Values]], list[AnyRow]]:
-    return codec.decoder(row_type, table=table, key=key)
+    return codec.decoder(row_type, columns, table=table, key=key)

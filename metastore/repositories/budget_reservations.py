@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import msgspec
 
 from metastore import money
-from metastore.codec import Id, Label, Row, decoder, duration, new_id
+from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import (
     AlreadyExists,
     BudgetExceeded,
@@ -19,7 +19,7 @@ from metastore.errors import (
     JobCancelled,
     NotFound,
 )
-from metastore.leases import latest_credible_expiry
+from metastore.leasing.limits import checked_ttl, latest_credible_expiry
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
@@ -43,7 +43,6 @@ _NOTHING = ""
 
 _MINUTE = timedelta(minutes=1)
 _JOB_COLUMNS = len(Job.__struct_fields__)
-_decode_jobs = decoder(Job, table="jobs")
 
 
 class BudgetReservation(Row, frozen=True):
@@ -152,20 +151,20 @@ class BudgetReservations(TableRepository[BudgetReservation]):
             job_id=job_id,
             request_id=request_id,
             amount_nano_usd=amount,
-            expires_at=now + duration("ttl", ttl),
+            expires_at=now + checked_ttl(ttl),
             created_at=now,
-            horizon=believed,
+            latest_credible_expiry=believed,
         )
         answers = await self._run_all(
             self._sql.forget_expired_reservations(job_id=job_id, now=now),
             self._sql.get_budget(
-                job_id=job_id, except_request=request_id, now=now, horizon=believed
+                job_id=job_id, except_request=request_id, now=now, latest_credible_expiry=believed
             ),
             reserve,
         )
         if not answers[1]:
             raise NotFound("jobs", job_id)
-        state = _State(answers[1][0])
+        state = self._state(answers[1][0])
         if not answers[2]:
             state.refuse(amount, now)
         [reservation] = self._decode(answers[2])
@@ -188,12 +187,15 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         share = _share(warn_at)
         rows = await self._run(
             self._sql.get_budget(
-                job_id=job_id, except_request=_NOTHING, now=now, horizon=latest_credible_expiry(now)
+                job_id=job_id,
+                except_request=_NOTHING,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if not rows:
             raise NotFound("jobs", job_id)
-        return _State(rows[0]).budget(share, now)
+        return self._state(rows[0]).budget(share, now)
 
     async def list_by_job(
         self, job_id: str, *, after: str | None = None, limit: int = 50
@@ -206,15 +208,19 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         )
         return page_of(rows, limit, lambda row: row.request_id)
 
+    def _state(self, row: Values) -> _State:
+        [job] = self._decoder_of(Job, "jobs")([row[:_JOB_COLUMNS]])
+        return _State(job, *row[_JOB_COLUMNS:])
+
 
 class _State:
     """What a reservation was decided on: the job, and what is promised to other requests."""
 
-    def __init__(self, row: Values) -> None:
-        [self.job] = _decode_jobs([row[:_JOB_COLUMNS]])
-        self.reserved: int
-        self.requests_reserved: int
-        self.reserved, self.requests_reserved, self.recorded = row[_JOB_COLUMNS:]
+    def __init__(self, job: Job, reserved: int, requests_reserved: int, recorded: Any) -> None:
+        self.job = job
+        self.reserved = reserved
+        self.requests_reserved = requests_reserved
+        self.recorded = recorded
 
     def refuse(self, amount: int, now: datetime) -> NoReturn:
         """Raise why `amount` was not reserved: the conditions of `reserve_budget`, one by one."""

@@ -7,8 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from metastore import deletion
-from metastore.codec import CLOCK_SKEW, Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
 from metastore.errors import InvalidTransition
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -105,7 +106,7 @@ class ClientSessions(TableRepository[ClientSession]):
             InvalidTransition: it is closed; the client opens another.
             InvalidValue: `interval` is refused.
         """
-        duration("interval", interval)
+        duration("interval", interval, longest=MAX_TTL)
         current = self._sql.get_client_session(id=session_id)
         row = _open(await self._one(current, session_id))
         now = self._now()

@@ -27,7 +27,7 @@ from metastore.secrets import Secret
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from metastore.backends.base import Values
+    from metastore.backends.base import Columns, Values
     from metastore.statement_types import ConfigurationsStatements
     from metastore.statements import Call
 
@@ -83,10 +83,10 @@ class Configurations(TableRepository[Configuration]):
     _sql: ConfigurationsStatements
 
     @classmethod
-    def inspector(cls) -> codec.Inspector:
+    def inspector(cls, columns: Columns) -> codec.Inspector:
         """Return what is wrong with a row: also that its value is not of its type."""
-        flaw_of = super().inspector()
-        decode = codec.decoder(cls.row_type, table=cls.table, key=cls.key)
+        flaw_of = super().inspector(columns)
+        decode = codec.decoder(cls.row_type, columns, table=cls.table, key=cls.key)
 
         def inspect(values: Values) -> StoreCorrupt | None:
             flaw = flaw_of(values)
@@ -203,7 +203,7 @@ class Configurations(TableRepository[Configuration]):
     async def delete(self, key: str) -> None:
         """Forget a key. Set again, its versions begin at 1.
 
-        Nothing of a secret is left in the WAL, unless another process reads the database all the
+        Nothing of a secret is left in the log, unless another process reads the database all the
         while; within a transaction from its commit on.
 
         Raises:
@@ -381,7 +381,7 @@ class Configurations(TableRepository[Configuration]):
         return keys.newest
 
     async def _erase(self) -> None:
-        """Take what was deleted or overwritten out of the WAL too."""
+        """Take what was deleted or overwritten out of the log too."""
         await self._scope.executor.erase()
 
 
@@ -417,10 +417,9 @@ def _hidden(row: Configuration) -> Configuration:
     return msgspec.structs.replace(row, value=HIDDEN) if row.is_secret else row
 
 
-_TEXT: Callable[[Any], str] = codec.encoder(str)
-_INTEGER = codec.encoder(int)
-_FLOAT = codec.encoder(float)
-_JSON: Callable[[Any], str] = codec.encoder(Any)
+_TEXT: Callable[[Any], str] = codec.text_encoder()
+_INTEGER = codec.integer_encoder()
+_JSON: Callable[[Any], str] = codec.json_encoder(None)
 
 
 def _inferred(value: Any) -> ConfigurationType:
@@ -473,7 +472,7 @@ def _text(kind: ConfigurationType, value: Any) -> str:
         case ConfigurationType.INTEGER:
             return str(_INTEGER(value))
         case ConfigurationType.FLOAT:
-            return repr(_FLOAT(value))
+            return repr(codec.real(value))
         case ConfigurationType.BOOLEAN:
             if not isinstance(value, bool):
                 raise codec.RefusedError("must be a boolean")

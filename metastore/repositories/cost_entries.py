@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import msgspec
 
 from metastore import money, prices
-from metastore.codec import Id, Label, Row, decoder, listed, new_id, timestamp
+from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import AlreadyExists, InvalidReference, InvalidValue
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
-from metastore.repositories.base import TableRepository
+from metastore.repositories.base import Scope, TableRepository
 from metastore.repositories.jobs import Job
 from metastore.rows import convert
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from metastore.backends.base import Values
+    from metastore.backends.base import Columns, Values
     from metastore.statement_types import CostEntriesStatements
 
 __all__ = [
@@ -44,7 +45,6 @@ _BEGINNING = datetime(1, 1, 1, tzinfo=UTC)
 _END = datetime(9999, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
 _WHOLE = 1_000_000_000
 _JOB_TOTALS = 6
-_decode_jobs = decoder(Job, table="jobs")
 
 
 class CostEntry(Row, frozen=True):
@@ -171,8 +171,8 @@ class _Sum(TypedDict):
     by_provider: bool
     by_model: bool
     by_day: bool
-    since_day: str
-    last_day: str
+    since_day: Any
+    last_day: Any
     since: datetime
     until: datetime
 
@@ -183,6 +183,10 @@ class CostEntries(TableRepository[CostEntry]):
     table = "cost_entries"
     row_type = CostEntry
     _sql: CostEntriesStatements
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self._decode_jobs = self._decoder_of(Job, "jobs")
 
     async def record(
         self,
@@ -253,7 +257,7 @@ class CostEntries(TableRepository[CostEntry]):
         if not answers[2]:
             raise self._refused("cost_usd", "is more than the job's total can hold", cost_usd)
         [entry] = self._decode(answers[0])
-        [job] = _decode_jobs(answers[2])
+        [job] = self._decode_jobs(answers[2])
         return RecordedCost(entry, job, charged=True)
 
     async def correct(
@@ -291,7 +295,7 @@ class CostEntries(TableRepository[CostEntry]):
         if not answers[1]:
             raise self._refused("amount_usd", "is more than the job's total can hold", amount_usd)
         [entry] = self._decode(answers[0])
-        [job] = _decode_jobs(answers[1])
+        [job] = self._decode_jobs(answers[1])
         return RecordedCost(entry, job, charged=True)
 
     async def get(self, entry_id: str) -> CostEntry:
@@ -336,12 +340,13 @@ class CostEntries(TableRepository[CostEntry]):
         """
         keys = _groups(by)
         first, end = _moment("since", since, _BEGINNING), _moment("until", until, _END)
+        write_day = self._scope.columns.write_day
         asked: _Sum = {
             "by_provider": "provider" in keys,
             "by_model": "model" in keys,
             "by_day": "day" in keys,
-            "since_day": timestamp(first)[:10],
-            "last_day": timestamp(end)[:10],
+            "since_day": write_day(first),
+            "last_day": write_day(end),
             "since": first,
             "until": end,
         }
@@ -349,7 +354,7 @@ class CostEntries(TableRepository[CostEntry]):
             rows = await self._run(self._sql.sum_costs_by_job(**asked))
         else:
             rows = await self._run(self._sql.sum_costs(**asked))
-        return await convert(_summary, rows)
+        return await convert(partial(_summary, self._scope.columns), rows)
 
     async def discrepancies(self, *, limit: int = MAX_PAGE) -> list[CostDiscrepancy]:
         """Return jobs whose totals are not the sum of their entries: none, unless by hand."""
@@ -374,7 +379,7 @@ class CostEntries(TableRepository[CostEntry]):
 
     async def _recorded_before(self, job_id: str, request_id: str) -> RecordedCost:
         entry = await self.find_by_request(job_id, request_id)
-        jobs = _decode_jobs(await self._run(self._sql.get_charged_job(job_id=job_id)))
+        jobs = self._decode_jobs(await self._run(self._sql.get_charged_job(job_id=job_id)))
         if entry is None or not jobs:
             # Deleted since, with its job.
             raise InvalidReference(self.table, "job_id", "jobs")
@@ -390,7 +395,9 @@ class CostEntries(TableRepository[CostEntry]):
         if corrected.corrects is not None:
             raise self._refused("corrects", "must name the entry of a call", entry_id)
         entry = await self.find_by_request(corrected.job_id, request_id)
-        jobs = _decode_jobs(await self._run(self._sql.get_charged_job(job_id=corrected.job_id)))
+        jobs = self._decode_jobs(
+            await self._run(self._sql.get_charged_job(job_id=corrected.job_id))
+        )
         if entry is None or not jobs:
             raise self._refused("amount_usd", "takes back more than the call has cost", amount_usd)
         if entry.corrects != entry_id:
@@ -420,13 +427,13 @@ def _moment(name: str, moment: datetime | None, default: datetime) -> datetime:
     raise InvalidValue(None, name, reason, value_type=type(moment).__name__)
 
 
-def _summary(row: Values) -> CostSummary:
+def _summary(columns: Columns, row: Values) -> CostSummary:
     provider, model, job_id, day, *sums = row
     return CostSummary(
         provider=provider,
         model=model,
         job_id=job_id,
-        day=None if day is None else date.fromisoformat(day),
+        day=None if day is None else columns.read_day(day),
         totals=_totals(*sums),
     )
 

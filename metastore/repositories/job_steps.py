@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, Label, Row, decoder, new_id
+from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import InvalidTransition, JobCancelled
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
@@ -48,9 +48,6 @@ class JobStep(Row, frozen=True):
     started_at: datetime | None
     finished_at: datetime | None
     created_at: datetime
-
-
-decode_job_steps = decoder(JobStep, table="job_steps")
 
 
 class JobSteps(TableRepository[JobStep]):

@@ -343,13 +343,14 @@ class Jobs(TableRepository[Job]):
             NotFound: there is none with this id.
         """
         # That module imports this one.
-        from metastore.repositories.job_steps import decode_job_steps
+        from metastore.repositories.job_steps import JobStep
 
         rows = await self._run(self._sql.get_job_progress(id=job_id))
         if not rows:
             raise NotFound(self.table, job_id)
         [(total, done, failed, *step)] = rows
-        [running] = [None] if step[0] is None else decode_job_steps([tuple(step)])
+        decode = self._decoder_of(JobStep, "job_steps")
+        [running] = [None] if step[0] is None else decode([tuple(step)])
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(

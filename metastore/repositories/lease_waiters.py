@@ -1,15 +1,15 @@
-"""lease_waiters: who waits for a worktree or a project, first come first served."""
+"""lease_waiters: the queues for what is leased, first come first served."""
 
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import TransactionActive
-from metastore.leases import give_back, latest_credible_expiry
+from metastore.leasing.limits import TICKET_TTL, latest_credible_ticket
+from metastore.leasing.queue import wait_for_turn
 from metastore.paging import Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 
@@ -20,31 +20,12 @@ if TYPE_CHECKING:
     from metastore.statements import Call
 
 __all__ = [
-    "BACK_OF_QUEUE",
     "LeaseWaiter",
     "LeaseWaiters",
     "LeasedResource",
-    "latest_credible_ticket",
 ]
 
-BACK_OF_QUEUE = (1 << 63) - 1
-"""The position of a caller without a ticket: behind everybody who waits."""
-
-TICKET_TTL = timedelta(seconds=5)
-"""How long a ticket counts that nobody keeps alive."""
-
-KEEP_INTERVAL = 1.5
-"""How often a waiter keeps its ticket alive, in seconds."""
-
-LOOK_INTERVAL = 0.25
-"""How often a waiter looks without having noticed a commit, in seconds: leases also expire."""
-
 Taken = TypeVar("Taken")
-
-
-def latest_credible_ticket(now: datetime) -> datetime:
-    """Return the latest expiry of a ticket to believe."""
-    return latest_credible_expiry(now, TICKET_TTL)
 
 
 class LeasedResource(StrEnum):
@@ -56,11 +37,12 @@ class LeasedResource(StrEnum):
 
 
 class LeaseWaiter(Row, frozen=True):
-    """A ticket: a place in the line for a resource.
+    """A ticket: a place in a queue.
 
     Attributes:
         position: the place; smaller ones come first.
-        resource_id: the repository or project that is waited for.
+        resource: the table of what is waited for.
+        resource_id: whose queue it is: a repository's, a project's, or that of a set of task types.
     """
 
     position: int
@@ -73,7 +55,7 @@ class LeaseWaiter(Row, frozen=True):
 
 
 class LeaseWaiters(TableRepository[LeaseWaiter]):
-    """The lines in front of repositories and projects."""
+    """The queues for what is leased."""
 
     table = "lease_waiters"
     row_type = LeaseWaiter
@@ -89,21 +71,21 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
                 resource=resource,
                 resource_id=resource_id,
                 now=now,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
                 after=after,
                 limit=checked_limit(limit),
             )
         )
         return page_of(rows, limit, lambda row: row.position)
 
-    async def wait_in_line(
+    async def wait_in_queue(
         self,
-        resource: LeasedResource,
+        resource: str,
         resource_id: str,
         *,
         owner: str,
         wait: timedelta,
-        is_available: Callable[[int], Awaitable[bool]],
+        is_available: Callable[[LeaseWaiter], Awaitable[bool]],
         take: Callable[[LeaseWaiter], Awaitable[Taken | None]],
     ) -> Taken | None:
         """Wait for a turn and take what is waited for; None when `wait` has passed.
@@ -117,38 +99,24 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         backend = self._scope.backend
         if backend is None:
             raise TransactionActive("a transaction cannot wait for a lease")
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait.total_seconds()
         # Known before it is drawn, so that a draw that was cancelled in flight is undone too.
         ticket_id = new_id()
-        taken = None
-        try:
-            ticket = await self._draw(ticket_id, resource, resource_id, owner)
-            keep_at = loop.time() + KEEP_INTERVAL
-            while True:
-                seen = backend.changes
-                if await is_available(ticket.position):
-                    taken = await take(ticket)
-                    if taken is not None:
-                        return taken
-                remaining = deadline - loop.time()
-                if remaining <= 0:
-                    return None
-                if loop.time() >= keep_at:
-                    ticket = await self._keep(ticket)
-                    keep_at = loop.time() + KEEP_INTERVAL
-                await backend.wait_for_change(seen, min(remaining, LOOK_INTERVAL))
-        finally:
-            if taken is None:
-                # A ticket that cannot be given back expires.
-                await give_back(self._leave(ticket_id), backend=backend)
+        return await wait_for_turn(
+            backend,
+            wait=wait,
+            draw=lambda: self._draw(ticket_id, resource, resource_id, owner),
+            keep=self._keep,
+            leave=lambda: self._leave(ticket_id),
+            is_available=is_available,
+            take=take,
+        )
 
     def leaving(self, ticket: LeaseWaiter) -> Call:
         """Return the statement that gives a ticket back, to go with the one that takes."""
         return self._sql.delete_lease_waiter(id=ticket.id)
 
     async def _draw(
-        self, ticket_id: str, resource: LeasedResource, resource_id: str, owner: str
+        self, ticket_id: str, resource: str, resource_id: str, owner: str
     ) -> LeaseWaiter:
         now = self._now()
         _, rows = await self._run_all(
@@ -156,7 +124,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
                 resource=resource,
                 resource_id=resource_id,
                 now=now,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             ),
             self._sql.create_lease_waiter(
                 id=ticket_id,

@@ -27,13 +27,13 @@ from metastore.errors import (
     StoreIOError,
     StoreReadOnly,
 )
-from metastore.leases import give_back
+from metastore.leasing.queue import give_back
 from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
 if TYPE_CHECKING:
-    from metastore.backends.base import Values
+    from metastore.backends.base import Columns, Values
     from metastore.repositories.base import Scope
     from metastore.statement_types import MemoryFilesStatements
     from metastore.statements import Call
@@ -91,9 +91,6 @@ class MemoryFile(Row, frozen=True):
     bytes: Content
 
 
-_entries = codec.decoder(MemoryFileEntry, table="memory_files")
-
-
 class MemoryFiles(TableRepository[MemoryFile]):
     """The files of all jobs, each job's in a sandbox, within the limits of `memory_limits`.
 
@@ -106,13 +103,13 @@ class MemoryFiles(TableRepository[MemoryFile]):
     _sql: MemoryFilesStatements
 
     @classmethod
-    def inspector(cls) -> codec.Inspector:
+    def inspector(cls, columns: Columns) -> codec.Inspector:
         """Return what is wrong with a row: also that its bytes are not those of its digest.
 
         Of a file of more than one chunk only the first is in the row; `read` checks all of them.
         """
-        flaw_of = super().inspector()
-        decode = codec.decoder(cls.row_type, table=cls.table)
+        flaw_of = super().inspector(columns)
+        decode = codec.decoder(cls.row_type, columns, table=cls.table)
 
         def inspect(values: Values) -> StoreCorrupt | None:
             flaw = flaw_of(values)
@@ -128,6 +125,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
+        self._decode_entries = self._decoder_of(MemoryFileEntry, self.table)
         # Uploads whose chunks could not be deleted yet: on a full disk not even that goes through.
         self._abandoned: set[tuple[str, str]] = set()
 
@@ -281,7 +279,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
                     raise NotFound("memory_file_uploads", file_id)
                 if answers[2][0][0]:
                     await self._remove_discarded(job_id)
-                [entry] = _entries(answers[3])
+                [entry] = self._decode_entries(answers[3])
                 return entry
             # Whoever makes room between the two is no reason to refuse: it is tried again.
             measured = await self._measure(job_id, path)
@@ -309,7 +307,9 @@ class MemoryFiles(TableRepository[MemoryFile]):
             InvalidValue: the path leads out of the sandbox.
         """
         checked_path(self.table, path)
-        entries = _entries(await self._run(self._sql.find_memory_file(job_id=job_id, path=path)))
+        entries = self._decode_entries(
+            await self._run(self._sql.find_memory_file(job_id=job_id, path=path))
+        )
         if not entries:
             raise NotFound(self.table, (job_id, path))
         return entries[0]
@@ -368,7 +368,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     async def _why_missing(self, file: MemoryFile) -> NotFound | StoreCorrupt:
         """Return the error of a file whose next chunk is not there."""
-        now = _entries(
+        now = self._decode_entries(
             await self._run(self._sql.find_memory_file(job_id=file.job_id, path=file.path))
         )
         same = bool(now) and now[0].id == file.id
@@ -383,7 +383,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
                 job_id=job_id, after_path=after, limit=checked_limit(limit)
             )
         )
-        return page_of(_entries(rows), limit, lambda row: row.path)
+        return page_of(self._decode_entries(rows), limit, lambda row: row.path)
 
     async def delete(self, job_id: str, *, path: str) -> None:
         """Delete a file. It is gone at once; the bytes of a large one are removed piece by piece.

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
-from metastore.backends.base import Guard
-from metastore.codec import Id, Row, duration, expect, new_id
+from metastore.codec import Id, Row, expect, new_id
 from metastore.errors import (
     InvalidReference,
     InvalidTransition,
     InvalidValue,
-    LeaseLost,
     LockHeld,
     NotFound,
 )
-from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
-from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
-from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import (
-    BACK_OF_QUEUE,
-    LeasedResource,
-    LeaseWaiter,
-    LeaseWaiters,
+from metastore.leasing.holding import lost
+from metastore.leasing.limits import (
+    LONG_AGO,
+    checked_ttl,
+    checked_wait,
+    latest_credible_expiry,
     latest_credible_ticket,
 )
+from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.leasable import LeasableRepository
 from metastore.repositories.projects import Projects
 from metastore.repositories.sessions import Sessions
 
@@ -47,7 +44,7 @@ class ProjectLock(Row, frozen=True):
         fencing_number: larger than that of every earlier lock of the project.
     """
 
-    resource: ClassVar[LeasedResource] = LeasedResource.PROJECT_LOCKS
+    resource: ClassVar[str] = "project_locks"
 
     id: Id
     project_id: Id
@@ -55,6 +52,11 @@ class ProjectLock(Row, frozen=True):
     acquired_at: datetime
     expires_at: datetime
     fencing_number: int
+
+    @property
+    def resource_id(self) -> str:
+        """The id of the locked project."""
+        return self.project_id
 
 
 class _Held(TypedDict):
@@ -65,12 +67,14 @@ class _Held(TypedDict):
     fencing_number: int
 
 
-class ProjectLocks(TableRepository[ProjectLock]):
+class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
     """The locks of projects: one session at a time has a project to itself."""
 
     table = "project_locks"
     row_type = ProjectLock
     _sql: ProjectLocksStatements
+    held_type = ProjectLock
+    leased = "projects"
 
     async def acquire(
         self,
@@ -82,20 +86,18 @@ class ProjectLocks(TableRepository[ProjectLock]):
     ) -> ProjectLock:
         """Lock a project for a session until `ttl` from now.
 
-        A lock that ran out is taken over. With `wait`, the session gets in line for that long:
-        first come, first served, across processes. A session that holds the lock does not get
-        it twice.
+        An expired lock is taken over. With `wait`, the session queues for that long: first come,
+        first served, across processes. A session that holds the lock does not get it twice.
 
         Raises:
             LockHeld: it is held, and did not become free in time; carries the lock.
             InvalidReference: there is no such project or session.
             InvalidTransition: the session has ended, also while it waited; carries the session.
-            InvalidValue: the session is not one of this project.
+            InvalidValue: the session is not one of this project, or a value is refused.
+            TransactionActive: `wait` was given in a transaction.
         """
-        duration("ttl", ttl)
-        if wait is not None:
-            duration("wait", wait, shortest=timedelta(0))
-        waiters = LeaseWaiters(self._scope)
+        checked_ttl(ttl)
+        checked_wait(wait)
         lock_id = new_id()
 
         def attempt(position: int) -> Call:
@@ -106,47 +108,31 @@ class ProjectLocks(TableRepository[ProjectLock]):
                 session_id=session_id,
                 acquired_at=now,
                 expires_at=now + ttl,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
                 position=position,
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
-        async def is_available(position: int) -> bool:
+        def is_available(position: int) -> Call:
             now = self._now()
-            return (
-                await self._scalar(
-                    self._sql.project_lock_is_available(
-                        project_id=project_id,
-                        session_id=session_id,
-                        position=position,
-                        now=now,
-                        horizon=latest_credible_expiry(now),
-                        ticket_horizon=latest_credible_ticket(now),
-                    )
-                )
-                is not None
+            return self._sql.project_lock_is_available(
+                project_id=project_id,
+                session_id=session_id,
+                position=position,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
-        async def take(ticket: LeaseWaiter) -> ProjectLock | None:
-            taken = await self._take(
-                attempt(ticket.position), waiters.leaving(ticket), lock_id=lock_id
-            )
-            if taken is None:
-                await self._check_session(project_id, session_id)
-            return taken
-
-        lock = await self._take(attempt(BACK_OF_QUEUE), lock_id=lock_id)
-        if lock is None:
-            await self._check_session(project_id, session_id)
-        if lock is None and wait is not None:
-            lock = await waiters.wait_in_line(
-                LeasedResource.PROJECT_LOCKS,
-                project_id,
-                owner=session_id,
-                wait=wait,
-                is_available=is_available,
-                take=take,
-            )
+        lock = await self._take_in_turn(
+            project_id,
+            owner=session_id,
+            wait=wait,
+            attempt=attempt,
+            is_available=is_available,
+            abandon=lambda: self._sql.abandon_project_lock(id=lock_id),
+            on_refusal=lambda: self._check_session(project_id, session_id),
+        )
         if lock is None:
             raise LockHeld(project_id, await self.find_by_project(project_id))
         return lock
@@ -160,34 +146,23 @@ class ProjectLocks(TableRepository[ProjectLock]):
         return await self._one(self._sql.get_project_lock(id=lock_id), lock_id)
 
     async def find_by_project(self, project_id: str) -> ProjectLock | None:
-        """Return the project's lock, also one that ran out, or None."""
+        """Return the project's lock, also an expired one, or None."""
         return await self._find(self._sql.find_project_lock(project_id=project_id))
 
     async def list_by_session(self, session_id: str) -> list[ProjectLock]:
-        """Return the locks that a session has, also those that ran out."""
+        """Return the locks that a session has, also expired ones."""
         return await self._all(self._sql.list_project_locks_by_session(session_id=session_id))
-
-    async def count(self) -> tuple[int, int]:
-        """Return how many locks are live, and how many ran out without a release."""
-        now = self._now()
-        live = await self._scalar(
-            self._sql.count_live_project_locks(now=now, horizon=latest_credible_expiry(now))
-        )
-        expired = await self._scalar(
-            self._sql.count_expired_project_locks(now=now, horizon=latest_credible_expiry(now))
-        )
-        return live, expired
 
     async def list_expired(
         self, *, after: str | None = None, limit: int = 50
     ) -> Page[ProjectLock, str]:
-        """Return a page of the locks that ran out and were not taken over, the longest first."""
+        """Return a page of the locks that expired and were not taken over, the longest first."""
         cursor = TimeCursor(LONG_AGO, FIRST_ID) if after is None else TimeCursor.parse(after)
         now = self._now()
         rows = await self._all(
             self._sql.list_expired_project_locks(
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
                 after=cursor.created_at,
                 after_id=cursor.id,
                 limit=checked_limit(limit),
@@ -199,26 +174,23 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """Let a lock run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out or went to another session; nothing was changed.
+            LeaseLost: it expired or went to another session; nothing was changed.
             InvalidTransition: the session has ended; carries the session. The lock is held until
-                it is released or runs out.
+                it is released or expires.
+            InvalidValue: `lock` is no lock, or another value is refused.
         """
         now = self._now()
         row = await self._find(
             self._sql.renew_project_lock(
                 **_held(lock),
-                expires_at=now + duration("ttl", ttl),
+                expires_at=now + checked_ttl(ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             )
         )
         if row is None:
-            if not await self._run(
-                self._sql.project_is_locked(
-                    **_held(lock), now=now, horizon=latest_credible_expiry(now)
-                )
-            ):
-                raise _lost(lock)
+            if not await self._run(self._check(lock, now)):
+                raise lost(lock)
             raise await self._refusal(Sessions(self._scope), lock.session_id, "lock")
         return row
 
@@ -226,16 +198,16 @@ class ProjectLocks(TableRepository[ProjectLock]):
         """Set a locked project free.
 
         Raises:
-            LeaseLost: the lock ran out or went to another session; nothing was changed.
+            LeaseLost: the lock expired or went to another session; nothing was changed.
+            InvalidValue: `lock` is no lock.
         """
         now = self._now()
-        row = await self._find(
+        await self._unless_lost(
+            lock,
             self._sql.release_project_lock(
-                **_held(lock), now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lock), now=now, latest_credible_expiry=latest_credible_expiry(now)
+            ),
         )
-        if row is None:
-            raise _lost(lock)
 
     @asynccontextmanager
     async def hold(
@@ -246,39 +218,27 @@ class ProjectLocks(TableRepository[ProjectLock]):
         ttl: timedelta,
         wait: timedelta | None = None,
     ) -> AsyncIterator[ProjectLock]:
-        """Hold a project's lock for the time of a body: `acquire`, renew, release.
+        """Hold a project's lock for the duration of a body: `acquire`, renew, release.
 
         When the lock is lost, the body is cancelled and `LeaseLost` raised in its place. After
-        the end of its session the lock is not renewed: the body has until it runs out to finish.
+        the end of its session the lock is not renewed: the body has until it expires to finish.
 
         Raises:
             LockHeld: it is held, and did not become free in time.
             InvalidTransition: the session has ended; carries the session.
             LeaseLost: the lock was lost before the body ended.
+            InvalidReference: there is no such project or session.
+            InvalidValue: the session is not one of this project, or a value is refused.
+            TransactionActive: `wait` was given in a transaction.
         """
         lock = await self.acquire(project_id=project_id, session_id=session_id, ttl=ttl, wait=wait)
-        async with held_lease(
+        async with self._holding(
             lock,
-            backend=self._scope.backend,
-            ttl=ttl,
-            remaining=lock.expires_at - self._now(),
+            ttl,
             renew=lambda: self.renew(lock, ttl=ttl),
-            now=self._now,
             end=lambda _: self.release(lock),
-            lost=lambda: _lost(lock),
         ):
             yield lock
-
-    def guard(self, lock: ProjectLock) -> Guard:
-        """Return the condition that `lock` is still held, for a transaction."""
-
-        def check() -> Call:
-            now = self._now()
-            return self._sql.project_is_locked(
-                **_held(lock), now=now, horizon=latest_credible_expiry(now)
-            )
-
-        return Guard(check, lambda: _lost(lock))
 
     async def _check_session(self, project_id: str, session_id: str) -> None:
         """Check that a session that was refused the lock may have it once the project is free.
@@ -302,20 +262,20 @@ class ProjectLocks(TableRepository[ProjectLock]):
         if session.project_path != project.path:
             raise InvalidValue(self.table, "session_id", "must be a session of the project")
 
-    async def _take(self, *calls: Call, lock_id: str) -> ProjectLock | None:
-        """Run a statement that takes a lock, and what goes with it, and return the lock."""
-        try:
-            rows, *_ = await self._run_all(*calls)
-        except asyncio.CancelledError:
-            # It may have been taken all the same, and nobody would know.
-            if self._scope.backend is not None:
-                await give_back(self._abandon(lock_id), backend=self._scope.backend)
-            raise
-        locks = self._decode(rows)
-        return locks[0] if locks else None
+    def _held_of(self, row: ProjectLock) -> ProjectLock:
+        return row
 
-    async def _abandon(self, lock_id: str) -> None:
-        await self._run(self._sql.abandon_project_lock(id=lock_id))
+    def _check(self, held: ProjectLock, now: datetime) -> Call:
+        return self._sql.project_is_locked(
+            **_held(held), now=now, latest_credible_expiry=latest_credible_expiry(now)
+        )
+
+    def _counts(self, now: datetime) -> tuple[Call, Call]:
+        latest = latest_credible_expiry(now)
+        return (
+            self._sql.count_live_project_locks(now=now, latest_credible_expiry=latest),
+            self._sql.count_expired_project_locks(now=now, latest_credible_expiry=latest),
+        )
 
 
 def _held(lock: ProjectLock) -> _Held:
@@ -325,7 +285,3 @@ def _held(lock: ProjectLock) -> _Held:
         "session_id": lock.session_id,
         "fencing_number": lock.fencing_number,
     }
-
-
-def _lost(lock: ProjectLock) -> LeaseLost:
-    return LeaseLost(LeasedResource.PROJECT_LOCKS, lock.project_id, lock.fencing_number)

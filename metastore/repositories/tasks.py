@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -14,19 +13,17 @@ from uuid import UUID, uuid5
 import msgspec
 
 from metastore import deletion
-from metastore.backends.base import Guard
-from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, duration, expect, listed, new_id
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed, new_id
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
-from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
-from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import (
-    BACK_OF_QUEUE,
-    LeasedResource,
-    LeaseWaiter,
-    LeaseWaiters,
+from metastore.leasing.limits import (
+    LONG_AGO,
+    checked_ttl,
+    checked_wait,
+    latest_credible_expiry,
     latest_credible_ticket,
 )
+from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -42,8 +39,8 @@ Step = TypeVar("Step")
 MAX_TYPES = 100
 """How many types of task a claim may name; each costs a look into the index."""
 
-_LINES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
-"""The namespace of the ids of lines, see `Tasks.claim`."""
+_QUEUES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
+"""The namespace of the ids of queues, see `Tasks.claim`."""
 
 
 class TaskStatus(StrEnum):
@@ -100,7 +97,7 @@ class TaskLease(msgspec.Struct, frozen=True):
         expires_at: when it ends unless it is renewed.
     """
 
-    resource: ClassVar[LeasedResource] = LeasedResource.TASKS
+    resource: ClassVar[str] = "tasks"
 
     task: Task
     owner: str
@@ -111,6 +108,11 @@ class TaskLease(msgspec.Struct, frozen=True):
     @property
     def task_id(self) -> str:
         """The id of the claimed task."""
+        return self.task.id
+
+    @property
+    def resource_id(self) -> str:
+        """The same, as for everything that is leased."""
         return self.task.id
 
     @classmethod
@@ -136,8 +138,8 @@ class _Waiting(TypedDict):
     line_id: str
     position: int
     now: datetime
-    horizon: datetime
-    ticket_horizon: datetime
+    latest_credible_expiry: datetime
+    latest_credible_ticket: datetime
 
 
 class _Claim(_Waiting):
@@ -148,7 +150,7 @@ class _Claim(_Waiting):
     lease_expires_at: datetime
 
 
-class Tasks(TableRepository[Task]):
+class Tasks(LeasableRepository[Task, TaskLease]):
     """The tasks of orchestrators.
 
     A worker claims a task and ends it with its claim. Whoever needs no claim, say because it
@@ -158,6 +160,8 @@ class Tasks(TableRepository[Task]):
     table = "tasks"
     row_type = Task
     _sql: TasksStatements
+    held_type = TaskLease
+    leased = "tasks"
 
     async def create(
         self,
@@ -239,7 +243,7 @@ class Tasks(TableRepository[Task]):
         )
 
     async def cancel(self, task_id: str) -> Task:
-        """Call a task off that has not ended, whoever runs it: what its holder does is too late.
+        """Cancel a task that has not ended, whoever runs it: what its holder does is too late.
 
         Raises:
             NotFound: there is none with this id.
@@ -272,7 +276,7 @@ class Tasks(TableRepository[Task]):
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
-                self._sql.cancel_task_to_delete(id=task_id, now=now, horizon=latest),
+                self._sql.cancel_task_to_delete(id=task_id, now=now, latest_credible_expiry=latest),
                 self._sql.mark_task_deletion(id=task_id, now=now),
             ),
             pieces=(
@@ -283,7 +287,7 @@ class Tasks(TableRepository[Task]):
                 ),
                 (self._sql.leave_workflow_to_delete_task(id=task_id),),
             ),
-            whole=self._sql.delete_task(id=task_id, now=now, horizon=latest),
+            whole=self._sql.delete_task(id=task_id, now=now, latest_credible_expiry=latest),
         )
 
     # With a claim.
@@ -299,24 +303,22 @@ class Tasks(TableRepository[Task]):
     ) -> TaskLease:
         """Take the oldest pending task for `owner` until `ttl` from now, and begin it.
 
-        A task whose claim ran out comes before all others. With `task_types` only tasks of these
+        A task whose claim expired comes before all others. With `task_types` only tasks of these
         types are looked at. With `spread` the task comes from the workspace whose last claim is
         longest ago, so that a busy workspace does not starve the others. With `wait`, the caller
-        gets in line for that long when there is none: first come, first served, across
-        processes, among those who ask for the same types.
+        queues for that long when there is none: first come, first served, across processes,
+        among those who ask for the same types.
 
         Raises:
             LeaseUnavailable: there is no such task, or came none in time.
             InvalidValue: a value is refused.
             TransactionActive: `wait` was given in a transaction.
         """
-        duration("ttl", ttl)
-        if wait is not None:
-            duration("wait", wait, shortest=timedelta(0))
+        checked_ttl(ttl)
+        checked_wait(wait)
         expect("spread", spread, bool, "a boolean")
         types = None if task_types is None else _checked(task_types)
-        line_id = _line_of(types)
-        waiters = LeaseWaiters(self._scope)
+        line_id = _queue_of(types)
         token = secrets.token_hex(16)
 
         def attempt(position: int) -> Call:
@@ -328,8 +330,8 @@ class Tasks(TableRepository[Task]):
                 "lease_token": token,
                 "lease_expires_at": now + ttl,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
             if types is None:
                 if spread:
@@ -339,55 +341,49 @@ class Tasks(TableRepository[Task]):
                 return self._sql.claim_task_of_types_in_turn(task_types=types, **asked)
             return self._sql.claim_task_of_types(task_types=types, **asked)
 
-        async def is_available(position: int) -> bool:
+        def is_available(position: int) -> Call:
             now = self._now()
             asked: _Waiting = {
                 "line_id": line_id,
                 "position": position,
                 "now": now,
-                "horizon": latest_credible_expiry(now),
-                "ticket_horizon": latest_credible_ticket(now),
+                "latest_credible_expiry": latest_credible_expiry(now),
+                "latest_credible_ticket": latest_credible_ticket(now),
             }
-            call = (
-                self._sql.task_is_available(**asked)
-                if types is None
-                else self._sql.task_of_types_is_available(task_types=types, **asked)
-            )
-            return await self._scalar(call) is not None
+            if types is None:
+                return self._sql.task_is_available(**asked)
+            return self._sql.task_of_types_is_available(task_types=types, **asked)
 
-        async def take(ticket: LeaseWaiter) -> TaskLease | None:
-            return await self._take(attempt(ticket.position), waiters.leaving(ticket), token=token)
-
-        lease = await self._take(attempt(BACK_OF_QUEUE), token=token)
-        if lease is None and wait is not None:
-            lease = await waiters.wait_in_line(
-                LeasedResource.TASKS,
-                line_id,
-                owner=owner,
-                wait=wait,
-                is_available=is_available,
-                take=take,
-            )
+        lease = await self._take_in_turn(
+            line_id,
+            owner=owner,
+            wait=wait,
+            attempt=attempt,
+            is_available=is_available,
+            abandon=self._abandonment(token),
+        )
         if lease is None:
-            raise LeaseUnavailable(resource=LeasedResource.TASKS)
+            raise LeaseUnavailable(resource=self.table)
         return lease
 
     async def renew(self, lease: TaskLease, *, ttl: timedelta) -> TaskLease:
         """Let a claim run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
-        row = await self._find(
+        row = await self._unless_lost(
+            lease,
             self._sql.renew_task_claim(
                 **_held(lease),
-                lease_expires_at=now + duration("ttl", ttl),
+                lease_expires_at=now + checked_ttl(ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
-            )
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return TaskLease.of(_unless_lost(lease, row))
+        return TaskLease.of(row)
 
     async def complete_claim(self, lease: TaskLease, *, metadata: JsonObject | None = None) -> Task:
         """End a claimed task well and return it.
@@ -395,43 +391,52 @@ class Tasks(TableRepository[Task]):
         With `metadata`, that takes the place of what the task had.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.complete_task_claim(
-                **_held(lease), metadata=metadata, now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease),
+                metadata=metadata,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return _unless_lost(lease, row)
 
     async def fail_claim(self, lease: TaskLease, *, error: str) -> Task:
         """End a claimed task badly and return it.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim, or another value is refused.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.fail_task_claim(
-                **_held(lease), error=error, now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease),
+                error=error,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        return _unless_lost(lease, row)
 
     async def release(self, lease: TaskLease) -> Task:
         """Give a claimed task back and return it: it is pending again, where it was before.
 
         Raises:
-            LeaseLost: it ran out, went to another holder, or the task ended; nothing was changed.
+            LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
+            InvalidValue: `lease` is no claim.
         """
         now = self._now()
-        row = await self._find(
+        return await self._unless_lost(
+            lease,
             self._sql.release_task_claim(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
-            )
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
+            ),
         )
-        return _unless_lost(lease, row)
 
     @asynccontextmanager
     async def hold(
@@ -453,6 +458,8 @@ class Tasks(TableRepository[Task]):
         Raises:
             LeaseUnavailable: there is no such task, or came none in time.
             LeaseLost: the claim was lost before the body ended, or the task was cancelled.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
         lease = await self.claim(
             owner=owner, ttl=ttl, task_types=task_types, wait=wait, spread=spread
@@ -466,42 +473,13 @@ class Tasks(TableRepository[Task]):
             else:
                 await self.release(lease)
 
-        async with held_lease(
+        async with self._holding(
             lease,
-            backend=self._scope.backend,
-            ttl=ttl,
-            remaining=lease.expires_at - self._now(),
+            ttl,
             renew=lambda: self._unless_ended(lease, self.renew(lease, ttl=ttl)),
-            now=self._now,
             end=end,
-            lost=lambda: _lost(lease),
         ):
             yield lease
-
-    def guard(self, lease: TaskLease) -> Guard:
-        """Return the condition that `lease` is held, or was until its holder ended the task.
-
-        A transaction may so end the task together with what came of it.
-        """
-
-        def check() -> Call:
-            now = self._now()
-            return self._sql.task_is_claimed(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
-            )
-
-        return Guard(check, lambda: _lost(lease))
-
-    async def count_claims(self) -> tuple[int, int]:
-        """Return how many claims are live, and how many ran out and were not taken over."""
-        now = self._now()
-        live = await self._scalar(
-            self._sql.count_live_task_claims(now=now, horizon=latest_credible_expiry(now))
-        )
-        expired = await self._scalar(
-            self._sql.count_expired_task_claims(now=now, horizon=latest_credible_expiry(now))
-        )
-        return live, expired
 
     # Lists.
 
@@ -581,23 +559,26 @@ class Tasks(TableRepository[Task]):
     async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
 
-    async def _take(self, *calls: Call, token: str) -> TaskLease | None:
-        """Run a statement that claims a task, and what goes with it, and return the lease."""
-        try:
-            rows, *_ = await self._run_all(*calls)
-        except asyncio.CancelledError:
-            # It may have been claimed all the same, and nobody would know.
-            if self._scope.backend is not None:
-                await give_back(self._abandon(token), backend=self._scope.backend)
-            raise
-        if not rows:
-            return None
-        [task] = self._decode(rows)
-        return TaskLease.of(task)
+    def _abandonment(self, token: str) -> Callable[[], Call]:
+        return lambda: self._sql.abandon_task_claim(
+            lease_token=token, after=LONG_AGO, now=self._now()
+        )
 
-    async def _abandon(self, token: str) -> None:
-        await self._run(
-            self._sql.abandon_task_claim(lease_token=token, after=LONG_AGO, now=self._now())
+    def _held_of(self, row: Task) -> TaskLease:
+        return TaskLease.of(row)
+
+    def _check(self, held: TaskLease, now: datetime) -> Call:
+        # A holder who has ended the task holds it still: a transaction may end it together with
+        # what came of it.
+        return self._sql.task_is_claimed(
+            **_held(held), now=now, latest_credible_expiry=latest_credible_expiry(now)
+        )
+
+    def _counts(self, now: datetime) -> tuple[Call, Call]:
+        latest = latest_credible_expiry(now)
+        return (
+            self._sql.count_live_task_claims(now=now, latest_credible_expiry=latest),
+            self._sql.count_expired_task_claims(now=now, latest_credible_expiry=latest),
         )
 
     async def _unless_ended(self, lease: TaskLease, step: Awaitable[Step]) -> Step | None:
@@ -613,7 +594,7 @@ class Tasks(TableRepository[Task]):
 
 
 def _checked(task_types: Collection[str]) -> list[str]:
-    """Return the types that a claim looks at in the one order that makes equal sets equal lines.
+    """Return the types that a claim looks at in the one order that makes equal sets equal queues.
 
     Raises:
         InvalidValue: they are none, too many, or no texts.
@@ -638,9 +619,9 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _line_of(task_types: list[str] | None) -> str:
-    """Return the id of the line in which those wait who look at these types."""
-    return str(uuid5(_LINES, msgspec.json.encode(task_types).decode()))
+def _queue_of(task_types: list[str] | None) -> str:
+    """Return the id of the queue of those who look at these types."""
+    return str(uuid5(_QUEUES, msgspec.json.encode(task_types).decode()))
 
 
 def _described(error: Exception) -> str:
@@ -657,16 +638,6 @@ def _held(lease: TaskLease) -> _Held:
         "lease_owner": lease.owner,
         "lease_token": lease.token,
     }
-
-
-def _lost(lease: TaskLease) -> LeaseLost:
-    return LeaseLost(LeasedResource.TASKS, lease.task.id, lease.fencing_number)
-
-
-def _unless_lost(lease: TaskLease, row: Task | None) -> Task:
-    if row is None:
-        raise _lost(lease)
-    return row
 
 
 _id_of: Callable[[Values], str] = itemgetter(0)

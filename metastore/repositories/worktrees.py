@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
@@ -13,22 +12,20 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import msgspec
 
 from metastore import deletion
-from metastore.backends.base import Guard
-from metastore.codec import Id, Label, Row, duration, expect, new_id
-from metastore.errors import LeaseLost, LeaseUnavailable
-from metastore.leases import LONG_AGO, give_back, held_lease, latest_credible_expiry
-from metastore.paging import Page, checked_limit, page_of
-from metastore.repositories.base import TableRepository
-from metastore.repositories.lease_waiters import (
-    BACK_OF_QUEUE,
-    LeasedResource,
-    LeaseWaiter,
-    LeaseWaiters,
+from metastore.codec import Id, Label, Row, expect, new_id
+from metastore.errors import LeaseUnavailable
+from metastore.leasing.limits import (
+    LONG_AGO,
+    checked_ttl,
+    checked_wait,
+    latest_credible_expiry,
     latest_credible_ticket,
 )
+from metastore.paging import Page, checked_limit, page_of
+from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from metastore.statement_types import WorktreesStatements
     from metastore.statements import Call
@@ -78,7 +75,7 @@ class Lease(msgspec.Struct, frozen=True):
         expires_at: when it ends unless it is renewed.
     """
 
-    resource: ClassVar[LeasedResource] = LeasedResource.WORKTREES
+    resource: ClassVar[str] = "worktrees"
 
     worktree: Worktree
     owner: str
@@ -89,6 +86,11 @@ class Lease(msgspec.Struct, frozen=True):
     @property
     def worktree_id(self) -> str:
         """The id of the leased worktree."""
+        return self.worktree.id
+
+    @property
+    def resource_id(self) -> str:
+        """The same, as for everything that is leased."""
         return self.worktree.id
 
     @classmethod
@@ -118,12 +120,14 @@ class _Held(TypedDict):
     lease_token: str
 
 
-class Worktrees(TableRepository[Worktree]):
+class Worktrees(LeasableRepository[Worktree, Lease]):
     """The checkouts that workers lease."""
 
     table = "worktrees"
     row_type = Worktree
     _sql: WorktreesStatements
+    held_type = Lease
+    leased = "worktrees"
 
     async def create(
         self,
@@ -167,21 +171,10 @@ class Worktrees(TableRepository[Worktree]):
         return await self._find(self._sql.find_worktree_by_path(path=path))
 
     async def find_by_lease_token(self, lease_token: str) -> Worktree | None:
-        """Return the worktree that is leased under this token, also if it ran out, or None."""
+        """Return the worktree that is leased under this token, also if it has expired, or None."""
         return await self._find(
             self._sql.find_worktree_by_lease_token(lease_token=lease_token, after=LONG_AGO)
         )
-
-    async def count_leases(self) -> tuple[int, int]:
-        """Return how many leases are live, and how many ran out without a release."""
-        now = self._now()
-        live = await self._scalar(
-            self._sql.count_live_worktree_leases(now=now, horizon=latest_credible_expiry(now))
-        )
-        expired = await self._scalar(
-            self._sql.count_expired_worktree_leases(now=now, horizon=latest_credible_expiry(now))
-        )
-        return live, expired
 
     async def list_by_repository(
         self, repository_id: str, *, after: str | None = None, limit: int = 50
@@ -200,12 +193,13 @@ class Worktrees(TableRepository[Worktree]):
         """Take `worktree` for `owner` until `ttl` from now.
 
         `worktree` is the row as the caller last read it: its version is the fence, and the
-        loser of a race changes nothing. Whoever waits in line for the repository is passed by.
+        loser of a race changes nothing. Bypasses the queue of the repository.
 
         Raises:
             LeaseUnavailable: it is held, retired, or moved since it was read; carries the row as
                 it is now.
             NotFound: there is no such worktree any more.
+            InvalidValue: `worktree` is no worktree, or another value is refused.
         """
         expect("worktree", worktree, Worktree, "a worktree as it was read")
         now = self._now()
@@ -216,12 +210,11 @@ class Worktrees(TableRepository[Worktree]):
                 version=worktree.version,
                 lease_owner=owner,
                 lease_token=token,
-                lease_expires_at=now + duration("ttl", ttl),
+                lease_expires_at=now + checked_ttl(ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
+                latest_credible_expiry=latest_credible_expiry(now),
             ),
-            repository_id=worktree.repository_id,
-            token=token,
+            abandon=self._abandonment(worktree.repository_id, token),
         )
         if taken is None:
             raise LeaseUnavailable(worktree.repository_id, await self.get(worktree.id))
@@ -241,16 +234,16 @@ class Worktrees(TableRepository[Worktree]):
 
         The best is at `prefer_commit` in `prefer_environment`, then at the commit, then in the
         environment, then any; among equals the least recently used. Expired leases are taken
-        over. With `wait`, the caller gets in line for that long when none is free: first come,
-        first served, across processes.
+        over. With `wait`, the caller queues for that long when none is free: first come, first
+        served, across processes.
 
         Raises:
             LeaseUnavailable: none is free, or became free in time.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
-        duration("ttl", ttl)
-        if wait is not None:
-            duration("wait", wait, shortest=timedelta(0))
-        waiters = LeaseWaiters(self._scope)
+        checked_ttl(ttl)
+        checked_wait(wait)
         token = secrets.token_hex(16)
 
         def attempt(position: int) -> Call:
@@ -264,43 +257,28 @@ class Worktrees(TableRepository[Worktree]):
                 lease_token=token,
                 lease_expires_at=now + ttl,
                 now=now,
-                horizon=latest_credible_expiry(now),
-                ticket_horizon=latest_credible_ticket(now),
+                latest_credible_expiry=latest_credible_expiry(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
-        async def is_available(position: int) -> bool:
+        def is_available(position: int) -> Call:
             now = self._now()
-            return (
-                await self._scalar(
-                    self._sql.worktree_is_available(
-                        repository_id=repository_id,
-                        position=position,
-                        now=now,
-                        horizon=latest_credible_expiry(now),
-                        ticket_horizon=latest_credible_ticket(now),
-                    )
-                )
-                is not None
-            )
-
-        async def take(ticket: LeaseWaiter) -> Lease | None:
-            return await self._take(
-                attempt(ticket.position),
-                waiters.leaving(ticket),
+            return self._sql.worktree_is_available(
                 repository_id=repository_id,
-                token=token,
+                position=position,
+                now=now,
+                latest_credible_expiry=latest_credible_expiry(now),
+                latest_credible_ticket=latest_credible_ticket(now),
             )
 
-        lease = await self._take(attempt(BACK_OF_QUEUE), repository_id=repository_id, token=token)
-        if lease is None and wait is not None:
-            lease = await waiters.wait_in_line(
-                LeasedResource.WORKTREES,
-                repository_id,
-                owner=owner,
-                wait=wait,
-                is_available=is_available,
-                take=take,
-            )
+        lease = await self._take_in_turn(
+            repository_id,
+            owner=owner,
+            wait=wait,
+            attempt=attempt,
+            is_available=is_available,
+            abandon=self._abandonment(repository_id, token),
+        )
         if lease is None:
             raise LeaseUnavailable(repository_id)
         return lease
@@ -309,19 +287,19 @@ class Worktrees(TableRepository[Worktree]):
         """Let a lease run until `ttl` from now and return it so.
 
         Raises:
-            LeaseLost: it ran out or went to another holder; nothing was changed.
+            LeaseLost: it expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease, or another value is refused.
         """
         now = self._now()
-        row = await self._find(
+        row = await self._unless_lost(
+            lease,
             self._sql.renew_worktree(
                 **_held(lease),
-                lease_expires_at=now + duration("ttl", ttl),
+                lease_expires_at=now + checked_ttl(ttl),
                 now=now,
-                horizon=latest_credible_expiry(now),
-            )
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        if row is None:
-            raise _lost(lease)
         return Lease.of(row)
 
     async def record_checkout(
@@ -337,10 +315,12 @@ class Worktrees(TableRepository[Worktree]):
         Without `environment_hashes` those of the worktree stay as they are; `{}` clears them.
 
         Raises:
-            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+            LeaseLost: the lease expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease, or another value is refused.
         """
         now = self._now()
-        row = await self._find(
+        row = await self._unless_lost(
+            lease,
             self._sql.record_worktree_checkout(
                 **_held(lease),
                 branch=branch,
@@ -351,26 +331,25 @@ class Worktrees(TableRepository[Worktree]):
                     else _canonical("environment_hashes", environment_hashes)
                 ),
                 now=now,
-                horizon=latest_credible_expiry(now),
-            )
+                latest_credible_expiry=latest_credible_expiry(now),
+            ),
         )
-        if row is None:
-            raise _lost(lease)
         return Lease.of(row)
 
     async def release(self, lease: Lease) -> Worktree:
         """Set a leased worktree free and return it.
 
         Raises:
-            LeaseLost: the lease ran out or went to another holder; nothing was changed.
+            LeaseLost: the lease expired or went to another holder; nothing was changed.
+            InvalidValue: `lease` is no lease.
         """
         now = self._now()
-        row = await self._find(
-            self._sql.release_worktree(**_held(lease), now=now, horizon=latest_credible_expiry(now))
+        return await self._unless_lost(
+            lease,
+            self._sql.release_worktree(
+                **_held(lease), now=now, latest_credible_expiry=latest_credible_expiry(now)
+            ),
         )
-        if row is None:
-            raise _lost(lease)
-        return row
 
     @asynccontextmanager
     async def lease(
@@ -383,13 +362,15 @@ class Worktrees(TableRepository[Worktree]):
         prefer_environment: Mapping[str, str] | None = None,
         wait: timedelta | None = None,
     ) -> AsyncIterator[Lease]:
-        """Hold a worktree for the time of a body: `acquire`, renew in the background, release.
+        """Hold a worktree for the duration of a body: `acquire`, renew in the background, release.
 
         When the lease is lost, the body is cancelled and `LeaseLost` raised in its place.
 
         Raises:
             LeaseUnavailable: none is free, or became free in time.
             LeaseLost: the lease was lost before the body ended.
+            TransactionActive: `wait` was given in a transaction.
+            InvalidValue: a value is refused.
         """
         lease = await self.acquire(
             repository_id,
@@ -399,28 +380,13 @@ class Worktrees(TableRepository[Worktree]):
             prefer_environment=prefer_environment,
             wait=wait,
         )
-        async with held_lease(
+        async with self._holding(
             lease,
-            backend=self._scope.backend,
-            ttl=ttl,
-            remaining=lease.expires_at - self._now(),
+            ttl,
             renew=lambda: self.renew(lease, ttl=ttl),
-            now=self._now,
             end=lambda _: self.release(lease),
-            lost=lambda: _lost(lease),
         ):
             yield lease
-
-    def guard(self, lease: Lease) -> Guard:
-        """Return the condition that `lease` is still held, for a transaction."""
-
-        def check() -> Call:
-            now = self._now()
-            return self._sql.worktree_is_leased(
-                **_held(lease), now=now, horizon=latest_credible_expiry(now)
-            )
-
-        return Guard(check, lambda: _lost(lease))
 
     async def retire(self, worktree_id: str) -> Worktree:
         """Take a worktree that nobody holds out of use and return it.
@@ -431,18 +397,20 @@ class Worktrees(TableRepository[Worktree]):
         """
         now = self._now()
         row = await self._find(
-            self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest_credible_expiry(now))
+            self._sql.retire_worktree(
+                id=worktree_id, now=now, latest_credible_expiry=latest_credible_expiry(now)
+            )
         )
         return row or await self._refuse_held(worktree_id)
 
-    async def put_back(self, worktree_id: str) -> Worktree:
+    async def reinstate(self, worktree_id: str) -> Worktree:
         """Put a retired worktree back into use and return it.
 
         Raises:
             NotFound: there is no retired worktree with this id.
         """
         return await self._one(
-            self._sql.return_worktree(id=worktree_id, now=self._now()), worktree_id
+            self._sql.reinstate_worktree(id=worktree_id, now=self._now()), worktree_id
         )
 
     async def delete(self, worktree_id: str) -> None:
@@ -461,13 +429,13 @@ class Worktrees(TableRepository[Worktree]):
         plan = deletion.Plan(
             weigh=self._sql.weigh_worktree(id=worktree_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
-                self._sql.retire_worktree(id=worktree_id, now=now, horizon=latest),
+                self._sql.retire_worktree(id=worktree_id, now=now, latest_credible_expiry=latest),
                 self._sql.mark_worktree_deletion(id=worktree_id, now=now),
             ),
             pieces=(
                 (self._sql.leave_worktree(id=worktree_id, now=now, limit=deletion.PIECE_ROWS),),
             ),
-            whole=self._sql.delete_worktree(id=worktree_id, now=now, horizon=latest),
+            whole=self._sql.delete_worktree(id=worktree_id, now=now, latest_credible_expiry=latest),
         )
         if not await self._deleted(plan):
             await self._refuse_held(worktree_id)
@@ -476,25 +444,24 @@ class Worktrees(TableRepository[Worktree]):
         worktree = await self.get(worktree_id)
         raise LeaseUnavailable(worktree.repository_id, worktree)
 
-    async def _take(self, *calls: Call, repository_id: str, token: str) -> Lease | None:
-        """Run a statement that takes a worktree, and what goes with it, and return the lease."""
-        try:
-            rows, *_ = await self._run_all(*calls)
-        except asyncio.CancelledError:
-            # It may have been taken all the same, and nobody would know.
-            if self._scope.backend is not None:
-                await give_back(self._abandon(repository_id, token), backend=self._scope.backend)
-            raise
-        if not rows:
-            return None
-        [worktree] = self._decode(rows)
-        return Lease.of(worktree)
+    def _held_of(self, row: Worktree) -> Lease:
+        return Lease.of(row)
 
-    async def _abandon(self, repository_id: str, token: str) -> None:
-        await self._run(
-            self._sql.abandon_worktree(
-                repository_id=repository_id, lease_token=token, now=self._now()
-            )
+    def _check(self, held: Lease, now: datetime) -> Call:
+        return self._sql.worktree_is_leased(
+            **_held(held), now=now, latest_credible_expiry=latest_credible_expiry(now)
+        )
+
+    def _counts(self, now: datetime) -> tuple[Call, Call]:
+        latest = latest_credible_expiry(now)
+        return (
+            self._sql.count_live_worktree_leases(now=now, latest_credible_expiry=latest),
+            self._sql.count_expired_worktree_leases(now=now, latest_credible_expiry=latest),
+        )
+
+    def _abandonment(self, repository_id: str, token: str) -> Callable[[], Call]:
+        return lambda: self._sql.abandon_worktree(
+            repository_id=repository_id, lease_token=token, now=self._now()
         )
 
 
@@ -520,7 +487,3 @@ def _held(lease: Lease) -> _Held:
         "lease_owner": lease.owner,
         "lease_token": lease.token,
     }
-
-
-def _lost(lease: Lease) -> LeaseLost:
-    return LeaseLost(LeasedResource.WORKTREES, lease.worktree.id, lease.fencing_number)

@@ -6,12 +6,12 @@ import asyncio
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from metastore.repositories.tasks import TaskLease
-from metastore.repositories.worktrees import Lease
+from metastore.leasing.guard import keeper_of
+from metastore.repositories import leasable
 from metastore.testing.clock import TICK, Clock
 
 if TYPE_CHECKING:
-    from metastore.repositories.project_locks import ProjectLock
+    from metastore.leasing.holding import Held
     from metastore.store import MetadataStore
 
 __all__ = ["expire"]
@@ -20,7 +20,7 @@ LONGEST_WAIT = timedelta(seconds=1)
 """How long a clock may take for a millisecond before it is taken to stand still."""
 
 
-async def expire(store: MetadataStore, held: Lease | ProjectLock | TaskLease) -> None:
+async def expire(store: MetadataStore, held: Held) -> None:
     """Let a lease, a project's lock or a task's claim run out, as if its holder had died.
 
     It is renewed for a millisecond, and then that millisecond passes: a `Clock` is moved, any
@@ -28,14 +28,10 @@ async def expire(store: MetadataStore, held: Lease | ProjectLock | TaskLease) ->
 
     Raises:
         LeaseLost: it was over already, or is another's.
+        InvalidValue: `held` is nothing that is leased.
         RuntimeError: the store's clock stands still, and is none of the kit's.
     """
-    if isinstance(held, Lease):
-        ends_at = (await store.worktrees.renew(held, ttl=TICK)).expires_at
-    elif isinstance(held, TaskLease):
-        ends_at = (await store.tasks.renew(held, ttl=TICK)).expires_at
-    else:
-        ends_at = (await store.project_locks.renew(held, ttl=TICK)).expires_at
+    ends_at = (await keeper_of(held, leasable(store)).renew(held, ttl=TICK)).expires_at
     clock = store._clock  # noqa: SLF001 - the store's users have no need to see it
     if isinstance(clock, Clock):
         clock.now = max(clock.now, ends_at)

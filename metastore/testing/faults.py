@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metastore.backends import opening
-from metastore.leases import background_work
+from metastore.leasing.queue import background_work
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable

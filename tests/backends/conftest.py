@@ -12,6 +12,7 @@ from aiosql.types import QueryDatum, SQLOperationType
 
 from metastore.backends.sqlite import database_file
 from metastore.backends.sqlite.backend import SqliteBackend
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.backends.sqlite.url import of_file
 from metastore.codec import Row
 from metastore.statements import Call, Statement
@@ -47,7 +48,7 @@ def statement(
     datum = QueryDatum(
         "scratch", doc, operation, sql, None, inspect.Signature(), ("", 0), None, parameters
     )
-    return Statement(table, datum, _NoRow)
+    return Statement(table, datum, _NoRow, COLUMNS)
 
 
 add_parent = statement(

@@ -110,7 +110,7 @@ async def test_other_loop__is_refused_before_anything_is_queued(
         async with file_store.transaction() as tx:
             await tx.events.append(session.id, "t", "own")
     assert len((await file_store.events.list()).items) == 2
-    assert (await file_store.worktrees.count_leases())[0] == 0
+    assert (await file_store.worktrees.count_held())[0] == 0
 
 
 async def test_other_loop__inside_a_transaction_of_this_one(file_store: MetadataStore) -> None:

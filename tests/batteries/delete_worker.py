@@ -37,7 +37,7 @@ async def main(database: str, session_id: str) -> None:
             async def erase(self) -> bool:
                 return await backend.erase()
 
-        await Sessions(Scope(Telling(), store._clock, backend, "sqlite")).delete(session_id)
+        await Sessions(Scope(Telling(), store._clock, backend, backend.columns)).delete(session_id)
 
 
 if __name__ == "__main__":

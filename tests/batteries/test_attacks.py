@@ -7,12 +7,16 @@ import contextlib
 import random
 import shutil
 import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from collections import Counter
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from metastore import AlreadyExists, MetadataStore, NewEvent, deletion
+from metastore import AlreadyExists, InvalidReference, MetadataStore, NewEvent, deletion
 from metastore.audit import Finding, encode, link_hash
 from metastore.codec import new_id
 from metastore.repositories import audit_chains
@@ -21,10 +25,10 @@ from metastore.sealing import Signer, generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 KINDS = ("events", "tool_executions")
 TIME = "2026-01-01T00:00:00.000Z"
+WORKER = Path(__file__).with_name("history_worker.py")
 
 
 class Story(NamedTuple):
@@ -104,6 +108,8 @@ class Attacker:
         self.text = "message" if is_events else "arguments"
         self.forged = "'forged'" if is_events else "'{\"n\":-1}'"
         self.key = "position" if is_events else "sequence"
+        # Digests of checkpoints that were taken during the attack.
+        self.taken: list[str] = []
 
     def do(self, statement: str, *values: Any) -> None:
         done = self.db.execute(statement, values)
@@ -737,6 +743,55 @@ def put_an_older_file_back(by: Attacker) -> None:
     shutil.copy(by.story.older, by.story.database)
 
 
+# What a checkpoint is to note.
+
+
+def _checkpoint(by: Attacker) -> None:
+    async def checkpoint() -> None:
+        async with MetadataStore.open(f"sqlite:///{by.story.database}") as store:
+            by.taken.append(await store.audit_chains.checkpoint())
+
+    asyncio.run(checkpoint())
+
+
+def _pass_over(by: Attacker) -> None:
+    """Keep what the victim did since the last checkpoint from the next one, and put it back."""
+    if by.kind == "tool_executions":
+        by.do("DELETE FROM audit_changes WHERE task_id = ?", by.victim)
+        _checkpoint(by)
+        return
+    since = "session_id = ? AND position > (SELECT max(position) FROM audit_checkpoints)"
+    columns = [it[1] for it in by.db.execute("PRAGMA table_info(events)")]
+    rows = by.db.execute(f"SELECT * FROM events WHERE {since}", (by.victim,)).fetchall()
+    with by.unguarded():
+        by.do(f"DELETE FROM events WHERE {since}", by.victim)
+    _checkpoint(by)
+    with by.unguarded():
+        for row in rows:
+            by.do(f"INSERT INTO events VALUES ({', '.join('?' * len(columns))})", *row)
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint(by: Attacker) -> None:
+    _pass_over(by)
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint_and_rewrite_its_end(by: Attacker) -> None:
+    _pass_over(by)
+    with by.unguarded():
+        by.edit(by.rows()[-1])
+        by.rehash()
+
+
+@attack(guarded=True)
+def keep_a_chain_from_a_checkpoint_and_cut_its_end_short(by: Attacker) -> None:
+    _pass_over(by)
+    with by.unguarded():
+        by.delete(by.rows()[-1:])
+        by.rehash()
+
+
 # The schema.
 
 PLANTED = "CREATE TRIGGER {} BEFORE INSERT ON {} BEGIN SELECT raise(IGNORE); END"
@@ -761,11 +816,7 @@ def plant_a_trigger_in_the_name_of_sqlite(by: Attacker) -> None:
 def plant_a_trigger_for_the_time_of_a_checkpoint(by: Attacker) -> None:
     by.db.execute(PLANTED.format("helpful", by.kind))
 
-    async def checkpoint() -> None:
-        async with MetadataStore.open(f"sqlite:///{by.story.database}") as store:
-            await store.audit_chains.checkpoint()
-
-    asyncio.run(checkpoint())
+    _checkpoint(by)
     by.db.execute("DROP TRIGGER helpful")
 
 
@@ -800,7 +851,7 @@ def test_attack__is_found_and_named(told: Story, tmp_path: Path, name: str, kind
         "victim": {(kind, story.victims[kind])},
         "stub": {(kind, story.stubs[kind])},
     }.get(resource)
-    anchored = asyncio.run(verify(*story.digests))
+    anchored = asyncio.run(verify(*story.digests, *by.taken))
     places = {(it.resource, it.resource_id) for it in anchored}
     if expected:
         assert expected <= places, anchored
@@ -815,8 +866,33 @@ def test_attacks__are_forty_and_more() -> None:
     assert len(ATTACKS) >= 40
 
 
-async def _honest(folder: Path, dice: random.Random) -> int:
-    """Live honestly for a while; return how many verifications found nothing."""
+async def _killed(url: str, key: Path, dice: random.Random) -> list[str]:
+    """Let a second process live in the database, kill it, and return the digests it printed."""
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, str(WORKER), url, str(key), str(dice.random()), stdout=PIPE
+    )
+    assert worker.stdout is not None
+    digests = []
+    try:
+        for _ in range(dice.randrange(1, 4)):
+            line = await worker.stdout.readline()
+            assert line, "it ended by itself"
+            digests.append(line.decode().strip())
+        # Somewhere in what it does next.
+        await asyncio.sleep(dice.random() / 50)
+    finally:
+        worker.kill()
+        rest = await worker.stdout.read()
+        await worker.wait()
+    return digests + [it for it in rest.decode().split("\n")[:-1] if it]
+
+
+async def _honest(folder: Path, dice: random.Random, *, killed: bool) -> Counter[str]:
+    """Live honestly for a while, and verify; return what happened.
+
+    Where it is to be `killed`, a second process goes on in the same database for a while.
+    """
+    done: Counter[str] = Counter()
     database, copy = folder / "m.db", folder / "copy.db"
     url = f"sqlite:///{database}"
     digests: list[str] = []
@@ -825,11 +901,13 @@ async def _honest(folder: Path, dice: random.Random) -> int:
     tasks: list[str] = []
     key = folder / "sign.key"
     public = generate(key)
-    clean = 0
-    async with MetadataStore.open(url, migrate=True) as store:
-        repository = await store.repositories.create(name="app", remote_url="")
     for step in range(6):
-        async with MetadataStore.open(url) as store:
+        async with MetadataStore.open(url, durability="normal") as store:
+            repository = await store.repositories.find_by_name("app")
+            assert repository is not None
+            if killed and step == 3:
+                digests += await _killed(url, key, dice)
+                done["killed"] += 1
             for _ in range(2):
                 # Also under an id that was there before.
                 again = dice.random() < 0.3
@@ -844,6 +922,7 @@ async def _honest(folder: Path, dice: random.Random) -> int:
                         if it.resource_id not in ids and it.purged == it.length
                     ]
                     key_of = dice.choice(free) if free and again else new_id()
+                    done["returned"] += key_of in free
                     # One whose deletion was cut short is still there.
                     with contextlib.suppress(AlreadyExists):
                         if gone == "sessions":
@@ -863,54 +942,81 @@ async def _honest(folder: Path, dice: random.Random) -> int:
             if dice.random() < 0.5:
                 task = tasks.pop(dice.randrange(len(tasks)))
                 deletions.append(asyncio.ensure_future(store.tasks.delete(task)))
+            done["purged"] += len(deletions)
             for deletion_ in deletions:
                 if dice.random() < 0.3:
                     for _ in range(dice.randrange(1, 9)):
                         await asyncio.sleep(0)
-                    deletion_.cancel()
+                    done["cut short"] += deletion_.cancel()
             assert (await store.audit_chains.verify()).findings == []
             await asyncio.gather(*deletions, return_exceptions=True)
             if dice.random() < 0.3:
-                # It dies between the notes and the checkpoint.
+                # It dies between the notes and the checkpoint, or before the key is replaced.
+                done["died in a checkpoint"] += 1
                 chains = type(store.audit_chains)(store.audit_chains._scope)
 
-                async def dying(call: Any, run: Any = chains._run) -> Any:
-                    if call.statement.name == "create_audit_checkpoint":
-                        raise asyncio.CancelledError
-                    return await run(call)
+                is_made = dice.random() < 0.5
+
+                async def dying(call: Any, run: Any = chains._run, is_made: bool = is_made) -> Any:
+                    if call.statement.name != "create_audit_checkpoint":
+                        return await run(call)
+                    if is_made:
+                        await run(call)
+                    raise asyncio.CancelledError
 
                 chains._run = dying
                 with contextlib.suppress(asyncio.CancelledError):
                     await chains.checkpoint(signer=Signer(key))
             if dice.random() < 0.7:
                 digests.append(await store.audit_chains.checkpoint(signer=Signer(key)))
+                done["checkpoints"] += 1
             if step == 2:
                 back_up(database, copy)
                 saved = list(digests)
             report = await store.audit_chains.verify(
                 checkpoint=digests, verify_key=public if digests else None
             )
-            clean += report.findings == []
+            done["verified"] += 1
             assert report.findings == []
     restored = folder / "restored.db"
     shutil.copy(copy, restored)
     restored.chmod(0o600)
-    async with MetadataStore.open(f"sqlite:///{restored}") as store:
+    async with MetadataStore.open(f"sqlite:///{restored}", durability="normal") as store:
         report = await store.audit_chains.verify(checkpoint=saved)
-        clean += report.findings == []
+        done["verified"] += 1
         assert report.findings == []
-    return clean
+        done["restored"] += 1
+        first = (await store.audit_chains.list("events")).items[0].resource_id
+        with contextlib.suppress(InvalidReference):
+            await store.events.append(first, "step", "after it was restored")
+        saved.append(await store.audit_chains.checkpoint())
+        assert (await store.audit_chains.verify(checkpoint=saved)).findings == []
+    return done
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with its schema, for histories to begin with: to migrate takes longer."""
+    database = tmp_path_factory.mktemp("empty") / "m.db"
+
+    async def make() -> None:
+        async with MetadataStore.open(f"sqlite:///{database}", migrate=True) as store:
+            await store.repositories.create(name="app", remote_url="")
+
+    asyncio.run(make())
+    return database
 
 
 @pytest.mark.parametrize(
     "times",
     [
-        pytest.param(3, id="short"),
+        pytest.param(25, id="short"),
         pytest.param(500, id="torture", marks=pytest.mark.torture),
     ],
 )
 def test_honest__history_raises_no_alarm(
     tmp_path: Path,
+    empty: Path,
     record_property: Callable[[str, object], None],
     monkeypatch: pytest.MonkeyPatch,
     times: int,
@@ -918,11 +1024,14 @@ def test_honest__history_raises_no_alarm(
     monkeypatch.setattr(audit_chains, "PIECE", 2)
     monkeypatch.setattr(deletion, "SMALL_ROWS", 1)
     monkeypatch.setattr(deletion, "PIECE_ROWS", 2)
-    clean = 0
+    done: Counter[str] = Counter()
     for seed in range(times):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        clean += asyncio.run(_honest(folder, random.Random(seed)))
+        shutil.copy(empty, folder / "m.db")
+        (folder / "m.db").chmod(0o600)
+        done += asyncio.run(_honest(folder, random.Random(seed), killed=seed % 12 == 7))
         shutil.rmtree(folder)
-    assert clean == 7 * times
-    record_property("figures", f"{times} honest histories, {clean} verifications, 0 alarms")
+    assert done["verified"] == 7 * times
+    assert done["killed"] == len(range(7, times, 12))
+    record_property("figures", f"{times} honest histories, {dict(done)}, 0 alarms")

@@ -3,103 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from metastore import MetadataStore
 from tests.batteries.claim_worker import TTL, TYPES, WORKERS
+from tests.batteries.crew import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-WORKER = Path(__file__).with_name("claim_worker.py")
 LATE = 6
 """How many attempts of one who is late are to be seen: all that there are, once."""
-
-
-class Crew:
-    """The processes, and what is done to them."""
-
-    def __init__(self, database: str, folder: Path, session: str) -> None:
-        self.database = database
-        self.session = session
-        self.folder = folder
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.stopped: dict[int, float] = {}
-        self.started = 0
-        self.kills = 0
-        self.stops = 0
-        self.random = random.Random(7)
-
-    def start(self) -> None:
-        self.started += 1
-        ledger = str(self.folder / f"{self.started}.jsonl")
-        with (self.folder / f"{self.started}.stderr").open("wb") as errors:
-            self.processes.append(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        WORKER,
-                        self.database,
-                        ledger,
-                        self.session,
-                        str(self.started),
-                    ],
-                    stderr=errors,
-                )
-            )
-
-    def kill_one(self) -> None:
-        process = self.random.choice(self.processes)
-        process.kill()
-        process.wait()
-        self.stopped.pop(process.pid, None)
-        self.processes.remove(process)
-        self.kills += 1
-        self.start()
-
-    def wake_the_stopped(self) -> None:
-        """Let a stopped process go on when its claims have expired."""
-        for process in self.processes:
-            assert process.poll() is None, self.stderr()
-            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "T" and process.pid not in self.stopped:
-                self.stopped[process.pid] = time.monotonic() + TTL.total_seconds() * 1.5
-        for pid, when in list(self.stopped.items()):
-            if time.monotonic() >= when:
-                os.kill(pid, signal.SIGCONT)
-                del self.stopped[pid]
-                self.stops += 1
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def ledger(self) -> list[dict[str, Any]]:
-        entries = [
-            msgspec.json.decode(line)
-            for file in self.folder.glob("*.jsonl")
-            for line in file.read_bytes().split(b"\n")
-            if line
-        ]
-        return sorted(entries, key=lambda entry: entry["at"])
-
-    def stderr(self) -> str:
-        return "".join(file.read_text() for file in self.folder.glob("*.stderr"))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +39,6 @@ async def test_claims__each_task_is_finished_exactly_once(
     kills: int,
 ) -> None:
     database = f"sqlite:///{tmp_path}/metadata.db"
-    folder = tmp_path / "ledgers"
-    folder.mkdir()
     began = time.monotonic()
     async with MetadataStore.open(database, migrate=True) as store:
         repository = await store.repositories.create(name="r", remote_url="")
@@ -136,7 +56,13 @@ async def test_claims__each_task_is_finished_exactly_once(
 
         made = await asyncio.gather(*(add(number) for number in range(tasks)))
         counts: Counter[str] = Counter()
-        crew = Crew(database, folder, session.id)
+        crew = Crew(
+            "claim_worker.py",
+            tmp_path / "ledgers",
+            database,
+            session.id,
+            pause=TTL.total_seconds() * 1.5,
+        )
         try:
             for _ in range(processes):
                 crew.start()
@@ -156,7 +82,7 @@ async def test_claims__each_task_is_finished_exactly_once(
         finally:
             crew.end()
         progress = await store.workflows.progress(workflow.id)
-        claims = await store.tasks.count_claims()
+        claims = await store.tasks.count_held()
 
     ledger = crew.ledger()
     counts = Counter(entry["what"] for entry in ledger)

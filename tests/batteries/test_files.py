@@ -256,6 +256,6 @@ async def test_modes__everything_is_private(tmp_path: Path) -> None:
 
 async def test_modes__in_memory_is_as_private(store: MetadataStore) -> None:
     await store.repositories.create(name="a", remote_url="u")
-    path: Path = store._backend._path  # type: ignore[attr-defined]
+    path: Path = store._backend.path  # type: ignore[attr-defined]
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}

@@ -212,11 +212,13 @@ def baseline(world: World, table: str, verb: str) -> dict[str, Any]:
     ids["step_id"] = world.rows["steps" if table == "steps" else "job_steps"][0]["id"]
     if table == "client_sessions":
         ids["session_id"] = world.rows["client_sessions"][0]["id"]
+    locks = world.rows["project_locks"]
     leased: Any = next(it for it in world.rows["worktrees"] if it["lease_owner"])
     claimed: Any = next(it for it in world.rows["tasks"] if it["lease_owner"])
     from metastore.repositories.tasks import TaskLease
     from metastore.repositories.worktrees import Lease
 
+    lease = TaskLease.of(claimed) if table == "tasks" else Lease.of(leased)
     values: dict[str, Any] = {
         **ids,
         **(dict(world.rows[table][0]) if world.rows[table] else {}),
@@ -229,8 +231,9 @@ def baseline(world: World, table: str, verb: str) -> dict[str, Any]:
         "prefer_commit": None,
         "prefer_environment": {"a": "b"},
         "worktree": leased,
-        "lease": TaskLease.of(claimed) if table == "tasks" else Lease.of(leased),
-        "lock": world.rows["project_locks"][0],
+        "lease": lease,
+        "lock": locks[0],
+        "held": locks[0] if table == "project_locks" else lease,
         "task_types": ["none"],
         "spread": False,
         "error_message": "e",
@@ -316,7 +319,7 @@ METHODS = public_methods()
 
 INTERNAL = {
     # Its callers are the repositories that lease; what it is given was checked by them.
-    "lease_waiters.wait_in_line",
+    "lease_waiters.wait_in_queue",
     "lease_waiters.leaving",
     # The deletion of a job is its caller.
     "memory_files.pieces_of_job",

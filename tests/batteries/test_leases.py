@@ -3,95 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter, defaultdict
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from metastore import MetadataStore
+from tests.batteries.crew import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-WORKER = Path(__file__).with_name("lease_worker.py")
 WORKTREES = 3
 PROCESSES = 8
-
-
-class Crew:
-    """The processes, and what is done to them."""
-
-    def __init__(self, database: str, folder: Path, repository: str, session: str) -> None:
-        self.arguments = (database, repository, session)
-        self.folder = folder
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.stopped: dict[int, float] = {}
-        self.started = 0
-        self.kills = 0
-        self.stops = 0
-        self.random = random.Random(7)
-
-    def start(self) -> None:
-        self.started += 1
-        database, repository, session = self.arguments
-        ledger = str(self.folder / f"{self.started}.jsonl")
-        errors = (self.folder / f"{self.started}.stderr").open("wb")
-        self.processes.append(
-            subprocess.Popen(
-                [sys.executable, WORKER, database, ledger, repository, session, str(self.started)],
-                stderr=errors,
-            )
-        )
-        errors.close()
-
-    def kill_one(self) -> None:
-        process = self.random.choice(self.processes)
-        process.kill()
-        process.wait()
-        self.stopped.pop(process.pid, None)
-        self.processes.remove(process)
-        self.kills += 1
-        self.start()
-
-    def wake_the_stopped(self) -> None:
-        """Let a stopped process go on when its leases have expired."""
-        for process in self.processes:
-            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
-            if state == "T" and process.pid not in self.stopped:
-                self.stopped[process.pid] = time.monotonic() + 0.8
-        for pid, when in list(self.stopped.items()):
-            if time.monotonic() >= when:
-                os.kill(pid, signal.SIGCONT)
-                del self.stopped[pid]
-                self.stops += 1
-
-    def end(self) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def ledger(self) -> list[dict[str, Any]]:
-        entries = [
-            msgspec.json.decode(line)
-            for file in self.folder.glob("*.jsonl")
-            for line in file.read_bytes().split(b"\n")
-            if line
-        ]
-        return sorted(entries, key=lambda entry: entry["at"])
-
-    def stderr(self) -> str:
-        return "".join(file.read_text() for file in self.folder.glob("*.stderr"))
 
 
 def _moment(text: str) -> datetime:
@@ -122,9 +51,9 @@ def test_leases__never_two_holders(
             session = await store.sessions.create(session_type="debug", repository_id=repository.id)
             return repository.id, session.id
 
-    folder = tmp_path / "ledgers"
-    folder.mkdir()
-    crew = Crew(database, folder, *asyncio.run(set_up()))
+    crew = Crew(
+        "lease_worker.py", tmp_path / "ledgers", database, *asyncio.run(set_up()), pause=0.8
+    )
     deadline = time.monotonic() + 300
     try:
         for _ in range(PROCESSES):

@@ -36,7 +36,7 @@ from metastore import (
     ProjectLock,
     TokenRejected,
 )
-from metastore.codec import CLOCK_SKEW, MAX_TTL
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from metastore.testing import Clock
 
 if TYPE_CHECKING:
@@ -240,10 +240,10 @@ class Operations:
         assert len(times) <= 1, "an operation has one time"
         self.model.tables[table][got["id"]] = known
 
-    def is_live(self, expires_at: datetime | None, horizon: bool = True) -> bool:
+    def is_live(self, expires_at: datetime | None, distrusts: bool = True) -> bool:
         if expires_at is None or expires_at <= self.now:
             return False
-        return not horizon or expires_at <= self.now + MAX_TTL + CLOCK_SKEW
+        return not distrusts or expires_at <= self.now + MAX_TTL + CLOCK_SKEW
 
     # --- the clock
 
@@ -343,7 +343,7 @@ class Operations:
         id_ = self.key(n[0], "worktrees")
         old = self.model.worktrees.get(id_)
         retired = old is not None and old["state"] == "retired"
-        row = await self.ask(None if retired else NotFound, self.repos.worktrees.put_back(id_))
+        row = await self.ask(None if retired else NotFound, self.repos.worktrees.reinstate(id_))
         if row and old:
             new = {"state": "ready", "version": old["version"] + 1, "updated_at": Now}
             await self.stored("worktrees", row, old | new)
@@ -377,7 +377,7 @@ class Operations:
         commit = f"c{n[3] // 2}" if n[3] else None
         free, unbelieved = [], []
         for row in self.model.of("worktrees", repository_id=repository_id, state="ready"):
-            if not self.is_live(row["lease_expires_at"], horizon=False):
+            if not self.is_live(row["lease_expires_at"], distrusts=False):
                 free.append(row)
             elif not self.is_live(row["lease_expires_at"]):
                 unbelieved.append(row)
@@ -1024,7 +1024,7 @@ class Machine(RuleBasedStateMachine, Operations):
                 await self._same(table, read, (order,), session_id=session_id)
         live = [row for row in model.worktrees.values() if self.is_live(row["lease_expires_at"])]
         held = [row for row in model.worktrees.values() if row["lease_expires_at"]]
-        assert await store.worktrees.count_leases() == (len(live), len(held) - len(live))
+        assert await store.worktrees.count_held() == (len(live), len(held) - len(live))
 
     async def _same(
         self,

@@ -81,7 +81,7 @@ def test_doctor__of_a_new_database(run: Run, path: Path) -> None:
     assert found["reachable"] == found["writable"] == "yes"
     assert (found["schema"], found["journal mode"], found["synchronous"]) == (HEAD, "wal", "full")
     assert found["size"] == f"{path.stat().st_size / 1024:,.1f} KiB"
-    assert found["worktrees"] == "0 leased, 0 expired"
+    assert found["worktrees"] == "0 held, 0 expired"
     assert found["integrity"] == "ok"
     assert section(result.output, "Problems") == []
     assert result.output.endswith("Nothing is wrong.\n")
@@ -113,9 +113,9 @@ def test_doctor__counts_leases_and_notes_expired_ones(run: Run, fill: Fill) -> N
     fill(lease)
     result = run()
     assert result.exit_code == 0
-    assert facts(result.output)["worktrees"] == "1 leased, 1 expired"
-    assert facts(result.output)["projects"] == "1 locked, 0 expired"
-    assert facts(result.output)["tasks"] == "1 claimed, 0 expired"
+    assert facts(result.output)["worktrees"] == "1 held, 1 expired"
+    assert facts(result.output)["projects"] == "1 held, 0 expired"
+    assert facts(result.output)["tasks"] == "1 held, 0 expired"
     assert any(
         line.startswith("1 of the leased worktrees") for line in section(result.output, "Notes")
     )
@@ -285,9 +285,9 @@ def test_explain__prints_everything(run: Run, fill: Fill) -> None:
         assert "\nheld by  runner-1\\x1b[2J\n" in result.output
         assert f"\nfence    {lease.fencing_number}\n" in result.output
         assert "(in 59 min)" in result.output
-        [hangs] = section(result.output, "What hangs on it")
-        assert session.id in hangs
-        assert len(section(result.output, "What would free it")) == 2
+        [dependent] = section(result.output, "Dependents")
+        assert session.id in dependent
+        assert len(section(result.output, "Released by")) == 2
 
 
 def test_explain__json(run: Run, fill: Fill) -> None:
@@ -307,7 +307,7 @@ def test_explain__of_something_free_or_past(run: Run, fill: Fill) -> None:
     worktree, lease = fill(work)
     free = run("--explain", worktree.id).output
     assert "\nheld by  nobody\nsince    -\nuntil    -\n" in free
-    assert section(free, "What hangs on it") == ["nothing"]
+    assert section(free, "Dependents") == ["nothing"]
     assert " s ago)\n" in run("--explain", lease.worktree_id).output
 
 

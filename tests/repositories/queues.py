@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from metastore import Lease, LeaseUnavailable, LockHeld, MetadataStore, ProjectLock, TaskLease
 from metastore.codec import new_id
 from metastore.repositories.lease_waiters import LeasedResource, LeaseWaiter
-from metastore.repositories.tasks import _line_of
+from metastore.repositories.tasks import _queue_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -125,7 +125,7 @@ def _task(*, typed: bool, spread: bool) -> Callable[[MetadataStore, str], Awaita
         return Queue(
             store,
             LeasedResource.TASKS,
-            _line_of(types),
+            _queue_of(types),
             lambda owner, **options: store.tasks.claim(**asked(owner, options)),
             lambda owner, **options: store.tasks.hold(**asked(owner, options)),
             store.tasks.release,

@@ -28,7 +28,7 @@ from metastore.codec import new_id, timestamp
 from metastore.paging import MAX_PAGE
 from metastore.repositories import audit_chains
 from metastore.rows import FEW_ROWS
-from metastore.sealing import Signer, generate
+from metastore.sealing import Signature, Signer, generate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -486,6 +486,96 @@ async def test_checkpoint__notes_only_the_chains_that_changed(
     assert (await file_store.audit_chains.verify(checkpoint=digest)).findings == []
 
 
+@pytest.mark.parametrize("run", ["0", "f"], ids=["before", "after"])
+async def test_checkpoint__removes_what_a_dead_run_noted(
+    file_store: MetadataStore, session: Session, shell: sqlite3.Connection, run: str
+) -> None:
+    """Whether that began before or after the run that ends, and however much it is."""
+    await file_store.events.append(session.id, "a", "b")
+    shell.executemany(
+        "INSERT INTO audit_heads VALUES (?, 'events', ?, ?, 0, 1, '1:x', 0, '', NULL)",
+        [(run, new_id(), 1) for _ in range(2 * audit_chains.PIECE)] + [(run, session.id, 2)],
+    )
+    await file_store.audit_chains.checkpoint()
+    noted = shell.execute("SELECT number, resource_id FROM audit_heads ORDER BY run").fetchall()
+    # A run that is to follow this checkpoint may still end.
+    expected = [(1, session.id), (2, session.id)]
+    assert noted == (expected if run == "f" else expected[::-1])
+    assert (await file_store.audit_chains.verify()).findings == []
+
+
+async def test_checkpoint__works_no_longer_at_a_time_the_more_it_notes(
+    file_store: MetadataStore,
+    session: Session,
+    shell: sqlite3.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No statement that writes looks at all that was noted."""
+    monkeypatch.setattr(audit_chains, "PIECE", 4)
+    repository = await file_store.repositories.find_by_name("app")
+    assert repository is not None
+    chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
+    run, run_all = chains._run, chains._run_all
+    steps: Counter[tuple[int, str]] = Counter()
+    sizes = (8, 80)
+
+    def count(call: Any) -> None:
+        def step() -> int:
+            steps[size, call.statement.name] += 1
+            return 0
+
+        shell.execute("BEGIN")
+        shell.set_progress_handler(step, 1)
+        most = steps.pop((size, call.statement.name), 0)
+        for row in call.rows:
+            shell.execute(call.statement.sql, tuple(row.values())).fetchall()
+        steps[size, call.statement.name] = max(most, steps[size, call.statement.name])
+        shell.set_progress_handler(None, 0)
+        shell.execute("ROLLBACK")
+
+    async def counting(call: Any) -> Any:
+        if call.statement.writes:
+            count(call)
+        return await run(call)
+
+    async def counting_all(*calls: Any) -> Any:
+        for call in calls:
+            count(call)
+        return await run_all(*calls)
+
+    chains._run, chains._run_all = counting, counting_all
+    for size in sizes:
+        for _ in range(size):
+            each = await another(file_store, repository)
+            task = await file_store.tasks.create(title="t", task_type="tool")
+            await file_store.events.append(each.id, "a", "b")
+            await file_store.tool_executions.start(task_id=task.id, tool_name="t")
+        await chains.checkpoint()
+    few, many = ({n: c for (s, n), c in steps.items() if s == size} for size in sizes)
+    assert few.keys() == many.keys() >= {"delete_audit_heads", "delete_audit_change"}
+    assert {name for name in few if many[name] > 2 * few[name]} == set()
+
+
+@pytest.mark.parametrize("purged", [1, 2])
+async def test_checkpoint__after_the_newest_events_were_purged(
+    file_store: MetadataStore, session: Session, purged: int
+) -> None:
+    """The last position that is left is before that of the last checkpoint."""
+    repository = await file_store.repositories.find_by_name("app")
+    assert repository is not None
+    sessions = [session, *[await another(file_store, repository) for _ in range(2)]]
+    for each in sessions:
+        await file_store.events.append_many(each.id, [NewEvent("a", str(n)) for n in range(3)])
+    digests = [await file_store.audit_chains.checkpoint()]
+    for each in sessions[3 - purged :]:
+        await file_store.sessions.delete(each.id)
+    digests.append(await file_store.audit_chains.checkpoint())
+    await file_store.events.append(session.id, "a", "after")
+    digests.append(await file_store.audit_chains.checkpoint())
+    report = await file_store.audit_chains.verify(checkpoint=digests)
+    assert (report.checkpoints, report.rows, report.findings) == (3, 10 - 3 * purged, [])
+
+
 async def test_purge__is_a_link_that_what_follows_covers(
     file_store: MetadataStore, session: Session, shell: sqlite3.Connection
 ) -> None:
@@ -579,6 +669,47 @@ async def test_signatures__are_by_a_key_that_is_replaced(
     path.chmod(0o640)
     with pytest.raises(InvalidValue, match="chmod 600"):
         Signer(path).sign(digests[0])
+
+
+class DiedError(Exception):
+    pass
+
+
+class DyingSigner(Signer):
+    """Its process dies when the checkpoint is there and the key is not replaced yet."""
+
+    signed = False
+
+    def sign(self, digest: str) -> Signature:
+        self.signed = True
+        return super().sign(digest)
+
+    def advance(self, signed: Signature) -> None:
+        if self.signed:
+            raise DiedError
+        super().advance(signed)
+
+
+@pytest.mark.parametrize("unsigned", [0, 1])
+async def test_signatures__after_a_crash_that_left_the_old_key(
+    file_store: MetadataStore, session: Session, tmp_path: Path, unsigned: int
+) -> None:
+    """The process died when the checkpoint was there and the key was not replaced yet."""
+    path = tmp_path / "sign.key"
+    public = generate(path)
+    for n in range(3):
+        await file_store.events.append(session.id, "a", str(n))
+        before = path.read_text()
+        with pytest.raises(DiedError):
+            await file_store.audit_chains.checkpoint(signer=DyingSigner(path))
+        for m in range(unsigned):
+            await file_store.events.append(session.id, "b", str(m))
+            await file_store.audit_chains.checkpoint()
+    await file_store.events.append(session.id, "a", "last")
+    await file_store.audit_chains.checkpoint(signer=Signer(path))
+    report = await file_store.audit_chains.verify(verify_key=public)
+    assert (report.signed, report.findings) == (4, [])
+    assert path.read_text() != before
 
 
 async def test_command__anchors_signs_and_proves(

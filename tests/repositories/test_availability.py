@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from metastore.repositories import lease_waiters
+from metastore.leasing import queue
 from tests.patience import PATIENCE
 from tests.repositories.queues import KINDS, MINUTE, Queue, pair
 
@@ -96,7 +96,7 @@ async def test_wait__tries_nothing_while_only_another_is_free(
         tries += 1
         return await attempt(*arguments, **named)
 
-    monkeypatch.setattr(lease_waiters, "LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr(queue, "LOOK_INTERVAL", 0.005)
     waiting = await start_waiting(own, "a")
     monkeypatch.setattr(repository, "_scalar", looking)
     monkeypatch.setattr(repository, "_take", trying)
@@ -130,7 +130,7 @@ async def test_abandoned_worktree__is_the_one_alone(
         await store.worktrees.acquire(repository.id, owner=owner, ttl=MINUTE)
         for owner in ("lost", "kept")
     ]
-    await store.worktrees._abandon(repository.id, lost.token)
+    await store.worktrees._abandon(store.worktrees._abandonment(repository.id, lost.token))
     owners = [
         it.lease_owner for it in (await store.worktrees.list_by_repository(repository.id)).items
     ]
@@ -142,7 +142,7 @@ async def test_abandoned_task__is_the_one_alone_and_has_not_begun(store: Metadat
     for title in ("a", "b"):
         await store.tasks.create(title=title, task_type="t")
     lost, kept = [await store.tasks.claim(owner=owner, ttl=MINUTE) for owner in ("lost", "kept")]
-    await store.tasks._abandon(lost.token)
+    await store.tasks._abandon(store.tasks._abandonment(lost.token))
     task = await store.tasks.get(lost.task.id)
     assert (task.status, task.started_at, task.lease_owner) == ("pending", None, None)
     assert (await store.tasks.get(kept.task.id)).lease_owner == "kept"

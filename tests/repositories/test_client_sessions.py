@@ -17,7 +17,8 @@ from metastore import (
     MetadataStore,
     NotFound,
 )
-from metastore.codec import CLOCK_SKEW, new_id
+from metastore.codec import new_id
+from metastore.leasing.limits import CLOCK_SKEW
 from metastore.testing import Clock
 
 SECOND = timedelta(seconds=1)

@@ -63,7 +63,9 @@ class Between:
         self._backend = store._backend
         self._then = then
         self.operations = 0
-        self.repositories = RepositorySet(Scope(self, store._clock, store._backend, "sqlite"))
+        self.repositories = RepositorySet(
+            Scope(self, store._clock, store._backend, store._backend.columns)
+        )
 
     async def erase(self) -> bool:
         return await self._backend.erase()

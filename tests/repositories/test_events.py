@@ -114,7 +114,7 @@ async def test_lists__walk_a_session_and_all(store: MetadataStore, session: Sess
 
 async def test_history__is_not_changed_by_hand(store: MetadataStore, session: Session) -> None:
     await store.events.append(session.id, "e", "as it was")
-    path = store._backend._path  # type: ignore[attr-defined]
+    path = store._backend.path  # type: ignore[attr-defined]
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA foreign_keys = ON")
     for statement in ("UPDATE events SET message = 'x'", "DELETE FROM events"):

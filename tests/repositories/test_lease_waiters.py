@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from metastore import MetadataStore, TransactionActive
-from metastore.codec import CLOCK_SKEW, new_id
-from metastore.repositories import lease_waiters
+from metastore.codec import new_id
+from metastore.leasing import queue as leasing_queue
+from metastore.leasing.limits import CLOCK_SKEW
 from metastore.repositories.lease_waiters import LeasedResource, LeaseWaiter
 from tests.patience import PATIENCE
 from tests.repositories.queues import KINDS, ONE_OF_EACH, REFUSED, Queue, pair
@@ -69,7 +70,7 @@ async def test_wait__not_inside_a_transaction(store: MetadataStore, repository: 
 async def test_wait__keeps_its_ticket_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease_waiters, "KEEP_INTERVAL", 0.1)
+    monkeypatch.setattr(leasing_queue, "KEEP_INTERVAL", 0.1)
     async with MetadataStore.open(f"sqlite:///{tmp_path}/x.db", migrate=True) as store:
         repository = await store.repositories.create(name="r", remote_url="")
         worktree = await store.worktrees.create(repository_id=repository.id, path="/w")
@@ -189,7 +190,7 @@ async def test_keep__after_the_clock_jumped_back_keeps_the_place(
 async def test_wait__a_waiter_whose_clock_jumps_back_is_served(
     store: MetadataStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, kind: str, cleared: bool
 ) -> None:
-    monkeypatch.setattr(lease_waiters, "KEEP_INTERVAL", 0.05)
+    monkeypatch.setattr(leasing_queue, "KEEP_INTERVAL", 0.05)
     own, other = await pair(kind, store)
     clock.advance(DAY)
     held = await own.take("holder", ttl=2 * DAY)

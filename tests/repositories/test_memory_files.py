@@ -23,7 +23,7 @@ from metastore.errors import (
     NotFound,
     StoreCorrupt,
 )
-from metastore.leases import background_work
+from metastore.leasing.queue import background_work
 from metastore.repositories.memory_files import CHUNK_BYTES, UPLOAD_TTL
 from tests.patience import PATIENCE
 

@@ -315,7 +315,7 @@ async def test_projects__with_sessions_are_kept(store: MetadataStore) -> None:
 async def test_updated_at__is_stamped_for_a_hand_written_update(
     store: MetadataStore, session: Session
 ) -> None:
-    path = store._backend._path  # type: ignore[attr-defined]
+    path = store._backend.path  # type: ignore[attr-defined]
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("UPDATE sessions SET error_message = 'by hand'")
     connection.close()

@@ -24,9 +24,10 @@ from metastore import (
     TaskLease,
     TransactionActive,
 )
-from metastore.codec import CLOCK_SKEW, MAX_TTL, new_id
-from metastore.leases import background_work
-from metastore.repositories.tasks import MAX_TYPES, _line_of
+from metastore.codec import new_id
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
+from metastore.leasing.queue import background_work
+from metastore.repositories.tasks import MAX_TYPES, _queue_of
 from metastore.statements import read_statements
 from tests.patience import PATIENCE
 from tests.repositories.states import check_pair, reach
@@ -151,7 +152,7 @@ async def test_claim__racers_get_a_task_each(store: MetadataStore) -> None:
     assert {lease.task_id for lease in leases} == {task.id for task in made}
     assert len(leases) == 30
     assert sum(isinstance(result, LeaseUnavailable) for result in results) == 10
-    assert await store.tasks.count_claims() == (30, 0)
+    assert await store.tasks.count_held() == (30, 0)
 
 
 async def test_claim__takes_over_what_ran_out_before_anything_else(
@@ -161,7 +162,7 @@ async def test_claim__takes_over_what_ran_out_before_anything_else(
     lost = await store.tasks.claim(owner="dead", ttl=MINUTE)
     await store.tasks.create(title="waiting", task_type="tool")
     clock.advance(MINUTE)
-    assert await store.tasks.count_claims() == (0, 1)
+    assert await store.tasks.count_held() == (0, 1)
     taken = await store.tasks.claim(owner="alive", ttl=MINUTE)
     assert taken.task_id == lost.task_id
     assert taken.fencing_number > lost.fencing_number
@@ -522,7 +523,7 @@ async def test_claim__cancelled_gives_back_what_it_may_have_taken(store: Metadat
         if isinstance(result, TaskLease):
             await store.tasks.release(result)
     await background_work()
-    assert await store.tasks.count_claims() == (0, 0)
+    assert await store.tasks.count_held() == (0, 0)
     assert len((await store.tasks.list_by_status("pending")).items) == 20
 
 
@@ -645,14 +646,14 @@ def _steps(connection: sqlite3.Connection, claim: str) -> int:
         rows = connection.execute(
             read_statements("tasks", Task, "sqlite")[claim].sql,
             {
-                "line_id": _line_of(None),
+                "line_id": _queue_of(None),
                 "position": (1 << 63) - 1,
                 "lease_owner": "w",
                 "lease_token": str(n),
                 "lease_expires_at": "2026-01-02T00:00:00.000Z",
                 "now": "2026-01-01T00:00:01.000Z",
-                "horizon": "2026-02-01T00:00:00.000Z",
-                "ticket_horizon": "2026-01-01T00:05:06.000Z",
+                "latest_credible_expiry": "2026-02-01T00:00:00.000Z",
+                "latest_credible_ticket": "2026-01-01T00:05:06.000Z",
                 "task_types": '["type-3", "type-1", "of which there is none"]',
             },
         ).fetchall()
@@ -727,7 +728,7 @@ async def test_wait__first_come_first_served(
 
 
 async def _line(store: MetadataStore, task_types: list[str] | None) -> list[str]:
-    line_id = _line_of(task_types and sorted(task_types))
+    line_id = _queue_of(task_types and sorted(task_types))
     page = await store.lease_waiters.list_by_resource("tasks", line_id)
     return [ticket.owner for ticket in page.items]
 

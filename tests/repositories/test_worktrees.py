@@ -21,7 +21,8 @@ from metastore import (
     Worktree,
     WorktreeState,
 )
-from metastore.codec import CLOCK_SKEW, MAX_TTL, new_id
+from metastore.codec import new_id
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ async def test_reserve__of_a_deleted_or_retired_worktree(
         await store.worktrees.reserve(retired, owner="a", ttl=MINUTE)
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(retired.repository_id, owner="a", ttl=MINUTE)
-    ready = await store.worktrees.put_back(retired.id)
+    ready = await store.worktrees.reinstate(retired.id)
     assert (await store.worktrees.reserve(ready, owner="a", ttl=MINUTE)).owner == "a"
 
 
@@ -353,7 +354,7 @@ async def test_retire_and_delete__not_while_it_is_held(
         with pytest.raises(NotFound):
             await refused(new_id())
     with pytest.raises(NotFound):
-        await store.worktrees.put_back(worktree.id)
+        await store.worktrees.reinstate(worktree.id)
     clock.now = lease.expires_at
     retired = await store.worktrees.retire(worktree.id)
     assert (retired.state, retired.lease_owner) == ("retired", None)
@@ -502,7 +503,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
     ]
     now = store.worktrees._now()
     # The ticket of somebody who died in line.
-    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")
     await store.worktrees.release(first)
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
@@ -517,7 +518,7 @@ async def test_wait__one_who_waits_leaves_the_others_what_is_more(
 async def test_wait__the_dead_block_nobody(
     store: MetadataStore, repository: Repository, worktree: Worktree, clock: Clock
 ) -> None:
-    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")  # type: ignore[arg-type]
+    await store.lease_waiters._draw(new_id(), "worktrees", repository.id, "dead")
     with pytest.raises(LeaseUnavailable):
         await store.worktrees.acquire(repository.id, owner="a", ttl=MINUTE)
     clock.now += timedelta(seconds=6)

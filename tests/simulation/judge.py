@@ -10,9 +10,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metastore import StoreClosed
-from metastore.codec import CLOCK_SKEW, MAX_TTL, timestamp
+from metastore.codec import timestamp
 from metastore.errors import LeaseUnavailable, LockHeld
-from metastore.repositories.lease_waiters import TICKET_TTL
+from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL, TICKET_TTL
 from metastore.testing.simulation.scheduler import SLACK
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.simulation.plan import Action
     from tests.simulation.workload import Facts
 
-FRONT = 1 << 62
+BACK_OF_QUEUE = 1 << 62
 """Behind everybody who has a ticket."""
 
 BUDGET = 2 * 10**9
@@ -569,7 +569,9 @@ class Judge:
         if taker is None or taker.kind not in QUEUED or not taker.clock_is_honest:
             return
         queue = self._queue_of(table, new.resource, tickets)
-        position = min((it.position for it in queue if it.owner == new.owner), default=FRONT)
+        position = min(
+            (it.position for it in queue if it.owner == new.owner), default=BACK_OF_QUEUE
+        )
         ahead = [
             it
             for it in queue

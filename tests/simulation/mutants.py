@@ -50,8 +50,9 @@ class Mutant(NamedTuple):
 
 LANES = "metastore/backends/sqlite/lanes.py"
 TRANSACTION = "metastore/backends/sqlite/transaction.py"
-LEASES = "metastore/leases.py"
-WAITERS = "metastore/repositories/lease_waiters.py"
+LIMITS = "metastore/leasing/limits.py"
+HOLDING = "metastore/leasing/holding.py"
+QUEUE = "metastore/leasing/queue.py"
 WORKTREES = "sql/worktrees.sql"
 TAKES = "sql/worktrees.sqlite.sql"
 LOCKS = "sql/project_locks.sql"
@@ -68,7 +69,7 @@ GUARD = (
     "    id = :id\n"
 )
 
-DRAW = "ticket = await self._draw(ticket_id, resource, resource_id, owner)\n"
+DRAW = "ticket = await draw()\n"
 
 MUTANTS = [
     Mutant(
@@ -101,9 +102,9 @@ MUTANTS = [
         "tickets of a clock that was ahead are believed",
         [
             (
-                WAITERS,
-                "    return latest_credible_expiry(now, TICKET_TTL)",
-                "    return latest_credible_expiry(now, TICKET_TTL * 1_000_000)",
+                LIMITS,
+                "    return now + TICKET_TTL + CLOCK_SKEW",
+                "    return now + TICKET_TTL * 1_000_000 + CLOCK_SKEW",
             )
         ],
     ),
@@ -111,7 +112,7 @@ MUTANTS = [
         "renewals end unnoticed on an unexpected error",
         [
             (
-                LEASES,
+                HOLDING,
                 "        if not self._stopped:\n            self._lost = True",
                 "        if not self._stopped and error is None:\n            self._lost = True",
             )
@@ -121,7 +122,7 @@ MUTANTS = [
         "the body's error goes on before the release",
         [
             (
-                LEASES,
+                HOLDING,
                 "        await give_back(end(error), backend=backend)\n        if was_lost",
                 "        finish_in_background(end(error), backend=backend)\n        if was_lost",
             )
@@ -129,7 +130,7 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled draw leaves its ticket",
-        [(WAITERS, f"        try:\n            {DRAW}", f"        {DRAW}        try:\n")],
+        [(QUEUE, f"    try:\n        {DRAW}", f"    {DRAW}    try:\n")],
     ),
     Mutant(
         "reserve does not look at the version",

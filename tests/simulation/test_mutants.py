@@ -49,7 +49,7 @@ def test_mutants__their_places_are_there(mutant: Mutant) -> None:
         assert old in (ROOT / name).read_text(), name
 
 
-HELD = "metastore/leases.py"
+HELD = "metastore/leasing/holding.py"
 JUDGE = "tests/simulation/judge.py"
 ANSWERED = "    def answered(self, operation: Operation) -> None:\n"
 

@@ -8,10 +8,11 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from metastore.backends.base import NO_TABLES, Facts
 from metastore.backends.sqlite import database_file, inspection
+from metastore.backends.sqlite.columns import COLUMNS
 from metastore.backends.sqlite.connection import connect, open_writer
 from metastore.backends.sqlite.errors import translate
 from metastore.backends.sqlite.known_faults import known_faults
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from metastore.backends.base import (
+        Columns,
         DatabaseUrl,
         Durability,
         Executor,
@@ -67,6 +69,8 @@ ERASE_PAUSE = 0.01
 
 class SqliteBackend:
     """An open SQLite database."""
+
+    columns: ClassVar[Columns] = COLUMNS
 
     def __init__(
         self,

@@ -1,14 +1,11 @@
-"""What leases of worktrees, locks of projects and claims of tasks have in common."""
+"""Holding something for the duration of a body: renewed in the background, then given back."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
-from metastore.codec import CLOCK_SKEW, MAX_TTL
 from metastore.errors import (
     InvalidTransition,
     LeaseLost,
@@ -16,31 +13,17 @@ from metastore.errors import (
     StoreClosed,
     StoreReplaced,
 )
+from metastore.leasing.queue import give_back
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-    from datetime import timedelta
+    from datetime import datetime, timedelta
     from typing import Any
 
-__all__ = [
-    "LONG_AGO",
-    "background_work",
-    "finish_in_background",
-    "give_back",
-    "held_lease",
-    "latest_credible_expiry",
-]
-
-LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
-"""Before every expiry."""
+__all__ = ["Expiring", "Held", "held_lease", "lost"]
 
 RETRY_INTERVAL = 0.1
 """How soon a renewal that failed for a passing reason is tried again, in seconds."""
-
-RELEASE_PATIENCE = 1.0
-"""How long an error or a cancellation waits for a release before it goes on, in seconds."""
-
-Held = TypeVar("Held")
 
 
 class Expiring(Protocol):
@@ -51,117 +34,81 @@ class Expiring(Protocol):
         """When it ends unless it is renewed again."""
 
 
-_logger = logging.getLogger("metastore.leases")
+class Held(Expiring, Protocol):
+    """What a holder shows: a worktree's lease, a project's lock, a task's claim.
 
-_background: dict[asyncio.Task[None], object] = {}
-"""What is being finished in the background, and the backend it runs on."""
+    How it is guarded, renewed and released, the repository of its table knows.
 
-
-def latest_credible_expiry(now: datetime, longest: timedelta = MAX_TTL) -> datetime:
-    """Return the latest expiry to believe: no honest clock wrote a later one.
-
-    `longest` is the longest time that what expires may be granted for.
-    """
-    return now + longest + CLOCK_SKEW
-
-
-def finish_in_background(work: Awaitable[object], *, backend: object) -> asyncio.Task[None]:
-    """Run `work` to its end even if the caller moves on or is cancelled.
-
-    `work` gives something back: if the store refuses, it is lost already or will expire.
+    Attributes:
+        resource: the table of the leased row.
+        fencing_number: larger than that of every earlier holder.
     """
 
-    async def finish() -> None:
-        try:
-            await work
-        except MetastoreError as error:
-            _logger.debug("not given back: %s", error)
-        except Exception:
-            _logger.exception("giving something back failed unexpectedly")
+    resource: ClassVar[str]
 
-    task = asyncio.get_running_loop().create_task(finish())
-    _background[task] = backend
-    task.add_done_callback(_background.pop)
-    return task
+    @property
+    def resource_id(self) -> str:
+        """The id of what is held."""
+
+    @property
+    def fencing_number(self) -> int:
+        """The number it is held under."""
 
 
-async def give_back(work: Awaitable[object], *, backend: object) -> None:
-    """Run `work` before an error or a cancellation goes on, which it neither hides nor replaces.
-
-    After `RELEASE_PATIENCE`, or when the caller is cancelled again, it goes on in the background.
-    """
-    await asyncio.wait([finish_in_background(work, backend=backend)], timeout=RELEASE_PATIENCE)
+AnyHeld = TypeVar("AnyHeld", bound=Held)
 
 
-async def background_work(backend: object = None, *, timeout: float | None = None) -> None:
-    """Wait until this loop has finished its background work, or that of one backend.
-
-    After `timeout` seconds what remains is cancelled: it is lost, and expires.
-    """
-    loop = asyncio.get_running_loop()
-
-    def remaining() -> list[asyncio.Task[None]]:
-        return [
-            task
-            for task, its_backend in _background.items()
-            if task.get_loop() is loop and (backend is None or its_backend is backend)
-        ]
-
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout):
-            while tasks := remaining():
-                await asyncio.wait(tasks)
-    if tasks := remaining():
-        _logger.warning("%d releases were still under way and are abandoned", len(tasks))
-        for task in tasks:
-            task.cancel()
-        # They only await the database, so one turn ends them. No wait without a bound.
-        await asyncio.wait(tasks, timeout=RELEASE_PATIENCE)
+def lost(held: Held) -> LeaseLost:
+    """Return the error of a holder who holds no more."""
+    return LeaseLost(held.resource, held.resource_id, held.fencing_number)
 
 
 @contextlib.asynccontextmanager
 async def held_lease(
-    held: Held,
+    held: AnyHeld,
     *,
     backend: object,
     ttl: timedelta,
-    remaining: timedelta,
     renew: Callable[[], Awaitable[Expiring | None]],
     now: Callable[[], datetime],
     end: Callable[[BaseException | None], Coroutine[Any, Any, object]],
-    lost: Callable[[], LeaseLost],
-) -> AsyncIterator[Held]:
+) -> AsyncIterator[AnyHeld]:
     """Hold `held` for the duration of a body: renew it in the background, end it afterwards.
 
     When it is lost, the body is cancelled and `LeaseLost` is raised in place of the
     cancellation, caused by whatever unexpected error ended the renewals. An error of the body
     is never replaced: neither by a lost lease, nor by an error of `end`.
 
-    `remaining` is what is left of `ttl`, which began when the lease was asked for. `now` tells the
-    time that expiries are compared with, and `renew` returns None when there is nothing left to
-    renew because the body has ended it. `end` is given
-    what the body raised, or None; it has finished, or had `RELEASE_PATIENCE`, before an error or
-    a cancellation goes on.
+    Args:
+        held: What is held, as it was granted.
+        backend: Where `end` runs.
+        ttl: For how long each renewal lasts.
+        renew: Renews it; returns None when the body has ended it and nothing is left to renew.
+        now: Tells the time that expiries are compared with.
+        end: Given what the body raised, or None. It has finished, or had `RELEASE_PATIENCE`,
+            before an error or a cancellation goes on.
 
     Raises:
-        LeaseLost: the lease was lost before the body ended.
+        LeaseLost: it was lost before the body ended.
     """
     body = asyncio.current_task()
     if body is None:
         raise RuntimeError("a lease is held by a task")
-    renewer = _Renewer(body, ttl, remaining.total_seconds(), renew, now)
+    # The TTL began when the lease was asked for, not when it was granted.
+    remaining = (held.expires_at - now()).total_seconds()
+    renewer = _Renewer(body, ttl, remaining, renew, now)
     try:
         yield held
     except BaseException as error:
         was_lost = await renewer.stop()
         await give_back(end(error), backend=backend)
         if was_lost and isinstance(error, asyncio.CancelledError) and not renewer.others_cancelled:
-            raise lost() from renewer.cause
+            raise lost(held) from renewer.cause
         raise
     if await renewer.stop():
         # It may still run: the renewer can end for other reasons than a lost lease.
         await give_back(end(asyncio.CancelledError()), backend=backend)
-        raise lost() from renewer.cause
+        raise lost(held) from renewer.cause
     ending = asyncio.ensure_future(end(None))
     try:
         await asyncio.shield(ending)
