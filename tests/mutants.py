@@ -215,8 +215,8 @@ MUTANTS = [
     Mutant(
         "a ticket that was cancelled stays",
         "metastore/leasing/queue.py",
-        "            if taken is None:\n                # A",
-        "            if False:\n                # A",
+        "if taken is None:\n            # A",
+        "if False:\n            # A",
         AVAILABILITY,
     ),
     Mutant(
