@@ -570,9 +570,9 @@ MUTANTS = [
     ),
     Mutant(
         "`admin list-tokens` prints one page",
-        "metastore/cli/admin.py",
-        "        if after is None:\n            return tokens",
-        "        return tokens",
+        "metastore/paging.py",
+        "        if page.next is None:\n            return\n",
+        "        return\n",
         "tests/cli/test_admin.py",
     ),
     Mutant(
