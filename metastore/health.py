@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from metastore import migrations
-from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
+from metastore.audit.links import Finding  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends import opening
 from metastore.backends.base import NO_TABLES, KnownFault
 from metastore.errors import (
