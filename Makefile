@@ -16,7 +16,7 @@ CHECKS := lint types verify
 SQL_RULES_OF_SQLITE := AL03,AM04,LT02,RF01,RF03,RF04,ST06
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick suite fast lint types sql verify format torture mutants bench bench-quick wheel clean
+.PHONY: help setup demo test quick suite fast lint types sql verify format torture pythons mutants bench bench-quick wheel clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,9 +50,19 @@ lint: $(READY) ## Check style with ruff
 types: $(READY) ## Check types with mypy --strict
 	$(BIN)/mypy
 
-sql: $(READY) ## Check every SQL file with sqlfluff, the shared statements in both dialects
-	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect sqlite migrations/sqlite sql
-	$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 --dialect postgres --exclude-rules $(SQL_RULES_OF_SQLITE) $(filter-out %.sqlite.sql,$(wildcard sql/*.sql))
+sql: $(VENV)/.sql-sqlite $(VENV)/.sql-postgres ## Check changed SQL with sqlfluff, the shared statements in both dialects
+
+# Each stamp is as old as the last check; $? is what has changed since, and with the rules all has.
+SQL_CHANGED = $(filter %.sql,$(if $(filter pyproject.toml,$?),$^,$?))
+SQL_LINT := $(BIN)/sqlfluff lint --disable-progress-bar --processes 2
+
+$(VENV)/.sql-sqlite: $(wildcard migrations/sqlite/*.sql migrations/sqlite/*/*.sql sql/*.sql) pyproject.toml | $(READY)
+	$(SQL_LINT) --dialect sqlite $(SQL_CHANGED)
+	@touch $@
+
+$(VENV)/.sql-postgres: $(filter-out %.sqlite.sql,$(wildcard sql/*.sql)) pyproject.toml | $(READY)
+	$(SQL_LINT) --dialect postgres --exclude-rules $(SQL_RULES_OF_SQLITE) $(SQL_CHANGED)
+	@touch $@
 
 verify: $(READY) ## Fail when a generated file is stale
 	$(BIN)/python -m docs.generate --check
@@ -65,6 +75,9 @@ format: $(READY) ## Format the code and generate what is generated
 torture: $(READY) ## Run the long batteries: racing, killed and stopped processes
 	$(BIN)/python -m pytest -m torture --torture --ignore tests/simulation
 	$(BIN)/python -m pytest -m torture --torture --numprocesses auto --dist worksteal tests/simulation
+
+pythons: $(READY) ## Run the tests on every CPython from 3.11 on, each in .venv-<version>
+	$(BIN)/python -m tests.pythons
 
 mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
 	$(BIN)/python -m tests.mutants
@@ -87,4 +100,4 @@ wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## Remove the environment and whatever was built
-	rm -rf $(VENV) .artifacts dist build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-3.* .artifacts dist build .mypy_cache .pytest_cache .ruff_cache

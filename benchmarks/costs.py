@@ -239,7 +239,7 @@ def _processor_time(work: Callable[[], object], number: int) -> float:
 
 
 def _run(connection: sqlite3.Connection, call: Call) -> list[Any]:
-    return connection.execute(call.statement.sql, call.parameters).fetchall()
+    return connection.execute(call.statement.sql, call.bound).fetchall()
 
 
 def _new_event(number: int) -> dict[str, Any]:

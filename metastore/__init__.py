@@ -1,6 +1,6 @@
 """metastore: the metadata database of an execution service, in plain SQL."""
 
-from metastore.audit import Finding
+from metastore.audit.links import Finding
 from metastore.environment import clean_environment
 from metastore.errors import (
     AlreadyExists,

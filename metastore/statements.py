@@ -25,6 +25,7 @@ shifts the rows of the code that runs today. `metastore sql` prints what is sent
 from __future__ import annotations
 
 import re
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class Statement:
         "expects_row",
         "name",
         "parameters",
+        "places",
         "returns_row_number",
         "scans",
         "sql",
@@ -90,7 +92,7 @@ class Statement:
             and re.search(r"\bRETURNING\b", datum.sql) is None
         )
         self.parameters = tuple(datum.parameters or ())
-        self.sql = _numbered(datum.sql, self.parameters)
+        self.sql, self.places = _placed(datum.sql, self.parameters)
         self._encoders = tuple(
             codec.parameter_encoders(
                 row_type, self.parameters, columns, may_be_none(datum.sql)
@@ -145,14 +147,28 @@ def may_be_none(sql: str) -> set[str]:
     return set(_LEFT_AS_IT_IS.findall(sql))
 
 
-def _numbered(sql: str, parameters: tuple[str, ...]) -> str:
-    """Number the named parameters, which binds them faster."""
+NUMBERED = not (3, 12) <= sys.version_info < (3, 12, 4)
+"""Whether parameters are numbered. CPython 3.12.0 to 3.12.3 take `?1` for a name, and warn of each
+that is bound from a sequence: gh-101693."""
 
-    def number(found: re.Match[str]) -> str:
+
+def _placed(sql: str, parameters: tuple[str, ...]) -> tuple[str, tuple[int, ...] | None]:
+    """Replace names by places, which bind faster.
+
+    Returns:
+        The statement, and which parameter belongs in which place; None if they are numbered.
+    """
+    places: list[int] = []
+
+    def place(found: re.Match[str]) -> str:
         name = found["var_name"]
-        return f"{found['lead']}?{parameters.index(name) + 1}" if name else found[0]
+        if not name:
+            return found[0]
+        places.append(parameters.index(name))
+        return f"{found['lead']}?{places[-1] + 1 if NUMBERED else ''}"
 
-    return VAR_REF.sub(number, sql)
+    placed = VAR_REF.sub(place, sql)
+    return placed, None if NUMBERED else tuple(places)
 
 
 def _encoded(encode: codec.Encoder, values: list[Any]) -> Iterator[Any]:
@@ -180,6 +196,16 @@ class Call(msgspec.Struct, frozen=True):
         """The column values of each row, by parameter."""
         rows = self.parameters if isinstance(self.parameters, list) else [self.parameters]
         return [dict(zip(self.statement.parameters, row, strict=True)) for row in rows]
+
+    @property
+    def bound(self) -> tuple[Any, ...] | list[tuple[Any, ...]]:
+        """The column values as the driver binds them."""
+        places = self.statement.places
+        if places is None:
+            return self.parameters
+        if isinstance(self.parameters, list):
+            return [tuple([row[it] for it in places]) for row in self.parameters]
+        return tuple([self.parameters[it] for it in places])
 
     def __repr__(self) -> str:
         # Parameters may be secrets, and drivers log what they are handed.

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,10 +34,10 @@ import metastore
 from docs import query_plans
 from docs.schema_page import migrated, parse_table
 from docs.statement_types import class_name
-from metastore import deletion, paging, resources
+from metastore import NewEvent, deletion, paging, resources, statements
 from metastore.backends.sqlite.columns import COLUMNS
 from metastore.codec import Row, _columns
-from metastore.repositories import RepositorySet
+from metastore.repositories import RepositorySet, base
 from metastore.statements import Catalogue, Statement, read_statements
 from metastore.store import MetadataStore, Transaction
 
@@ -564,6 +564,59 @@ def test_statement__is_prepared_with_the_parameters_it_declares(
     # By number, from 1, as they are bound.
     assert asked.names == {str(number + 1) for number in range(len(statement.parameters))}
     assert len(set(statement.parameters)) == len(statement.parameters)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Bind in order of occurrence, as on a Python that warns of numbered parameters."""
+    monkeypatch.setattr(statements, "NUMBERED", False)
+    base._catalogue.cache_clear()
+    yield
+    base._catalogue.cache_clear()
+
+
+@pytest.mark.usefixtures("plain")
+@each_statement
+def test_statement__binds_plainly_where_numbers_are_warned_of(
+    schema: sqlite3.Connection, name: str
+) -> None:
+    table, _, of = name.partition(".")
+    datum = _read(table)[of]
+    statement = Statement(table, datum, REPOSITORIES[table].row_type, COLUMNS)
+    assert statement.places is not None
+    assert "?1" not in statement.sql
+    # Each place names the parameter that stands there.
+    names = re.findall(r"(?<![:\w]):([a-z_0-9]+)", re.sub(r"--[^\n]*|'[^']*'", "", datum.sql))
+    assert [statement.parameters[it] for it in statement.places] == names
+    values = tuple(range(len(statement.parameters)))
+    assert statements.Call(statement, values).bound == statement.places
+    assert statements.Call(statement, [values, values]).bound == [statement.places] * 2
+    schema.execute(f"EXPLAIN {statement.sql}", statement.places)
+
+
+@pytest.mark.usefixtures("plain")
+async def test_statements__that_bind_plainly_do_the_same(store: MetadataStore) -> None:
+    repository = await store.repositories.create(name="app", remote_url="u")
+    sessions = [
+        await store.sessions.create(session_type="debug", repository_id=repository.id)
+        for _ in range(2)
+    ]
+    for session in sessions:
+        appended = await store.events.append(session.id, "a", "one")
+        await store.events.append_many(session.id, [NewEvent("b", "two"), NewEvent("c", "three")])
+        [first, *rest] = (await store.events.list_by_session(session.id)).items
+        assert first == appended
+        assert [it.message for it in rest] == ["two", "three"]
+    for path in ("/a", "/b"):
+        await store.worktrees.create(repository_id=repository.id, path=path)
+    leases = [
+        await store.worktrees.acquire(repository.id, owner=owner, ttl=timedelta(minutes=1))
+        for owner in ("ann", "bob")
+    ]
+    assert len({lease.worktree_id for lease in leases}) == 2
+    for lease in leases:
+        await store.worktrees.release(lease)
+    assert (await store.audit_chains.verify()).findings == []
 
 
 def test_statements__name_parameters_as_columns() -> None:

@@ -369,9 +369,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             wait=wait,
             attempt=attempt,
             is_available=is_available,
-            abandon=lambda: self._sql.abandon_task_claim(
-                lease_token=token, after=LONG_AGO, now=self._now()
-            ),
+            abandon=self._abandonment(token),
         )
         if lease is None:
             raise LeaseUnavailable(resource=self.table)
@@ -577,6 +575,11 @@ class Tasks(LeasableRepository[Task, TaskLease]):
 
     async def _moved(self, call: Call, task_id: Id, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
+
+    def _abandonment(self, token: str) -> Callable[[], Call]:
+        return lambda: self._sql.abandon_task_claim(
+            lease_token=token, after=LONG_AGO, now=self._now()
+        )
 
     def _held_of(self, row: Task) -> TaskLease:
         return TaskLease.of(row)

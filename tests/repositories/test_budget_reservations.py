@@ -187,15 +187,19 @@ async def test_reserve__an_expired_promise_is_free_again(
     assert await rows(store, job) == [mine.reservation]
 
 
+@pytest.mark.parametrize("limits", [{"budget_usd": 1}, {"max_requests": 1}], ids=str)
 async def test_reserve__does_not_believe_an_expiry_too_far_ahead(
-    store: MetadataStore, clock: Clock
+    store: MetadataStore, clock: Clock, limits: dict[str, Any]
 ) -> None:
-    job = await a_running_job(store, budget_usd=1)
+    job, other = [await a_running_job(store, **limits) for _ in range(2)]
     beginning = clock.now
     clock.now += timedelta(days=365)
     await reserve(store, job, "by a wrong clock", 1, ttl=MAX_TTL)
     clock.now = beginning
-    assert (await reserve(store, job, "mine", 1)).budget.reserved == 1
+    for each in (job, other):
+        reserved = await reserve(store, each, "mine", 1)
+        assert reserved.budget.reserved == 1
+        assert reserved.budget.requests_reserved == 1
 
 
 async def test_reserve__a_call_that_cost_more_leaves_less(store: MetadataStore) -> None:

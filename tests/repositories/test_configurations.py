@@ -673,6 +673,34 @@ async def test_rotate_keys__leaves_a_secret_that_is_set_meanwhile(
     assert [await store.configurations.reveal(key) for key in keys] == ["second"] * 10
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["set", "deleted and set"])
+async def test_rotate_keys__leaves_what_another_process_sets_under_the_old_key(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    old, new = generate_key(), generate_key()
+    monkeypatch.setenv(KEYS_VARIABLE, old)
+    for key in ("a", "b", "c"):
+        await store.configurations.set(key, "first", is_secret=True)
+    rotation = type(store.configurations)(store.configurations._scope)
+    rewrite = rotation._run_all
+
+    async def rewriting(*calls: Any) -> Any:
+        # Between its look at the secrets and its write.
+        with monkeypatch.context() as other:
+            other.setenv(KEYS_VARIABLE, f"{old},{new}")
+            for key in ("a", "b"):
+                if anew:
+                    await store.configurations.delete(key)
+                await store.configurations.set(key, "second", is_secret=True)
+        return await rewrite(*calls)
+
+    monkeypatch.setattr(rotation, "_run_all", rewriting)
+    monkeypatch.setenv(KEYS_VARIABLE, f"{new},{old}")
+    await rotation.rotate_keys()
+    found = [await store.configurations.reveal(key) for key in ("a", "b", "c")]
+    assert found == ["second", "second", "first"]
+
+
 @pytest.mark.parametrize(
     ("value", "damaged"),
     [(5, "hunter2"), (5, ""), (1.5, "hunter2"), (True, "hunter2"), (True, "1"), ({}, "hunter2")],

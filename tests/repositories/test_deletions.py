@@ -22,7 +22,7 @@ from metastore import (
     NotFound,
     deletion,
 )
-from metastore.audit import Chain, Entry, Finding, Raw, State, ToolExecutionsJudge
+from metastore.audit.links import Chain, Entry, Finding, Raw, State, ToolExecutionsJudge
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
 from metastore.repositories.deletions import DeletedTable

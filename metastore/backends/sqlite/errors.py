@@ -142,7 +142,7 @@ def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None
     before = connection.text_factory
     connection.text_factory = read
     try:
-        cursor = connection.execute(call.statement.sql, call.parameters)
+        cursor = connection.execute(call.statement.sql, call.bound)
         names = [name for name, *_ in cursor.description]
         for row in cursor:
             if is_bad:

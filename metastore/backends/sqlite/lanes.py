@@ -362,7 +362,8 @@ def settle(operations: Iterable[Operation], error: MetastoreError) -> None:
 
 def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
     """Run a statement and fetch what it returns: no cursor outlives the hop."""
-    statement, parameters = call.statement, call.parameters
+    statement = call.statement
+    parameters = call.parameters if statement.places is None else call.bound
     if isinstance(parameters, list):
         connection.executemany(statement.sql, parameters)
         return []
