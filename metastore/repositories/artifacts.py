@@ -42,8 +42,8 @@ class Artifact(Row, frozen=True):
 
     Attributes:
         content_path: where it is.
-        size_bytes: its size when it was noted, in bytes.
-        sha256: its digest when it was noted, 64 hexadecimal digits.
+        size_bytes: its size in bytes when it was recorded.
+        sha256: its SHA-256 when it was recorded, 64 hexadecimal digits.
     """
 
     id: Id
@@ -78,7 +78,7 @@ class Artifacts(TableRepository[Artifact]):
         metadata: JsonObject | None = None,
         id: Id | None = None,
     ) -> Artifact:
-        """Note a file, and what it was when it was noted.
+        """Record a file, with its size and digest at this moment.
 
         Raises:
             InvalidReference: there is no such session or command.
@@ -104,7 +104,7 @@ class Artifacts(TableRepository[Artifact]):
         """Return an artifact.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no artifact has this id.
             InvalidValue: `artifact_id` is not a valid id.
         """
         return await self._one(self._sql.get_artifact(id=artifact_id), artifact_id)
@@ -140,10 +140,10 @@ class Artifacts(TableRepository[Artifact]):
         return await self._page(call, limit, by_id)
 
     async def delete(self, artifact_id: Id) -> None:
-        """Forget a file; the file itself stays.
+        """Delete the record of a file; the file itself stays.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no artifact has this id.
             InvalidValue: `artifact_id` is not a valid id.
         """
         await self._one(self._sql.delete_artifact(id=artifact_id), artifact_id)

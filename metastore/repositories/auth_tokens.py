@@ -86,7 +86,7 @@ _MAX_SCOPE = 255
 
 
 class TokenStatus(StrEnum):
-    """What has become of a token."""
+    """The status of a token."""
 
     ACTIVE = "active"
     REPLACED = "replaced"
@@ -125,7 +125,7 @@ class AuthToken(Row, frozen=True):
         `sessions` itself, `*` everything. A token without scopes opens nothing.
 
         Raises:
-            InvalidValue: `scope` is none that can be asked for: it is malformed, or has a `*`.
+            InvalidValue: `scope` is malformed, or has a `*`.
         """
         _check_scope(scope)
         return any(
@@ -139,7 +139,7 @@ class AuthToken(Row, frozen=True):
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > moment)
 
     def status(self, moment: datetime) -> TokenStatus:
-        """Return what has become of the token at `moment`; a replaced one may be live still."""
+        """Return the status of the token at `moment`; a replaced one may still be live."""
         if self.revoked_at is not None:
             return TokenStatus.REVOKED
         if not self.is_live(moment):
@@ -243,7 +243,7 @@ class AuthTokens(TableRepository[AuthToken]):
         """Return what is stored of a token.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no token has this id.
             InvalidValue: `token_id` is not a valid id.
         """
         return await self._one(self._sql.get_auth_token(id=token_id), token_id)
@@ -252,14 +252,14 @@ class AuthTokens(TableRepository[AuthToken]):
         """Return the record of a live token that opens `scope`.
 
         With `scope` None the token only says who its user is. A mistyped token is refused
-        without a look at the database. The use is noted in `last_used_at` at most once a
+        without asking the database. The use is recorded in `last_used_at` at most once a
         minute, and not at all while the store takes no writes: that locks nobody out. In a
         `Secret` the token stays out of the tracebacks of its callers.
 
         Raises:
             TokenRejected: the token opens nothing of the kind. Whether it is mistyped, unknown,
-                expired, revoked or lacks the scope is not told.
-            InvalidValue: `scope` is none that can be asked for.
+                expired, revoked or lacks the scope is not revealed.
+            InvalidValue: `scope` is malformed, or has a `*`.
         """
         token_hash = _hash_if_well_formed(token.reveal() if isinstance(token, Secret) else token)
         # Tracebacks may show the variables of their frames.
@@ -283,8 +283,8 @@ class AuthTokens(TableRepository[AuthToken]):
         unused_since = now - NOTE_USE_EVERY
         if record.last_used_at is not None and record.last_used_at > unused_since:
             return record
-        # Within a transaction of the caller's the store reads but does not write. Verifying
-        # there must not fail once a minute.
+        # Inside a caller's transaction the store cannot write. Verifying there must not fail once
+        # a minute.
         with contextlib.suppress(
             StoreBusy, StoreFull, StoreIOError, StoreReadOnly, TransactionActive
         ):
@@ -340,7 +340,7 @@ class AuthTokens(TableRepository[AuthToken]):
         """End a token for good and return its record. Repeating it changes nothing.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no token has this id.
             InvalidValue: `token_id` is not a valid id.
         """
         return await self._one(

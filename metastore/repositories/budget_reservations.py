@@ -62,7 +62,7 @@ class BudgetReservation(Row, frozen=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What a job may use, has used and has promised.
+    """The budget of a job: its limits, what is spent and what is reserved.
 
     Attributes:
         limit: what it may spend, in dollars; None is no limit, as for the two below.
@@ -134,10 +134,10 @@ class BudgetReservations(TableRepository[BudgetReservation]):
 
         Raises:
             BudgetExceeded: a limit leaves no room for it; names the limit and what is used.
-            JobCancelled: the job was called off.
-            InvalidTransition: the job does not run.
-            AlreadyExists: the cost of this request was recorded already: it was made, and
-                `cost_entries.find_by_request` returns what it did cost.
+            JobCancelled: the job was cancelled.
+            InvalidTransition: the job is not running.
+            AlreadyExists: the cost of this request was recorded already: the call was made, and
+                `cost_entries.find_by_request` returns its cost.
             NotFound: there is no such job.
             InvalidValue: an argument is invalid.
         """
@@ -173,7 +173,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         return Reserved(reservation, state.budget(share, now))
 
     async def release(self, job_id: Id, request_id: str) -> None:
-        """Give back what was promised to a call that is not made; harmless if there is nothing.
+        """Release the reservation of a call that is not made; harmless if there is none.
 
         Raises:
             InvalidValue: `job_id` or `request_id` is invalid.
@@ -181,7 +181,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         await self._run(self._sql.release_reservation(job_id=job_id, request_id=request_id))
 
     async def budget(self, job_id: Id, *, warn_at: Decimal | float = WARN_AT) -> Budget:
-        """Return what a job may use, has used and has promised.
+        """Return the budget of a job: its limits, what is spent and what is reserved.
 
         Raises:
             NotFound: there is no such job.

@@ -1,4 +1,4 @@
-"""client_sessions: who is connected, and who was heard of when."""
+"""client_sessions: which clients are connected, and when each was last heard from."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class ClientSession(Row, frozen=True):
     """A connection of a client.
 
     Attributes:
-        client_id: who is connected; a client may be so more than once.
-        user_id: who is logged in; None if nobody is.
-        last_heartbeat: when the client was heard of, to within the interval of heartbeats.
+        client_id: which client it is; a client may have several sessions.
+        user_id: the user who is logged in, or None.
+        last_heartbeat: when the client was last heard from, to within the heartbeat interval.
     """
 
     id: Id
@@ -78,7 +78,7 @@ class ClientSessions(TableRepository[ClientSession]):
         metadata: JsonObject | None = None,
         id: Id | None = None,
     ) -> ClientSession:
-        """Note that a client has connected.
+        """Record that a client has connected.
 
         Raises:
             AlreadyExists: a session has this `id`.
@@ -99,7 +99,7 @@ class ClientSessions(TableRepository[ClientSession]):
         """Return a session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.get_client_session(id=session_id), session_id)
@@ -107,14 +107,14 @@ class ClientSessions(TableRepository[ClientSession]):
     async def heartbeat(
         self, session_id: Id, *, interval: timedelta = HEARTBEAT_INTERVAL
     ) -> ClientSession:
-        """Note that a client was heard of, and return its session.
+        """Record a heartbeat of a client and return its session.
 
-        However often and from however many processes it is called, one write per `interval` is
-        made for a session; any other call is a read.
+        However often it is called, and from however many processes, it writes at most once per
+        `interval` and session; every other call only reads.
 
         Raises:
             NotFound: there is no session with this id.
-            InvalidTransition: it is closed; the client opens another.
+            InvalidTransition: it is closed; the client has to open another.
             InvalidValue: `interval` is refused.
         """
         duration("interval", interval, longest=MAX_TTL)
@@ -129,7 +129,7 @@ class ClientSessions(TableRepository[ClientSession]):
         return beat or _open(await self._one(current, session_id))
 
     async def close(self, session_id: Id) -> ClientSession:
-        """Note that a client has gone.
+        """Record that a client has disconnected.
 
         Raises:
             NotFound: there is no session with this id.
@@ -145,7 +145,7 @@ class ClientSessions(TableRepository[ClientSession]):
         return closed
 
     async def close_stale(self, *, older_than: timedelta) -> int:
-        """Close every session that was not heard from for `older_than`; return how many.
+        """Close every session whose client was silent for `older_than`; return how many.
 
         A session whose last heartbeat lies further ahead than clocks may differ counts as stale:
         a clock that was ahead wrote it. A heartbeat that arrives before this replaces it.
@@ -170,7 +170,7 @@ class ClientSessions(TableRepository[ClientSession]):
     async def list_active(
         self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
-        """Return a page of the open sessions, in the order in which they were opened.
+        """Return a page of the open sessions, oldest first.
 
         Raises:
             InvalidValue: `after` or `limit` is invalid.
@@ -205,10 +205,10 @@ class ClientSessions(TableRepository[ClientSession]):
         return await self._page(call, limit, by_id)
 
     async def delete(self, session_id: Id) -> None:
-        """Forget a session, open or closed.
+        """Delete a session, open or closed.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidValue: `session_id` is not a valid id.
         """
         await self._one(self._sql.delete_client_session(id=session_id), session_id)

@@ -1,4 +1,4 @@
-"""commands: what a session was asked to run, and how it ended."""
+"""commands: what a session runs, and how it ended."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Command", "CommandStatus", "Commands"]
 
 
 class CommandStatus(StrEnum):
-    """How far a command is. The last four are its ends."""
+    """The status of a command. The last four are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -34,13 +34,13 @@ class CommandStatus(StrEnum):
 
 
 class Command(Row, frozen=True):
-    """A command that a session was asked to run.
+    """A command of a session.
 
     Attributes:
         sequence: its place in the session.
         argv: the program and its arguments; no shell splits them.
-        exit_code: what the process ended with; None if it did not end by itself.
-        log_path: where its output is, absolute.
+        exit_code: the exit code of the process; None if it did not exit by itself.
+        log_path: the absolute path of its output.
     """
 
     id: Id
@@ -76,7 +76,7 @@ class Commands(TableRepository[Command]):
         log_path: str | None = None,
         id: Id | None = None,
     ) -> Command:
-        """Ask for a command, behind the last one of its session.
+        """Append a command to its session, pending.
 
         Raises:
             InvalidReference: there is no such session.
@@ -108,16 +108,16 @@ class Commands(TableRepository[Command]):
         """Return a command.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidValue: `command_id` is not a valid id.
         """
         return await self._one(self._sql.get_command(id=command_id), command_id)
 
     async def start(self, command_id: Id, *, log_path: str | None = None) -> Command:
-        """Begin a pending command; `log_path` if it was not known before.
+        """Start a pending command; `log_path` if it was not known before.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not pending, or its session has ended; carries the one that
                 refuses.
             InvalidValue: `log_path` is not absolute.
@@ -135,10 +135,10 @@ class Commands(TableRepository[Command]):
         raise await self._refusal(Sessions(self._scope), session_id, "command")
 
     async def finish(self, command_id: Id, *, exit_code: int) -> Command:
-        """Note that a running command ended by itself: completed with 0, failed otherwise.
+        """End a running command that exited: it is completed if `exit_code` is 0, else failed.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not running.
             InvalidValue: `exit_code` is no integer.
         """
@@ -152,11 +152,11 @@ class Commands(TableRepository[Command]):
         )
 
     async def fail(self, command_id: Id, *, error_message: str) -> Command:
-        """Note that a command could not run, or that nobody saw how it ended.
+        """Fail a command that could not run, or whose end nobody saw.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no command has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `command_id` or `error_message` is invalid.
         """
         return await self._moved(
@@ -166,10 +166,10 @@ class Commands(TableRepository[Command]):
         )
 
     async def time_out(self, command_id: Id, *, error_message: str | None = None) -> Command:
-        """Note that a running command was ended for taking too long.
+        """Time out a running command: it was stopped for taking too long.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not running.
             InvalidValue: `command_id` or `error_message` is invalid.
         """
@@ -180,11 +180,11 @@ class Commands(TableRepository[Command]):
         )
 
     async def cancel(self, command_id: Id) -> Command:
-        """Call a pending or running command off.
+        """Cancel a pending or running command.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no command has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `command_id` is not a valid id.
         """
         return await self._moved(
@@ -196,7 +196,7 @@ class Commands(TableRepository[Command]):
     async def list_by_session(
         self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Command, int]:
-        """Return a page of a session's commands in their order, from behind sequence `after`.
+        """Return a page of a session's commands in order, starting after sequence `after`.
 
         Raises:
             InvalidValue: `session_id`, `after` or `limit` is invalid.

@@ -122,17 +122,17 @@ class Configurations(TableRepository[Configuration]):
         *,
         if_version: int | None = None,
     ) -> Configuration:
-        """Give a key a value and return its row, in which a secret is hidden.
+        """Set the value of a key and return its row, in which a secret is hidden.
 
-        A description stays as it is unless there is another. What is a secret stays one: to
-        make it a plain value, delete it first.
+        Without `description` the existing one stays. A secret stays a secret: to make it a plain
+        value, delete it first.
 
         Args:
             key: 1 to 255 characters.
-            value: what `value` or `reveal` return; for a secret also as a `Secret`, which keeps it
-                out of the tracebacks of its callers.
+            value: what `value` or `reveal` returns; a secret may be wrapped in a `Secret`, which
+                keeps it out of the tracebacks of its callers.
             value_type: a `ConfigurationType`; None takes it from the type of `value`.
-            description: what it is for, in a person's words.
+            description: what it is for.
             is_secret: Whether it is encrypted, and shown by `reveal` only.
             if_version: the version that the caller has read; 0 if there must be none yet.
 
@@ -218,7 +218,7 @@ class Configurations(TableRepository[Configuration]):
         return _decoded_secret(row, _opened(row, secrets.keyring()))
 
     async def delete(self, key: str) -> None:
-        """Forget a key. Set again, its versions begin at 1.
+        """Delete a key. If it is set again, its versions start at 1.
 
         Nothing of a secret is left in the log, unless another process reads the database all the
         while; within a transaction from its commit on.
@@ -240,8 +240,8 @@ class Configurations(TableRepository[Configuration]):
     async def rotate_keys(self, *, batch: int = 100) -> int:
         """Encrypt every secret under the newest key that is not, and return how many there were.
 
-        It commits batch by batch: one that was interrupted goes on where it ended. A secret that
-        does not open is left as it is, and told when the others are done.
+        It commits batch by batch, so that an interrupted rotation resumes where it stopped. If a
+        secret cannot be decrypted, it is left as it is, and the error raised after the others.
 
         Raises:
             InvalidValue: `batch` is not the size of a page.

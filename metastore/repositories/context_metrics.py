@@ -1,4 +1,4 @@
-"""context_metrics: what became of the context of each model call."""
+"""context_metrics: the size of the context of each model call."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))]
 
 
 class ContextMetric(Row, frozen=True):
-    """What the assembly of a context came to.
+    """The size of one assembled context.
 
     Attributes:
         step_id: the step it was assembled for, or None.
         tokens_final: tokens that were sent.
         tokens_clipped: tokens that were left out.
-        compact_ops: how often messages were compacted on the way.
+        compact_ops: how often messages were compacted for it.
     """
 
     id: Id
@@ -41,7 +41,7 @@ class ContextMetric(Row, frozen=True):
 
 
 class ContextTotals(msgspec.Struct, frozen=True):
-    """What the contexts of a job add up to.
+    """The totals of a job's contexts.
 
     Attributes:
         contexts: how many there were.
@@ -59,7 +59,7 @@ class ContextTotals(msgspec.Struct, frozen=True):
 
 
 class ContextMetrics(TableRepository[ContextMetric]):
-    """What became of the contexts of all jobs."""
+    """The contexts that the jobs' model calls were sent."""
 
     table = "context_metrics"
     row_type = ContextMetric
@@ -76,7 +76,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         step_id: Id | None = None,
         id: Id | None = None,
     ) -> ContextMetric:
-        """Note what the assembly of a context came to and return the note.
+        """Record the size of an assembled context and return the metric.
 
         Raises:
             InvalidReference: there is no such job or step.
@@ -100,7 +100,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         """Return a metric.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no metric has this id.
             InvalidValue: `metric_id` is not a valid id.
         """
         return await self._one(self._sql.get_context_metric(id=metric_id), metric_id)
@@ -132,7 +132,7 @@ class ContextMetrics(TableRepository[ContextMetric]):
         return await self._page(call, limit, by_id)
 
     async def totals(self, job_id: Id) -> ContextTotals:
-        """Return what a job's contexts add up to; all zero where it has none.
+        """Return the totals of a job's contexts; all zero if it has none.
 
         Raises:
             InvalidValue: `job_id` is not a valid id.

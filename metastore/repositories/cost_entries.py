@@ -203,11 +203,11 @@ class CostEntries(TableRepository[CostEntry]):
         cost_usd: money.Amount | None = None,
         id: Id | None = None,
     ) -> RecordedCost:
-        """Record what a call did cost: it replaces its reservation and is added to the job.
+        """Record the cost of a call: it settles its reservation and is added to the job's totals.
 
         Entry, reservation and totals change together or not at all. The same request is charged
-        once: whoever records it again gets the first entry. Calls are recorded whatever the job's
-        limits and state are, for the money is spent; see `RecordedCost.job`.
+        once: recording it again returns the first entry. Calls are recorded whatever the job's
+        limits and status, because the money is spent; see `RecordedCost.job`.
 
         No token belongs to two of `tokens_in`, `tokens_cached` and `tokens_cache_write`, nor of
         `tokens_out` and `tokens_reasoning`. Without `cost_usd` the extra `prices` prices the call,
@@ -302,13 +302,13 @@ class CostEntries(TableRepository[CostEntry]):
         """Return an entry.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no entry has this id.
             InvalidValue: `entry_id` is not a valid id.
         """
         return await self._one(self._sql.get_cost_entry(id=entry_id), entry_id)
 
     async def find_by_request(self, job_id: Id, request_id: str) -> CostEntry | None:
-        """Return the entry of a call, or None if it was not recorded.
+        """Return the entry of a call, or None if none was recorded.
 
         Raises:
             InvalidValue: `job_id` or `request_id` is invalid.
@@ -364,7 +364,7 @@ class CostEntries(TableRepository[CostEntry]):
         return await convert(partial(_summary, self._scope.columns), rows)
 
     async def discrepancies(self, *, limit: int = MAX_PAGE) -> list[CostDiscrepancy]:
-        """Return jobs whose totals are not the sum of their entries: none, unless by hand.
+        """Return the jobs whose totals are not the sum of their entries: somebody edited them.
 
         Raises:
             InvalidValue: `limit` is invalid.

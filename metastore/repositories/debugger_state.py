@@ -21,7 +21,7 @@ class DebuggerState(Row, frozen=True):
 
     Attributes:
         sequence: its place in the session.
-        state: whatever the debugger needs to go on from here, any JSON.
+        state: what the debugger needs to resume from here, any JSON.
     """
 
     id: Id
@@ -67,7 +67,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
         """Return a checkpoint.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no checkpoint has this id.
             InvalidValue: `checkpoint_id` is not a valid id.
         """
         return await self._one(self._sql.get_checkpoint(id=checkpoint_id), checkpoint_id)
@@ -92,7 +92,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
     async def list_by_session(
         self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[DebuggerState, int]:
-        """Return a page of a session's checkpoints, oldest first, from behind `after`.
+        """Return a page of a session's checkpoints, oldest first, starting after `after`.
 
         Raises:
             InvalidValue: `session_id`, `after` or `limit` is invalid.

@@ -143,7 +143,7 @@ class Events(TableRepository[Event]):
         """Return an event.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no event has this id.
             InvalidValue: `event_id` is not a valid id.
         """
         return await self._one(self._sql.get_event(id=event_id), event_id)
@@ -151,7 +151,7 @@ class Events(TableRepository[Event]):
     async def list_by_session(
         self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Event, int]:
-        """Return a page of a session's events, oldest first, from behind position `after`.
+        """Return a page of a session's events, oldest first, starting after position `after`.
 
         Raises:
             InvalidValue: `session_id`, `after` or `limit` is invalid.
@@ -162,7 +162,7 @@ class Events(TableRepository[Event]):
         return await self._page(call, limit, lambda row: row.position)
 
     async def list(self, *, after: int = 0, limit: int = DEFAULT_PAGE) -> Page[Event, int]:
-        """Return a page of all events, oldest first, from behind position `after`.
+        """Return a page of all events, oldest first, starting after position `after`.
 
         Raises:
             InvalidValue: `after` or `limit` is invalid.
@@ -173,10 +173,10 @@ class Events(TableRepository[Event]):
     async def follow(
         self, session_id: Id | None = None, *, after: int = 0
     ) -> AsyncGenerator[Event, None]:
-        """Yield every event behind position `after`, then each further one as it is committed.
+        """Yield every event after position `after`, then each new one as it is committed.
 
         A follower that resumes from the position of the last event it saw misses none and sees
-        none twice. It ends only with the store or when its caller stops it.
+        none twice. It ends when the store is closed or its caller stops it.
 
         Raises:
             TransactionActive: a transaction sees no commits of others to follow.

@@ -1,4 +1,4 @@
-"""job_steps: what an agent does in a job, as far as it is planned."""
+"""job_steps: the steps that an agent plans and runs in a job."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["JobStep", "JobStepStatus", "JobSteps"]
 class JobSteps(TableRepository[JobStep]):
     """The steps of jobs.
 
-    In a job that has ended or was cancelled no step is planned or started; what has started may
+    A job that has ended or was cancelled gets no new steps and starts none; running ones may
     end.
     """
 
@@ -38,10 +38,10 @@ class JobSteps(TableRepository[JobStep]):
         details: str | None = None,
         id: Id | None = None,
     ) -> JobStep:
-        """Plan a step, behind the others of its job.
+        """Append a step to its job, planned.
 
         Raises:
-            JobCancelled: the job was called off.
+            JobCancelled: the job was cancelled.
             InvalidTransition: the job has ended; carries the job.
             InvalidReference: there is no such job.
             AlreadyExists: a step has this `id`.
@@ -65,17 +65,17 @@ class JobSteps(TableRepository[JobStep]):
         """Return a step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidValue: `step_id` is not a valid id.
         """
         return await self._one(self._sql.get_job_step(id=step_id), step_id)
 
     async def start(self, step_id: Id) -> JobStep:
-        """Begin a planned step.
+        """Start a planned step.
 
         Raises:
-            JobCancelled: its job was called off.
-            NotFound: there is none with this id.
+            JobCancelled: its job was cancelled.
+            NotFound: no step has this id.
             InvalidTransition: it is not planned, or its job has ended; carries the one that
                 refuses.
             InvalidValue: `step_id` is not a valid id.
@@ -93,10 +93,10 @@ class JobSteps(TableRepository[JobStep]):
         raise await self._refused_by_job(job_id)
 
     async def complete(self, step_id: Id, *, details: str | None = None) -> JobStep:
-        """End a running step well; `details` replace those it has, if given.
+        """Complete a running step; `details`, if given, replace the existing ones.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not running.
             InvalidValue: `step_id` or `details` is invalid.
         """
@@ -107,11 +107,11 @@ class JobSteps(TableRepository[JobStep]):
         )
 
     async def fail(self, step_id: Id, *, details: str | None = None) -> JobStep:
-        """End a planned or running step badly; `details` replace those it has, if given.
+        """Fail a planned or running step; `details`, if given, replace the existing ones.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no step has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `step_id` or `details` is invalid.
         """
         return await self._moved(
@@ -121,10 +121,10 @@ class JobSteps(TableRepository[JobStep]):
         )
 
     async def skip(self, step_id: Id, *, details: str | None = None) -> JobStep:
-        """Leave a planned step out; `details` replace those it has, if given.
+        """Skip a planned step; `details`, if given, replace the existing ones.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not planned.
             InvalidValue: `step_id` or `details` is invalid.
         """

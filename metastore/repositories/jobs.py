@@ -1,4 +1,4 @@
-"""jobs: what agents are asked to do, and what it may cost."""
+"""jobs: what agents work on, and what it may cost."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class JobStatus(StrEnum):
-    """How far a job is. The last three are its ends."""
+    """The status of a job. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -62,8 +62,8 @@ class Job(Row, frozen=True):
         cost_nano_usd: what it has spent, as the tokens and requests_made are the totals of its
             cost entries. No token is counted in two of them; tokens_in includes cache writes,
             and tokens_out reasoning.
-        finished_at: when it ended, well or badly.
-        cancelled: whether somebody has called it off; its status tells whether it has ended.
+        finished_at: when it ended.
+        cancelled: whether cancellation was requested; its status tells whether it has ended.
         last_action: what the agent did last, in its own words.
         agents_hash: which version of AGENTS.md it ran under.
     """
@@ -120,7 +120,7 @@ class Job(Row, frozen=True):
 
 
 class JobStepStatus(StrEnum):
-    """How far a step is. The last three are its ends."""
+    """The status of a step. The last three are final."""
 
     PLANNED = "planned"
     RUNNING = "running"
@@ -134,8 +134,8 @@ class JobStep(Row, frozen=True):
 
     Attributes:
         step_type: what kind of step it is, in the agent's own words.
-        details: what there is to tell about it.
-        finished_at: when it ended, well or badly.
+        details: free text about it.
+        finished_at: when it ended.
     """
 
     id: Id
@@ -150,13 +150,13 @@ class JobStep(Row, frozen=True):
 
 
 class JobProgress(msgspec.Struct, frozen=True):
-    """How far a job is, by its steps.
+    """The progress of a job, by its steps.
 
     Attributes:
         total: how many steps it has.
         done: how many of them are completed or skipped.
         failed: how many have failed, which are not done.
-        running: the step that runs; of several, the one planned first.
+        running: the running step; of several, the one planned first.
     """
 
     total: int
@@ -192,9 +192,9 @@ class Jobs(TableRepository[Job]):
         agents_hash: str | None = None,
         id: Id | None = None,
     ) -> Job:
-        """Ask for something to be done: the job is pending. A limit that is None is no limit.
+        """Create a pending job. A limit of None is no limit.
 
-        A caller that passes its own `id` may repeat a call whose answer it never saw.
+        A caller that passes its own `id` can safely retry a call whose answer was lost.
 
         Raises:
             AlreadyExists: a job has this `id`.
@@ -221,16 +221,16 @@ class Jobs(TableRepository[Job]):
         """Return a job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: `job_id` is not a valid id.
         """
         return await self._one(self._sql.get_job(id=job_id), job_id)
 
     async def start(self, job_id: Id) -> Job:
-        """Begin a pending job.
+        """Start a pending job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not pending.
             InvalidValue: `job_id` is not a valid id.
         """
@@ -239,10 +239,10 @@ class Jobs(TableRepository[Job]):
         )
 
     async def pause(self, job_id: Id) -> Job:
-        """Interrupt a running job: nothing more is reserved for it.
+        """Pause a running job: no budget is reserved for it until it resumes.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not running.
             InvalidValue: `job_id` is not a valid id.
         """
@@ -251,12 +251,12 @@ class Jobs(TableRepository[Job]):
         )
 
     async def resume(self, job_id: Id) -> Job:
-        """Go on with a paused job.
+        """Resume a paused job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not paused.
-            JobCancelled: it was called off while it was paused.
+            JobCancelled: it was cancelled while it was paused.
             InvalidValue: `job_id` is not a valid id.
         """
         try:
@@ -269,10 +269,10 @@ class Jobs(TableRepository[Job]):
             raise
 
     async def complete(self, job_id: Id) -> Job:
-        """End a job that has begun well.
+        """Complete a running or paused job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is neither running nor paused.
             InvalidValue: `job_id` is not a valid id.
         """
@@ -281,11 +281,11 @@ class Jobs(TableRepository[Job]):
         )
 
     async def fail(self, job_id: Id, *, last_action: str | None = None) -> Job:
-        """End a job badly, whatever it was doing; `last_action` may say what went wrong.
+        """Fail a job that has not ended; `last_action` may say what went wrong.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `job_id` or `last_action` is invalid.
         """
         return await self._moved(
@@ -295,15 +295,15 @@ class Jobs(TableRepository[Job]):
         )
 
     async def cancel(self, job_id: Id) -> Job:
-        """Call a job off.
+        """Cancel a job.
 
-        A pending one is cancelled at once. One that has begun only has `cancelled` set: its agent
-        learns of it from `JobCancelled` when it reserves or begins something, and from the job that
-        its other writes return, and ends it with `acknowledge_cancel`, `complete` or `fail`.
+        A pending one is cancelled at once. One that has started only has `cancelled` set: its agent
+        learns of it from `JobCancelled` when it reserves budget or starts a step, and from the job
+        that its other writes return, and ends it with `acknowledge_cancel`, `complete` or `fail`.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
@@ -311,11 +311,11 @@ class Jobs(TableRepository[Job]):
         )
 
     async def acknowledge_cancel(self, job_id: Id) -> Job:
-        """End a job that has begun and was called off: it is cancelled.
+        """End a started job whose cancellation was requested: it is cancelled.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: nobody has called it off, or it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: its cancellation was not requested, or it has already ended.
             InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
@@ -332,12 +332,12 @@ class Jobs(TableRepository[Job]):
         max_requests: int | None,
         max_minutes: int | None,
     ) -> Job:
-        """Replace the limits of a job, which may have begun; None is no limit.
+        """Replace the limits of a job, started or not; None is no limit.
 
-        What it has used already stays, also above a new limit: nothing more is reserved then.
+        What it has used stays, even above a new limit: then nothing more is reserved.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: a limit is refused.
         """
         return await self._one(
@@ -352,10 +352,10 @@ class Jobs(TableRepository[Job]):
         )
 
     async def set_last_action(self, job_id: Id, last_action: str | None) -> Job:
-        """Note what the agent did last and return the job, which tells if it was called off.
+        """Set what the agent did last and return the job, which tells if it was cancelled.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: `job_id` or `last_action` is invalid.
         """
         return await self._one(
@@ -364,10 +364,10 @@ class Jobs(TableRepository[Job]):
         )
 
     async def add_pr_link(self, job_id: Id, url: str) -> Job:
-        """Append the link of a pull request, unless the job has it, and return the job.
+        """Append the link of a pull request, unless the job has it already, and return the job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: `url` is not a text of 1 to 2048 characters.
         """
         if not isinstance(url, str) or not 1 <= len(url) <= MAX_LINK:
@@ -382,10 +382,10 @@ class Jobs(TableRepository[Job]):
         )
 
     async def progress(self, job_id: Id) -> JobProgress:
-        """Return how far a job is, by its steps.
+        """Return the progress of a job, by its steps.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: `job_id` is not a valid id.
         """
         rows = await self._run(self._sql.get_job_progress(id=job_id))
@@ -454,7 +454,7 @@ class Jobs(TableRepository[Job]):
         is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no job has this id, or another caller has deleted it meanwhile.
             InvalidValue: `job_id` is not a valid id.
         """
         if not await self._deleted(self._deletion(job_id)):

@@ -40,7 +40,7 @@ class LeasableRepository(TableRepository[AnyRow], ABC, Generic[AnyRow, AnyHeld])
 
     @abstractmethod
     async def renew(self, held: AnyHeld, /, *, ttl: timedelta) -> AnyHeld:
-        """Let it run until `ttl` from now, and return it so.
+        """Extend it until `ttl` from now, and return it.
 
         Raises:
             LeaseLost: it is over; nothing was changed.

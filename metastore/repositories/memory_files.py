@@ -54,7 +54,7 @@ _Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class MemoryFileEntry(Row, frozen=True):
-    """What is known of a file, without its bytes.
+    """A file without its bytes.
 
     Attributes:
         id: which content this is: writing to the path again gives it another.
@@ -130,7 +130,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         self._abandoned: set[tuple[str, str]] = set()
 
     async def write(self, job_id: Id, *, path: str, data: Data) -> MemoryFileEntry:
-        """Write a file as a whole, in place of what is at `path`, and return what is known of it.
+        """Write a whole file, replacing what is at `path`, and return its entry.
 
         `data` is the bytes, or gives them piece by piece: of an iterable, one chunk of 256 KiB is
         in memory at a time. Readers see the file when all of it is there; if the writing fails or
@@ -280,7 +280,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
                     await self._remove_discarded(job_id)
                 [entry] = self._decode_entries(answers[3])
                 return entry
-            # Whoever makes room between the two is no reason to refuse: it is tried again.
+            # Room was freed meanwhile; retry.
             measured = await self._measure(job_id, path)
             [(max_bytes, max_files, max_all, files, all_bytes, in_the_way)] = measured
             if in_the_way:
@@ -299,7 +299,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         return await self._run(self._sql.measure_memory_files(job_id=job_id, path=path))
 
     async def get(self, job_id: Id, *, path: str) -> MemoryFileEntry:
-        """Return what is known of a file, without its bytes.
+        """Return a file's entry, without its bytes.
 
         Raises:
             NotFound: the job has none at this path.
@@ -376,7 +376,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
     async def list_by_job(
         self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MemoryFileEntry, str]:
-        """Return a page of what is known of a job's files, in the order of their paths.
+        """Return a page of the entries of a job's files, ordered by path.
 
         Raises:
             InvalidValue: `job_id`, `after` or `limit` is invalid.

@@ -1,4 +1,4 @@
-"""memory_items: what an agent notes for later, one note for each kind and key."""
+"""memory_items: what agents remember, one note for each kind and key."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class MemoryItems(TableRepository[MemoryItem]):
     async def put(
         self, job_id: Id, *, kind: str, key: str, content: Any, tags: Iterable[str] = ()
     ) -> MemoryItem:
-        """Note `content` under `kind` and `key`, in place of what stood there, and return the note.
+        """Store `content` under `kind` and `key`, replacing what was there, and return the note.
 
         Repeating the call is harmless. Of a tag that is given twice, one is kept.
 
@@ -80,7 +80,7 @@ class MemoryItems(TableRepository[MemoryItem]):
             )
             if row is not None:
                 return row
-            # Whoever makes room between the two is no reason to refuse: it is tried again.
+            # Room was freed meanwhile; retry.
             [measured] = await self._run(
                 self._sql.measure_memory_item(
                     job_id=job_id, kind=kind, key=key, content=content, tags=words
@@ -122,7 +122,7 @@ class MemoryItems(TableRepository[MemoryItem]):
         after: str | None = None,
         limit: int = DEFAULT_PAGE,
     ) -> Page[MemoryItem, str]:
-        """Return a page of a job's notes, of one kind or all, in the order of their making.
+        """Return a page of a job's notes, of one kind or all, oldest first.
 
         Raises:
             InvalidValue: `job_id`, `kind`, `after` or `limit` is invalid.
@@ -141,7 +141,7 @@ class MemoryItems(TableRepository[MemoryItem]):
     ) -> Page[MemoryItem, str]:
         """Return a page of a job's notes that have all of the tags, or any of them.
 
-        Without tags, every note is found. They stand in the order in which they were first made.
+        Without tags, every note matches. The notes are ordered by when they were first stored.
 
         Raises:
             InvalidValue: `match` is neither, or a value is refused.
@@ -168,7 +168,7 @@ class MemoryItems(TableRepository[MemoryItem]):
         return await self._page(call, limit, by_id)
 
     async def delete(self, job_id: Id, *, kind: str, key: str) -> None:
-        """Forget a note.
+        """Delete a note.
 
         Raises:
             NotFound: the job has none under this kind and key.

@@ -51,7 +51,7 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
     _sql: MemoryLimitsStatements
 
     async def get(self, job_id: Id) -> MemoryLimits:
-        """Return the limits that hold for a job: its own, or else the default.
+        """Return the limits that apply to a job: its own, or else the default.
 
         Raises:
             InvalidValue: `job_id` is not a valid id.
@@ -73,9 +73,9 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
         max_file_bytes: int | None = None,
         max_job_file_bytes: int | None = None,
     ) -> MemoryLimits:
-        """Give a job its own limits and return them; those not given stay as they are for it.
+        """Set a job's own limits and return them; those not given stay as they apply to it.
 
-        From then on the default does not concern the job.
+        From then on the default no longer applies to the job.
 
         Raises:
             InvalidReference: there is no such job.
@@ -127,7 +127,7 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
         )
 
     async def delete(self, job_id: Id) -> None:
-        """Take a job's own limits away: the default holds for it again.
+        """Delete a job's own limits: the default applies to it again.
 
         Raises:
             NotFound: it has none.

@@ -1,4 +1,4 @@
-"""message_summaries: what is left of messages that no longer fit the context."""
+"""message_summaries: summaries of messages that no longer fit the context."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MessageSummary(Row, frozen=True):
 
 
 class MessageSummaries(TableRepository[MessageSummary]):
-    """The summaries that agents made of their messages. They are kept as long as their job."""
+    """The summaries that agents made of their messages. They are deleted with their job."""
 
     table = "message_summaries"
     row_type = MessageSummary
@@ -52,7 +52,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         step_id: Id | None = None,
         id: Id | None = None,
     ) -> MessageSummary:
-        """Keep a summary and return it.
+        """Store a summary and return it.
 
         Raises:
             InvalidReference: there is no such job or step.
@@ -75,7 +75,7 @@ class MessageSummaries(TableRepository[MessageSummary]):
         """Return a summary.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no summary has this id.
             InvalidValue: `summary_id` is not a valid id.
         """
         return await self._one(self._sql.get_message_summary(id=summary_id), summary_id)

@@ -182,7 +182,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return await self._page(call, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
 
     async def renew(self, lock: ProjectLock, *, ttl: timedelta) -> ProjectLock:
-        """Let a lock run until `ttl` from now and return it so.
+        """Extend a lock until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired or went to another session; nothing was changed.
@@ -206,7 +206,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return row
 
     async def release(self, lock: ProjectLock) -> None:
-        """Set a locked project free.
+        """Release a locked project.
 
         Raises:
             LeaseLost: the lock expired or went to another session; nothing was changed.

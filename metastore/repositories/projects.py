@@ -67,7 +67,7 @@ class Projects(TableRepository[Project]):
         """Return a project.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no project has this id.
             InvalidValue: `project_id` is not a valid id.
         """
         return await self._one(self._sql.get_project(id=project_id), project_id)
@@ -83,7 +83,7 @@ class Projects(TableRepository[Project]):
     async def list(
         self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Project, str]:
-        """Return a page of the projects, in the order in which they were first seen.
+        """Return a page of the projects, in the order of their registration.
 
         Raises:
             InvalidValue: `after` or `limit` is invalid.
@@ -92,11 +92,11 @@ class Projects(TableRepository[Project]):
         return await self._page(call, limit, by_id)
 
     async def delete(self, project_id: Id) -> None:
-        """Forget a project that no session refers to. Its lock goes with it.
+        """Delete a project that no session refers to, with its lock.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidReference: sessions still refer to it; their history keeps it.
+            NotFound: no project has this id.
+            InvalidReference: sessions still refer to it.
             InvalidValue: `project_id` is not a valid id.
         """
         await self._one(self._sql.delete_project(id=project_id), project_id)

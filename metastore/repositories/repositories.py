@@ -45,7 +45,7 @@ class Repositories(TableRepository[Repository]):
     ) -> Repository:
         """Register a repository under a name that no other has.
 
-        A caller that passes its own `id` may repeat a call whose answer it never saw.
+        A caller that passes its own `id` can safely retry a call whose answer was lost.
 
         Raises:
             AlreadyExists: another repository has this name, or this id.
@@ -66,7 +66,7 @@ class Repositories(TableRepository[Repository]):
         """Return a repository.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no repository has this id.
             InvalidValue: `repository_id` is not a valid id.
         """
         return await self._one(self._sql.get_repository(id=repository_id), repository_id)
@@ -82,7 +82,7 @@ class Repositories(TableRepository[Repository]):
     async def list(
         self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Repository, str]:
-        """Return a page of the repositories, in the order in which they were registered.
+        """Return a page of the repositories, in the order of their registration.
 
         Raises:
             InvalidValue: `after` or `limit` is invalid.
@@ -98,10 +98,10 @@ class Repositories(TableRepository[Repository]):
         default_branch: str,
         metadata: JsonObject,
     ) -> Repository:
-        """Change what is known of the upstream and return the repository.
+        """Update a repository and return it.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no repository has this id.
             InvalidValue: an argument is invalid.
         """
         return await self._one(
@@ -116,10 +116,10 @@ class Repositories(TableRepository[Repository]):
         )
 
     async def delete(self, repository_id: Id) -> None:
-        """Forget a repository that has no worktrees and no sessions.
+        """Delete a repository that has no worktrees and no sessions.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no repository has this id.
             InvalidReference: worktrees or sessions still refer to it.
             InvalidValue: `repository_id` is not a valid id.
         """

@@ -1,4 +1,4 @@
-"""sessions: what was executed, for whom, and what came of it."""
+"""sessions: what was executed, for whom, and with which result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SessionTypeName = Literal["debug", "maven_maintenance", "test_generation", "dock
 
 
 class SessionStatus(StrEnum):
-    """How far a session is. The last three are its ends."""
+    """The status of a session. The last three are final."""
 
     PENDING = "pending"
     IN_PROGRESS = "in_progress"
@@ -64,7 +64,7 @@ _ENDS = frozenset({SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.
 
 
 class SessionMode(StrEnum):
-    """How much a session does by itself."""
+    """How autonomously a session works."""
 
     INTERACTIVE = "interactive"
     AUTONOMOUS = "autonomous"
@@ -81,9 +81,9 @@ class Session(Row, frozen=True):
 
     Attributes:
         config: what was asked for.
-        result: what came of it, any JSON.
+        result: its result, any JSON.
         metadata: what the client added.
-        completed_at: when it ended, well or badly.
+        completed_at: when it ended.
     """
 
     id: Id
@@ -128,7 +128,7 @@ class Sessions(TableRepository[Session]):
         metadata: JsonObject | None = None,
         id: Id | None = None,
     ) -> Session:
-        """Open a session, pending.
+        """Create a pending session.
 
         A debug session has a `repository_id`, every other a `project_path`. The project is
         registered, or touched, in the same transaction.
@@ -176,16 +176,16 @@ class Sessions(TableRepository[Session]):
         """Return a session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.get_session(id=session_id), session_id)
 
     async def start(self, session_id: Id, *, worktree_id: Id | None = None) -> Session:
-        """Begin a pending session; `worktree_id` if it was not known before.
+        """Start a pending session; `worktree_id` if it was not known before.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not pending, or its worktree is retired; carries the one that
                 refuses.
             InvalidReference: there is no such worktree.
@@ -204,10 +204,10 @@ class Sessions(TableRepository[Session]):
         raise await self._worktree_retired(worktree_id)
 
     async def pause(self, session_id: Id) -> Session:
-        """Interrupt a session that is in progress.
+        """Pause a session that is in progress.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not in progress.
             InvalidValue: `session_id` is not a valid id.
         """
@@ -218,10 +218,10 @@ class Sessions(TableRepository[Session]):
         )
 
     async def resume(self, session_id: Id) -> Session:
-        """Go on with a paused session.
+        """Resume a paused session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not paused.
             InvalidValue: `session_id` is not a valid id.
         """
@@ -232,12 +232,12 @@ class Sessions(TableRepository[Session]):
         )
 
     async def complete(self, session_id: Id, *, result: Any | None = None) -> Session:
-        """End a session that is in progress well.
+        """Complete a session that is in progress.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not in progress.
-            InvalidValue: `result` is no JSON.
+            InvalidValue: `result` is not JSON.
         """
         return await self._moved(
             self._sql.complete_session(id=session_id, result=result, now=self._now()),
@@ -246,11 +246,11 @@ class Sessions(TableRepository[Session]):
         )
 
     async def fail(self, session_id: Id, *, error_message: str) -> Session:
-        """End a session badly, whatever it was doing.
+        """Fail a session that has not ended.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no session has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `session_id` or `error_message` is invalid.
         """
         return await self._moved(
@@ -260,11 +260,11 @@ class Sessions(TableRepository[Session]):
         )
 
     async def cancel(self, session_id: Id) -> Session:
-        """Call a session off, whatever it was doing.
+        """Cancel a session that has not ended.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no session has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `session_id` is not a valid id.
         """
         return await self._moved(
@@ -353,7 +353,7 @@ class Sessions(TableRepository[Session]):
         is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no session has this id, or another caller has deleted it meanwhile.
             InvalidValue: `session_id` is not a valid id.
         """
         if not await self._deleted(self._deletion(session_id)):

@@ -1,4 +1,4 @@
-"""steps: what a session does, one after the other."""
+"""steps: the steps of a session, in order."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Step", "StepStatus", "Steps"]
 _BEFORE_ALL = -(1 << 63)
 
 _MAX_SEQUENCE = (1 << 31) - 1
-"""Leaves room behind it for the steps that are given their place."""
+"""Leaves room for the steps that are appended after it."""
 
 
 class StepStatus(StrEnum):
-    """How far a step is. The last three are its ends."""
+    """The status of a step. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -73,7 +73,7 @@ class Steps(TableRepository[Step]):
         input: Any | None = None,
         id: Id | None = None,
     ) -> Step:
-        """Plan a step, at `sequence` or else behind the last one of its session.
+        """Plan a step, at `sequence` or else after the last one of its session.
 
         Raises:
             InvalidReference: there is no such session.
@@ -101,16 +101,16 @@ class Steps(TableRepository[Step]):
         """Return a step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidValue: `step_id` is not a valid id.
         """
         return await self._one(self._sql.get_step(id=step_id), step_id)
 
     async def start(self, step_id: Id) -> Step:
-        """Begin a pending step.
+        """Start a pending step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not pending, or its session has ended; carries the one that
                 refuses.
             InvalidValue: `step_id` is not a valid id.
@@ -126,12 +126,12 @@ class Steps(TableRepository[Step]):
         raise await self._refusal(Sessions(self._scope), session_id, "step")
 
     async def complete(self, step_id: Id, *, output: Any | None = None) -> Step:
-        """End a running step well.
+        """Complete a running step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not running.
-            InvalidValue: `output` is no JSON.
+            InvalidValue: `output` is not JSON.
         """
         return await self._moved(
             self._sql.complete_step(id=step_id, output=output, now=self._now()),
@@ -140,11 +140,11 @@ class Steps(TableRepository[Step]):
         )
 
     async def fail(self, step_id: Id, *, error_message: str) -> Step:
-        """End a pending or running step badly.
+        """Fail a pending or running step.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no step has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `step_id` or `error_message` is invalid.
         """
         return await self._moved(
@@ -154,10 +154,10 @@ class Steps(TableRepository[Step]):
         )
 
     async def skip(self, step_id: Id) -> Step:
-        """Leave a pending step out.
+        """Skip a pending step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not pending.
             InvalidValue: `step_id` is not a valid id.
         """
@@ -168,7 +168,7 @@ class Steps(TableRepository[Step]):
     async def list_by_session(
         self, session_id: Id, *, after: int | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Step, int]:
-        """Return a page of a session's steps in their order, from behind sequence `after`.
+        """Return a page of a session's steps in order, starting after sequence `after`.
 
         Raises:
             InvalidValue: `session_id`, `after` or `limit` is invalid.

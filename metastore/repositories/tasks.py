@@ -1,4 +1,4 @@
-"""tasks: what an orchestrator has to do, claimed by workers and fenced by version."""
+"""tasks: the tasks of an orchestrator, claimed by workers and fenced by version."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _QUEUES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
 
 
 class TaskStatus(StrEnum):
-    """How far a task is. The last three are its ends."""
+    """The status of a task. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -66,7 +66,7 @@ class Task(Row, frozen=True):
         metadata: what its creator or its worker added.
         workspace_path: where it is done; `claim(spread=True)` takes turns between workspaces.
         started_at: when the run that counts began: the last one, after a take-over.
-        completed_at: when it ended, well or badly.
+        completed_at: when it ended.
         version: the fencing number; it grows with every claim, release and cancellation.
     """
 
@@ -178,7 +178,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         workspace_path: str | None = None,
         id: Id | None = None,
     ) -> Task:
-        """Put a task behind those that are pending.
+        """Create a pending task, after those that are pending.
 
         Raises:
             AlreadyExists: a task has this `id`.
@@ -201,7 +201,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """Return a task.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidValue: `task_id` is not a valid id.
         """
         return await self._one(self._sql.get_task(id=task_id), task_id)
@@ -209,10 +209,10 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     # Without a claim.
 
     async def start(self, task_id: Id) -> Task:
-        """Begin a pending task without a claim: nobody takes it over.
+        """Start a pending task without a claim: nobody takes it over.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it is not pending.
             InvalidValue: `task_id` is not a valid id.
         """
@@ -221,12 +221,12 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def complete(self, task_id: Id, *, metadata: JsonObject | None = None) -> Task:
-        """End a task well that was started without a claim.
+        """Complete a task that was started without a claim.
 
         With `metadata`, that takes the place of what the task had.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it is not running, or is claimed: then its holder ends it.
             InvalidValue: `task_id` or `metadata` is invalid.
         """
@@ -237,10 +237,10 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def fail(self, task_id: Id, *, error: str) -> Task:
-        """End a task badly that is pending, or was started without a claim.
+        """Fail a task that is pending, or was started without a claim.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it has ended already, or is claimed: then its holder ends it.
             InvalidValue: `task_id` or `error` is invalid.
         """
@@ -254,8 +254,8 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         """Cancel a task that has not ended, whoever runs it: what its holder does is too late.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no task has this id.
+            InvalidTransition: it has already ended.
             InvalidValue: `task_id` is not a valid id.
         """
         return await self._moved(
@@ -271,7 +271,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         again. In a transaction it is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no task has this id, or another caller has deleted it meanwhile.
             InvalidTransition: it is claimed; carries the row as it is now. Nothing was removed.
             InvalidValue: `task_id` is not a valid id.
         """
@@ -376,7 +376,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         return lease
 
     async def renew(self, lease: TaskLease, *, ttl: timedelta) -> TaskLease:
-        """Let a claim run until `ttl` from now and return it so.
+        """Extend a claim until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
@@ -395,7 +395,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         return TaskLease.of(row)
 
     async def complete_claim(self, lease: TaskLease, *, metadata: JsonObject | None = None) -> Task:
-        """End a claimed task well and return it.
+        """Complete a claimed task and return it.
 
         With `metadata`, that takes the place of what the task had.
 
@@ -415,7 +415,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def fail_claim(self, lease: TaskLease, *, error: str) -> Task:
-        """End a claimed task badly and return it.
+        """Fail a claimed task and return it.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
@@ -433,7 +433,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def release(self, lease: TaskLease) -> Task:
-        """Give a claimed task back and return it: it is pending again, where it was before.
+        """Give back a claimed task and return it: it is pending again, in its old place.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.

@@ -19,7 +19,7 @@ __all__ = ["ToolExecution", "ToolExecutionStatus", "ToolExecutionStatusName", "T
 
 
 class ToolExecutionStatus(StrEnum):
-    """How far a call is. The last three are its ends."""
+    """The status of a call. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -73,7 +73,7 @@ class ToolExecutions(TableRepository[ToolExecution]):
         arguments: JsonObject | None = None,
         id: Id | None = None,
     ) -> ToolExecution:
-        """Note that a task calls a tool.
+        """Record that a task calls a tool.
 
         Raises:
             InvalidReference: there is no such task.
@@ -100,39 +100,39 @@ class ToolExecutions(TableRepository[ToolExecution]):
         """Return a call.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no call has this id.
             InvalidValue: `execution_id` is not a valid id.
         """
         return await self._one(self._sql.get_tool_execution(id=execution_id), execution_id)
 
     async def complete(self, execution_id: Id, *, output: Any | None = None) -> ToolExecution:
-        """Note what the tool gave.
+        """Complete a call with its output.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
             InvalidValue: `output` is refused.
         """
         call = self._sql.complete_tool_execution(id=execution_id, output=output, now=self._now())
         return await self._ended(call, execution_id, ToolExecutionStatus.COMPLETED)
 
     async def fail(self, execution_id: Id, *, error: str) -> ToolExecution:
-        """Note that the tool failed.
+        """Fail a call.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
             InvalidValue: `execution_id` or `error` is invalid.
         """
         call = self._sql.fail_tool_execution(id=execution_id, error=error, now=self._now())
         return await self._ended(call, execution_id, ToolExecutionStatus.FAILED)
 
     async def time_out(self, execution_id: Id, *, error: str | None = None) -> ToolExecution:
-        """Note that the tool was ended for taking too long.
+        """Time out a call: the tool was stopped for taking too long.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
             InvalidValue: `execution_id` or `error` is invalid.
         """
         call = self._sql.time_out_tool_execution(id=execution_id, error=error, now=self._now())

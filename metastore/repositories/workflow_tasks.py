@@ -43,7 +43,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
     _sql: WorkflowTasksStatements
 
     async def add(self, workflow_id: Id, task_id: Id, sequence: int | None = None) -> WorkflowTask:
-        """Add a task behind the last one, or at `sequence`: those from there on move back.
+        """Append a task, or insert it at `sequence`: those from there on move back by one.
 
         Raises:
             NotFound: there is no such workflow.
@@ -90,7 +90,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         )
 
     async def move(self, workflow_id: Id, task_id: Id, sequence: int) -> WorkflowTask:
-        """Move a task to a place: those in between move by one towards the place it leaves.
+        """Move a task to `sequence`: those in between move by one towards its old place.
 
         Raises:
             NotFound: the workflow has no such task.
@@ -110,7 +110,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         return moved
 
     async def remove(self, workflow_id: Id, task_id: Id) -> None:
-        """Take a task out of a workflow: those behind it move up. The task itself stays.
+        """Remove a task from a workflow: those after it move up. The task itself stays.
 
         Raises:
             NotFound: the workflow has no such task.

@@ -1,4 +1,4 @@
-"""workflows: what tasks are put together to."""
+"""workflows: ordered sets of tasks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Workflow(Row, frozen=True):
 
 
 class WorkflowProgress(msgspec.Struct, frozen=True):
-    """How far a workflow's tasks are.
+    """The progress of a workflow's tasks.
 
     Attributes:
         done: how many are completed. Failed and cancelled ones have ended, but are not done.
@@ -93,7 +93,7 @@ class Workflows(TableRepository[Workflow]):
         description: str | None = None,
         id: Id | None = None,
     ) -> Workflow:
-        """Begin a workflow, as a draft.
+        """Create a workflow, as a draft.
 
         Raises:
             AlreadyExists: a workflow has this `id`.
@@ -113,7 +113,7 @@ class Workflows(TableRepository[Workflow]):
         """Return a workflow.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidValue: `workflow_id` is not a valid id.
         """
         return await self._one(self._sql.get_workflow(id=workflow_id), workflow_id)
@@ -127,10 +127,10 @@ class Workflows(TableRepository[Workflow]):
         return await self._find(self._sql.find_workflow_by_name(name=name))
 
     async def activate(self, workflow_id: Id) -> Workflow:
-        """Put a draft to work, or go on with a paused workflow.
+        """Activate a draft or a paused workflow.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidTransition: it is active or archived.
             InvalidValue: `workflow_id` is not a valid id.
         """
@@ -141,10 +141,10 @@ class Workflows(TableRepository[Workflow]):
         )
 
     async def pause(self, workflow_id: Id) -> Workflow:
-        """Hold an active workflow.
+        """Pause an active workflow.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidTransition: it is not active.
             InvalidValue: `workflow_id` is not a valid id.
         """
@@ -155,10 +155,10 @@ class Workflows(TableRepository[Workflow]):
         )
 
     async def archive(self, workflow_id: Id) -> Workflow:
-        """Put a workflow away, whatever it was doing: it takes no more tasks.
+        """Archive a workflow, whatever its status: it takes no more tasks.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidTransition: it is archived already.
             InvalidValue: `workflow_id` is not a valid id.
         """
@@ -169,10 +169,10 @@ class Workflows(TableRepository[Workflow]):
         )
 
     async def progress(self, workflow_id: Id) -> WorkflowProgress:
-        """Return how far a workflow's tasks are, all counted at one moment.
+        """Return the progress of a workflow's tasks, all counted at one moment.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidValue: `workflow_id` is not a valid id.
         """
         rows = await self._run(self._sql.workflow_progress(id=workflow_id))
@@ -229,7 +229,7 @@ class Workflows(TableRepository[Workflow]):
         cut short is finished by calling this again. In a transaction it is one statement.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no workflow has this id, or another caller has deleted it meanwhile.
             InvalidValue: `workflow_id` is not a valid id.
         """
         plan = deletion.Plan(

@@ -45,7 +45,7 @@ class Worktree(Row, frozen=True):
 
     Attributes:
         environment_hashes: a digest for each part of the environment that was set up in it.
-        version: the fencing number; it grows whenever the worktree is taken or set free.
+        version: the fencing number; it grows whenever the worktree is taken or released.
     """
 
     id: Id
@@ -162,7 +162,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         """Return a worktree.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no worktree has this id.
             InvalidValue: `worktree_id` is not a valid id.
         """
         return await self._one(self._sql.get_worktree(id=worktree_id), worktree_id)
@@ -295,7 +295,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         return lease
 
     async def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
-        """Let a lease run until `ttl` from now and return it so.
+        """Extend a lease until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired or went to another holder; nothing was changed.
@@ -321,7 +321,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         commit_sha: str | None,
         environment_hashes: Mapping[str, str] | None = None,
     ) -> Lease:
-        """Note what the holder has checked out, so that later holders can prefer it.
+        """Record what the holder has checked out, so that later holders can prefer it.
 
         Without `environment_hashes` those of the worktree stay as they are; `{}` clears them.
 
@@ -348,7 +348,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         return Lease.of(row)
 
     async def release(self, lease: Lease) -> Worktree:
-        """Set a leased worktree free and return it.
+        """Release a leased worktree and return it.
 
         Raises:
             LeaseLost: the lease expired or went to another holder; nothing was changed.
@@ -404,7 +404,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
 
         Raises:
             LeaseUnavailable: it is held; carries the row as it is now.
-            NotFound: there is none with this id.
+            NotFound: no worktree has this id.
             InvalidValue: `worktree_id` is not a valid id.
         """
         now = self._now()
@@ -427,7 +427,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         )
 
     async def delete(self, worktree_id: Id) -> None:
-        """Forget a worktree that nobody holds. Its fencing numbers are never given out again.
+        """Delete a worktree that nobody holds. Its fencing numbers are never reused.
 
         From one that many sessions ran in these are separated piece by piece, and other writers
         are served in between; it is retired first, and in `deletions` until it is gone. A deletion
@@ -435,7 +435,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
 
         Raises:
             LeaseUnavailable: it is held; carries the row as it is now.
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no worktree has this id, or another caller has deleted it meanwhile.
             InvalidValue: `worktree_id` is not a valid id.
         """
         now = self._now()
