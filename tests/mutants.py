@@ -928,25 +928,11 @@ MUTANTS = [
         "tests/backends/test_loops.py",
     ),
     Mutant(
-        "what closing leaves unfinished is run",
-        LANES,
-        "            if self.closed is not None:\n                self.refuse(self.closed)",
-        "            pass",
-        f"{BOUNDS} {BACKEND}",
-    ),
-    Mutant(
         "the watcher does not poll again after a pause",
         "metastore/backends/sqlite/watcher.py",
         "                await asyncio.sleep(POLL_INTERVAL)\n        self._poller = None",
         "                await asyncio.sleep(POLL_INTERVAL)",
-        f"{BACKEND} tests/repositories/test_events.py",
-    ),
-    Mutant(
-        "a scan is not interrupted by close",
-        "metastore/backends/sqlite/scans.py",
-        "if self.closed is not None:\n                # The closing",
-        "if False:\n                # The closing",
-        "tests/backends/test_sqlite_scans.py",
+        BACKEND,
     ),
     Mutant(
         "a sweep removes the folders of the living",
