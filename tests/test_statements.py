@@ -17,7 +17,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pytest
 from aiosql.types import QueryDatum, SQLOperationType
@@ -860,3 +868,33 @@ def test_query_plans__no_statement_scans_or_sorts(schema: sqlite3.Connection) ->
 def _is_slow(line: str) -> bool:
     # `line` is the one row that says how many wait ahead.
     return bool(re.search(r"SCAN (?!CONSTANT ROW|l$|line$)|TEMP B-TREE|AUTOMATIC", line))
+
+
+NAMED = [
+    (module, name.removesuffix("Name"))
+    for module in sorted({repository.__module__ for repository in REPOSITORIES.values()})
+    for name in vars(sys.modules[module])
+    if name.endswith("Name") and get_origin(vars(sys.modules[module])[name]) is Literal
+]
+
+
+@pytest.mark.parametrize(("module", "enumeration"), NAMED)
+def test_names__are_the_values_of_their_enumeration(module: str, enumeration: str) -> None:
+    """A type checker takes either; one that is missing from the other would go unnoticed."""
+    members = getattr(sys.modules[module], enumeration)
+    assert get_args(getattr(sys.modules[module], f"{enumeration}Name")) == tuple(members)
+
+
+def test_names__stand_for_every_enumeration_that_a_method_takes() -> None:
+    assert len(NAMED) == 14
+    for repository in REPOSITORIES.values():
+        for name, method in inspect.getmembers(repository, inspect.isfunction):
+            # Its callers are the repositories of what is leased.
+            if name.startswith("_") or name == "wait_in_queue":
+                continue
+            for parameter in inspect.signature(method).parameters.values():
+                column = _columns(repository.row_type).get(parameter.name)
+                if column and isinstance(column.type, type) and issubclass(column.type, StrEnum):
+                    kind = column.type.__name__
+                    taken = str(parameter.annotation).split(" | ")
+                    assert {kind, f"{kind}Name"} <= set(taken), f"{repository.__name__}.{name}"

@@ -25,7 +25,7 @@ from metastore.secrets import Secret
 
 if TYPE_CHECKING:
     from metastore.backends.base import DatabaseUrl
-    from metastore.repositories.configurations import Configuration
+    from metastore.repositories.configurations import Configuration, ConfigurationTypeName
     from metastore.store import MetadataStore
 
 __all__ = ["config"]
@@ -51,7 +51,7 @@ def config() -> None:
 def set_(
     key: str,
     value: str | None,
-    value_type: str,
+    value_type: ConfigurationTypeName,
     description: str | None,
     secret: bool,
     if_version: int | None,

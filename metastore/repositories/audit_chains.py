@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         NoteAuditHeadRow,
     )
 
-__all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "Purge"]
+__all__ = ["AuditChain", "AuditChains", "AuditReport", "AuditedTable", "AuditedTableName", "Purge"]
 
 PIECE = 64
 """The most chains that one transaction of a checkpoint notes: a few milliseconds."""
@@ -46,6 +46,10 @@ BEHIND_EVERY_RUN = "~"
 """Sorts behind the id of every run."""
 
 Ids = list[str]
+
+
+AuditedTableName = Literal["events", "tool_executions"]
+"""The same as `AuditedTable`, as text, so that a type checker sees a misspelt one."""
 
 
 class AuditChain(Row, frozen=True):
@@ -114,20 +118,29 @@ class AuditChains(TableRepository[AuditChain]):
     key = ("resource", "resource_id")
     _sql: AuditChainsStatements
 
-    async def get(self, resource: str, resource_id: str) -> AuditChain:
+    async def get(self, resource: AuditedTable | AuditedTableName, resource_id: Id) -> AuditChain:
         """Return the chain of a session's events or a task's tool executions.
 
         Raises:
             NotFound: nothing was ever chained there.
+            InvalidValue: `resource` or `resource_id` is invalid.
         """
         return await self._one(
             self._sql.get_audit_chain(resource=resource, resource_id=resource_id), resource_id
         )
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self,
+        resource: AuditedTable | AuditedTableName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[AuditChain, str]:
-        """Return a page of the chains of a table, stubs among them."""
+        """Return a page of the chains of a table, stubs among them.
+
+        Raises:
+            InvalidValue: `resource`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_audit_chains(
             resource=resource, after_place=after, limit=checked_limit(limit)
         )

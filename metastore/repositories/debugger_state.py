@@ -40,7 +40,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
     _sql: DebuggerStateStatements
 
     async def checkpoint(
-        self, session_id: str, state: Any, *, label: str | None = None, id: str | None = None
+        self, session_id: Id, state: Any, *, label: str | None = None, id: Id | None = None
     ) -> DebuggerState:
         """Take a checkpoint of an active session: one that is pending, in progress or paused.
 
@@ -63,30 +63,40 @@ class DebuggerStates(TableRepository[DebuggerState]):
             raise await self._refusal(Sessions(self._scope), session_id, "checkpoint")
         return taken
 
-    async def get(self, checkpoint_id: str) -> DebuggerState:
+    async def get(self, checkpoint_id: Id) -> DebuggerState:
         """Return a checkpoint.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `checkpoint_id` is not a valid id.
         """
         return await self._one(self._sql.get_checkpoint(id=checkpoint_id), checkpoint_id)
 
-    async def latest(self, session_id: str) -> DebuggerState:
+    async def latest(self, session_id: Id) -> DebuggerState:
         """Return the last checkpoint of a session.
 
         Raises:
             NotFound: the session has none.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.latest_checkpoint(session_id=session_id), session_id)
 
-    async def find_latest(self, session_id: str) -> DebuggerState | None:
-        """Return the last checkpoint of a session, or None."""
+    async def find_latest(self, session_id: Id) -> DebuggerState | None:
+        """Return the last checkpoint of a session, or None.
+
+        Raises:
+            InvalidValue: `session_id` is not a valid id.
+        """
         return await self._find(self._sql.latest_checkpoint(session_id=session_id))
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
+        self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[DebuggerState, int]:
-        """Return a page of a session's checkpoints, oldest first, from behind `after`."""
+        """Return a page of a session's checkpoints, oldest first, from behind `after`.
+
+        Raises:
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_checkpoints_by_session(
             session_id=session_id, after=after, limit=checked_limit(limit)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metastore.codec import Id, Row
 from metastore.paging import DEFAULT_PAGE, Page, checked_limit
@@ -13,7 +13,7 @@ from metastore.repositories.base import TableRepository
 if TYPE_CHECKING:
     from metastore.statement_types import DeletionsStatements
 
-__all__ = ["DeletedTable", "Deletion", "Deletions"]
+__all__ = ["DeletedTable", "DeletedTableName", "Deletion", "Deletions"]
 
 
 class DeletedTable(StrEnum):
@@ -24,6 +24,10 @@ class DeletedTable(StrEnum):
     TASKS = "tasks"
     WORKFLOWS = "workflows"
     WORKTREES = "worktrees"
+
+
+DeletedTableName = Literal["sessions", "jobs", "tasks", "workflows", "worktrees"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Deletion(Row, frozen=True):
@@ -50,9 +54,17 @@ class Deletions(TableRepository[Deletion]):
     _sql: DeletionsStatements
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self,
+        resource: DeletedTable | DeletedTableName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Deletion, str]:
-        """Return a page of the rows of a table that are being deleted, by id."""
+        """Return a page of the rows of a table that are being deleted, by id.
+
+        Raises:
+            InvalidValue: `resource`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_deletions(
             resource=resource, after_place=after, limit=checked_limit(limit)
         )

@@ -10,6 +10,7 @@ from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Jobs, JobStep, JobStepStatus
 
 if TYPE_CHECKING:
+    from metastore.codec import Id
     from metastore.errors import MetastoreError
     from metastore.statement_types import JobStepsStatements
     from metastore.statements import Call
@@ -31,11 +32,11 @@ class JobSteps(TableRepository[JobStep]):
     async def create(
         self,
         *,
-        job_id: str,
+        job_id: Id,
         name: str,
         step_type: str,
         details: str | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> JobStep:
         """Plan a step, behind the others of its job.
 
@@ -44,7 +45,7 @@ class JobSteps(TableRepository[JobStep]):
             InvalidTransition: the job has ended; carries the job.
             InvalidReference: there is no such job.
             AlreadyExists: a step has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         step = await self._find(
             self._sql.create_job_step(
@@ -60,15 +61,16 @@ class JobSteps(TableRepository[JobStep]):
             raise await self._refused_by_job(job_id, column="job_id")
         return step
 
-    async def get(self, step_id: str) -> JobStep:
+    async def get(self, step_id: Id) -> JobStep:
         """Return a step.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `step_id` is not a valid id.
         """
         return await self._one(self._sql.get_job_step(id=step_id), step_id)
 
-    async def start(self, step_id: str) -> JobStep:
+    async def start(self, step_id: Id) -> JobStep:
         """Begin a planned step.
 
         Raises:
@@ -76,6 +78,7 @@ class JobSteps(TableRepository[JobStep]):
             NotFound: there is none with this id.
             InvalidTransition: it is not planned, or its job has ended; carries the one that
                 refuses.
+            InvalidValue: `step_id` is not a valid id.
         """
         try:
             return await self._moved(
@@ -89,12 +92,13 @@ class JobSteps(TableRepository[JobStep]):
             job_id = refused.row.job_id
         raise await self._refused_by_job(job_id)
 
-    async def complete(self, step_id: str, *, details: str | None = None) -> JobStep:
+    async def complete(self, step_id: Id, *, details: str | None = None) -> JobStep:
         """End a running step well; `details` replace those it has, if given.
 
         Raises:
             NotFound: there is none with this id.
             InvalidTransition: it is not running.
+            InvalidValue: `step_id` or `details` is invalid.
         """
         return await self._moved(
             self._sql.complete_job_step(id=step_id, details=details, now=self._now()),
@@ -102,12 +106,13 @@ class JobSteps(TableRepository[JobStep]):
             JobStepStatus.COMPLETED,
         )
 
-    async def fail(self, step_id: str, *, details: str | None = None) -> JobStep:
+    async def fail(self, step_id: Id, *, details: str | None = None) -> JobStep:
         """End a planned or running step badly; `details` replace those it has, if given.
 
         Raises:
             NotFound: there is none with this id.
             InvalidTransition: it has ended already.
+            InvalidValue: `step_id` or `details` is invalid.
         """
         return await self._moved(
             self._sql.fail_job_step(id=step_id, details=details, now=self._now()),
@@ -115,12 +120,13 @@ class JobSteps(TableRepository[JobStep]):
             JobStepStatus.FAILED,
         )
 
-    async def skip(self, step_id: str, *, details: str | None = None) -> JobStep:
+    async def skip(self, step_id: Id, *, details: str | None = None) -> JobStep:
         """Leave a planned step out; `details` replace those it has, if given.
 
         Raises:
             NotFound: there is none with this id.
             InvalidTransition: it is not planned.
+            InvalidValue: `step_id` or `details` is invalid.
         """
         return await self._moved(
             self._sql.skip_job_step(id=step_id, details=details, now=self._now()),
@@ -129,19 +135,23 @@ class JobSteps(TableRepository[JobStep]):
         )
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[JobStep, str]:
-        """Return a page of a job's steps, in the order in which they were planned."""
+        """Return a page of a job's steps, in the order in which they were planned.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_job_steps_by_job(
             job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
         return await self._page(call, limit, by_id)
 
-    async def _refused_by_job(self, job_id: str, *, column: str | None = None) -> MetastoreError:
+    async def _refused_by_job(self, job_id: Id, *, column: str | None = None) -> MetastoreError:
         error = await self._refusal(Jobs(self._scope), job_id, "step", column=column)
         if isinstance(error, InvalidTransition) and error.row.cancelled:
             return JobCancelled(error.row)
         return error
 
-    async def _moved(self, call: Call, step_id: str, to_status: JobStepStatus) -> JobStep:
+    async def _moved(self, call: Call, step_id: Id, to_status: JobStepStatus) -> JobStep:
         return await self._advanced(call, self._sql.get_job_step(id=step_id), step_id, to_status)

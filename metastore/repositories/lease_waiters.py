@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import TransactionActive
@@ -23,6 +23,7 @@ __all__ = [
     "LeaseWaiter",
     "LeaseWaiters",
     "LeasedResource",
+    "LeasedResourceName",
 ]
 
 Taken = TypeVar("Taken")
@@ -34,6 +35,10 @@ class LeasedResource(StrEnum):
     WORKTREES = "worktrees"
     PROJECT_LOCKS = "project_locks"
     TASKS = "tasks"
+
+
+LeasedResourceName = Literal["worktrees", "project_locks", "tasks"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class LeaseWaiter(Row, frozen=True):
@@ -62,9 +67,18 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
     _sql: LeaseWaitersStatements
 
     async def list_by_resource(
-        self, resource: str, resource_id: str, *, after: int = 0, limit: int = DEFAULT_PAGE
+        self,
+        resource: LeasedResource | LeasedResourceName,
+        resource_id: Id,
+        *,
+        after: int = 0,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[LeaseWaiter, int]:
-        """Return a page of the live tickets for a resource, first come first."""
+        """Return a page of the live tickets for a resource, first come first.
+
+        Raises:
+            InvalidValue: `resource`, `resource_id`, `after` or `limit` is invalid.
+        """
         now = self._now()
         call = self._sql.list_lease_waiters(
             resource=resource,
@@ -79,7 +93,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
     async def wait_in_queue(
         self,
         resource: str,
-        resource_id: str,
+        resource_id: Id,
         *,
         owner: str,
         wait: timedelta,
@@ -113,9 +127,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         """Return the statement that gives a ticket back, to go with the one that takes."""
         return self._sql.delete_lease_waiter(id=ticket.id)
 
-    async def _draw(
-        self, ticket_id: str, resource: str, resource_id: str, owner: str
-    ) -> LeaseWaiter:
+    async def _draw(self, ticket_id: Id, resource: str, resource_id: Id, owner: str) -> LeaseWaiter:
         now = self._now()
         _, rows = await self._run_all(
             self._sql.delete_expired_lease_waiters(
@@ -146,6 +158,6 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
             ticket.id, ticket.resource, ticket.resource_id, ticket.owner
         )
 
-    async def _leave(self, ticket_id: str) -> None:
+    async def _leave(self, ticket_id: Id) -> None:
         # A coroutine, because a closed store refuses before there is anything to await.
         await self._run(self._sql.delete_lease_waiter(id=ticket_id))

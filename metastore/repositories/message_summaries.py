@@ -45,19 +45,19 @@ class MessageSummaries(TableRepository[MessageSummary]):
     async def create(
         self,
         *,
-        job_id: str,
+        job_id: Id,
         role: str,
         summary: str,
         tokens: int,
-        step_id: str | None = None,
-        id: str | None = None,
+        step_id: Id | None = None,
+        id: Id | None = None,
     ) -> MessageSummary:
         """Keep a summary and return it.
 
         Raises:
             InvalidReference: there is no such job or step.
             AlreadyExists: a summary has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_message_summary(
@@ -71,27 +71,36 @@ class MessageSummaries(TableRepository[MessageSummary]):
             )
         )
 
-    async def get(self, summary_id: str) -> MessageSummary:
+    async def get(self, summary_id: Id) -> MessageSummary:
         """Return a summary.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `summary_id` is not a valid id.
         """
         return await self._one(self._sql.get_message_summary(id=summary_id), summary_id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
-        """Return a page of a job's summaries, oldest first."""
+        """Return a page of a job's summaries, oldest first.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_message_summaries_by_job(
             job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
         return await self._page(call, limit, by_id)
 
     async def list_by_step(
-        self, step_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+        self, step_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
-        """Return a page of a step's summaries, oldest first."""
+        """Return a page of a step's summaries, oldest first.
+
+        Raises:
+            InvalidValue: `step_id`, `after` or `limit` is invalid.
+        """
         call = self._sql.list_message_summaries_by_step(
             step_id=step_id, after_id=after, limit=checked_limit(limit)
         )

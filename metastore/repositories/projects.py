@@ -50,7 +50,7 @@ class Projects(TableRepository[Project]):
         it is. Repeating the call is harmless.
 
         Raises:
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         now = self._now()
         if config is None:
@@ -63,30 +63,40 @@ class Projects(TableRepository[Project]):
             )
         )
 
-    async def get(self, project_id: str) -> Project:
+    async def get(self, project_id: Id) -> Project:
         """Return a project.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `project_id` is not a valid id.
         """
         return await self._one(self._sql.get_project(id=project_id), project_id)
 
     async def find_by_path(self, path: str) -> Project | None:
-        """Return the project at this path, or None."""
+        """Return the project at this path, or None.
+
+        Raises:
+            InvalidValue: `path` is invalid.
+        """
         return await self._find(self._sql.find_project_by_path(path=path))
 
     async def list(
         self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Project, str]:
-        """Return a page of the projects, in the order in which they were first seen."""
+        """Return a page of the projects, in the order in which they were first seen.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
         call = self._sql.list_projects(after_id=after, limit=checked_limit(limit))
         return await self._page(call, limit, by_id)
 
-    async def delete(self, project_id: str) -> None:
+    async def delete(self, project_id: Id) -> None:
         """Forget a project that no session refers to. Its lock goes with it.
 
         Raises:
             NotFound: there is none with this id.
             InvalidReference: sessions still refer to it; their history keeps it.
+            InvalidValue: `project_id` is not a valid id.
         """
         await self._one(self._sql.delete_project(id=project_id), project_id)
