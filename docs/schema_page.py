@@ -12,7 +12,7 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 from metastore.backends.sqlite.schema import SqliteSchemaConnection
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def render(connection: sqlite3.Connection) -> str:
         belonging = [it for it in everything if it.table == table.name]
         parts.append(_table(connection, table, belonging, reasons))
     parts += ["## Views\n", *(_view(connection, view) for view in views)]
+    parts += ["## Migrations\n", _migrations()]
     return "\n".join(parts)
 
 
@@ -327,6 +328,16 @@ def _view(connection: sqlite3.Connection, view: SchemaObject) -> str:
         f"### {view.name}\n\n{_view_comment(view.sql)}\n\nColumns: {columns}.\n\n"
         f"```sql\n{sql};\n```\n"
     )
+
+
+def _migrations() -> str:
+    """Return a table of all migrations, from the headers of their files."""
+    lines = ["| migration | what it adds or changes | rollback |", "|---|---|---|"]
+    for migration in migrations.known("sqlite"):
+        title, _, _ = migration.sql.partition("\n--\n")
+        purpose = _one_line(_COMMENT.sub("", title)).removeprefix(f"{migration.id}: ")
+        lines.append(f"| `{migration.id}` | {purpose} | {migration.loses} |")
+    return "\n".join(lines) + "\n"
 
 
 def _view_comment(sql: str) -> str:

@@ -301,7 +301,7 @@ class _Explainer:
         if token.replaced_by is not None:
             dependents.append(f"token {token.replaced_by}, which replaces it")
         if status in (TokenStatus.ACTIVE, TokenStatus.REPLACED):
-            released_by = [f"metastore admin revoke-token {token.id} ends it at once"]
+            released_by = [f"`metastore admin revoke-token {token.id}` ends it at once"]
             if token.expires_at is not None:
                 released_by.append(f"it expires at {timestamp(token.expires_at)}")
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from metastore import migrations
-from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
+from metastore.audit.links import Finding  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends import opening
 from metastore.backends.base import NO_TABLES, KnownFault
 from metastore.errors import (
@@ -257,7 +257,7 @@ def _schema_problems(found: list[Finding]) -> Iterator[str]:
             f"The schema is not as its migrations make it, in {len(found)} "
             f"place{'s' * (len(found) > 1)} (the first: {found[0].detail}). What a trigger that "
             "somebody added has written carries the store's own hashes: find out who can "
-            "write to the file, and list the differences with metastore migrate verify."
+            "write to the file, and list the differences with `metastore migrate verify`."
         )
 
 
@@ -269,7 +269,7 @@ def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | Non
         yield (
             f"History cannot be checked in {len(unreadable)} "
             f"place{'s' * (len(unreadable) > 1)} (the first: {unreadable[0]}). Look at the whole "
-            "database with metastore doctor --integrity, and compare with a backup."
+            "database with `metastore doctor --integrity`, and compare with a backup."
         )
     changed = [
         finding

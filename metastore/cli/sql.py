@@ -49,7 +49,7 @@ def sql(name: str | None, dialect: str | None, url: DatabaseUrl, as_json: bool) 
     if name is not None:
         statements = [it for it in statements if name in (it.table, it.name)]
         if not statements:
-            raise Refused(f"no table and no statement is named {name!r}; metastore sql lists them")
+            raise Refused(f"no table or statement is named {name!r}; `metastore sql` lists them")
     if as_json:
         print_json(statements)
     elif name is None:

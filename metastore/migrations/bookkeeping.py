@@ -381,7 +381,7 @@ _DISTRUST = {
     "migration of its own",
     "missing": "was applied, but its file is gone: restore it",
     "unverified": "was not applied by metastore, which knows nothing of what its file held: "
-    "metastore migrate verify --adopt compares the schema and records it",
+    "`metastore migrate verify --adopt` compares the schema and records it",
 }
 
 

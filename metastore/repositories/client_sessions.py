@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import Id, JsonObject, Label, Row, duration
 from metastore.errors import InvalidTransition
 from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from metastore.statement_types import ClientSessionsStatements
 
-__all__ = ["HEARTBEAT_INTERVAL", "ClientConnectionType", "ClientSession", "ClientSessions"]
+__all__ = [
+    "HEARTBEAT_INTERVAL",
+    "ClientConnectionType",
+    "ClientConnectionTypeName",
+    "ClientSession",
+    "ClientSessions",
+]
 
 HEARTBEAT_INTERVAL = timedelta(seconds=10)
 """How often a heartbeat is written at most, unless the caller says otherwise."""
@@ -30,6 +36,10 @@ class ClientConnectionType(StrEnum):
     WEBSOCKET = "websocket"
     HTTP = "http"
     GRPC = "grpc"
+
+
+ClientConnectionTypeName = Literal["websocket", "http", "grpc"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class ClientSession(Row, frozen=True):
@@ -63,20 +73,20 @@ class ClientSessions(TableRepository[ClientSession]):
         self,
         *,
         client_id: str,
-        connection_type: str,
+        connection_type: ClientConnectionType | ClientConnectionTypeName,
         user_id: str | None = None,
         metadata: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> ClientSession:
         """Note that a client has connected.
 
         Raises:
             AlreadyExists: a session has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.open_client_session(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 client_id=client_id,
                 user_id=user_id,
                 connection_type=connection_type,
@@ -85,16 +95,17 @@ class ClientSessions(TableRepository[ClientSession]):
             )
         )
 
-    async def get(self, session_id: str) -> ClientSession:
+    async def get(self, session_id: Id) -> ClientSession:
         """Return a session.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.get_client_session(id=session_id), session_id)
 
     async def heartbeat(
-        self, session_id: str, *, interval: timedelta = HEARTBEAT_INTERVAL
+        self, session_id: Id, *, interval: timedelta = HEARTBEAT_INTERVAL
     ) -> ClientSession:
         """Note that a client was heard of, and return its session.
 
@@ -117,12 +128,13 @@ class ClientSessions(TableRepository[ClientSession]):
         )
         return beat or _open(await self._one(current, session_id))
 
-    async def close(self, session_id: str) -> ClientSession:
+    async def close(self, session_id: Id) -> ClientSession:
         """Note that a client has gone.
 
         Raises:
             NotFound: there is no session with this id.
             InvalidTransition: it is closed already.
+            InvalidValue: `session_id` is not a valid id.
         """
         closed = await self._find(
             self._sql.close_client_session(id=session_id, updated_at=self._now())
@@ -156,41 +168,48 @@ class ClientSessions(TableRepository[ClientSession]):
         )
 
     async def list_active(
-        self, *, after: str | None = None, limit: int = 50
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
-        """Return a page of the open sessions, in the order in which they were opened."""
-        rows = await self._all(
-            self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        """Return a page of the open sessions, in the order in which they were opened.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def list_by_client(
-        self, client_id: str, *, after: str | None = None, limit: int = 50
+        self, client_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
-        """Return a page of a client's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_client(
-                client_id=client_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a client's sessions, open or closed, the oldest first.
+
+        Raises:
+            InvalidValue: `client_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_client_sessions_by_client(
+            client_id=client_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_user(
-        self, user_id: str, *, after: str | None = None, limit: int = 50
+        self, user_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
-        """Return a page of a user's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_user(
-                user_id=user_id, after_id=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        """Return a page of a user's sessions, open or closed, the oldest first.
 
-    async def delete(self, session_id: str) -> None:
+        Raises:
+            InvalidValue: `user_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_client_sessions_by_user(
+            user_id=user_id, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def delete(self, session_id: Id) -> None:
         """Forget a session, open or closed.
 
         Raises:
             NotFound: there is none with this id.
+            InvalidValue: `session_id` is not a valid id.
         """
         await self._one(self._sql.delete_client_session(id=session_id), session_id)
 

@@ -81,7 +81,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
         Raises:
             DimensionMismatch: the vectors of the scope have other dimensions.
-            InvalidValue: a value is refused; the vector if it is empty, zero or not finite.
+            InvalidValue: an argument is invalid; the vector if it is empty, zero or not finite.
         """
         dimensions = vectors.dimensions(_encoded(vector))
         while True:
@@ -108,7 +108,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
         Raises:
             DimensionMismatch: the vectors of the scope, or of the call, have other dimensions.
-            InvalidValue: a value is refused, or there are too many.
+            InvalidValue: an argument is invalid, or there are too many.
         """
         texts = listed(self.table, "embeddings", embeddings, "NewEmbedding", kind=NewEmbedding)
         if len(texts) > MAX_EMBEDDINGS:
@@ -144,6 +144,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
         Raises:
             NotFound: nothing is.
+            InvalidValue: `scope` or `ref_id` is invalid.
         """
         return await self._one(self._sql.get_embedding(scope=scope, ref_id=ref_id), (scope, ref_id))
 
@@ -152,6 +153,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
         Raises:
             NotFound: nothing is.
+            InvalidValue: `scope` or `ref_id` is invalid.
         """
         await self._one(self._sql.delete_embedding(scope=scope, ref_id=ref_id), (scope, ref_id))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -11,6 +11,9 @@ from metastore.codec import Row
 from metastore.errors import LimitsMismatch
 from metastore.leasing import limits
 from metastore.repositories.base import TableRepository
+
+if TYPE_CHECKING:
+    from metastore.statement_types import LeaseLimitsStatements
 
 __all__ = ["LeaseLimits", "LeaseLimitsRow"]
 
@@ -40,6 +43,7 @@ class LeaseLimits(TableRepository[LeaseLimitsRow]):
 
     table = "lease_limits"
     row_type = LeaseLimitsRow
+    _sql: LeaseLimitsStatements
 
     async def get(self) -> LeaseLimitsRow:
         """Return the limits of the database.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row, expect, new_id
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -50,8 +50,12 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
     row_type = MemoryLimits
     _sql: MemoryLimitsStatements
 
-    async def get(self, job_id: str) -> MemoryLimits:
-        """Return the limits that hold for a job: its own, or else the default."""
+    async def get(self, job_id: Id) -> MemoryLimits:
+        """Return the limits that hold for a job: its own, or else the default.
+
+        Raises:
+            InvalidValue: `job_id` is not a valid id.
+        """
         return await self._one(self._sql.get_memory_limits(job_id=job_id), job_id)
 
     async def get_default(self) -> MemoryLimits:
@@ -60,7 +64,7 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
 
     async def set(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         max_items: int | None = None,
         max_item_bytes: int | None = None,
@@ -77,6 +81,8 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
             InvalidReference: there is no such job.
             InvalidValue: a limit is refused.
         """
+        # The column may be NULL: the default's is.
+        expect("job_id", job_id, str, "text")
         return await self._created(
             self._sql.set_memory_limits(
                 id=new_id(),
@@ -120,10 +126,11 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
             )
         )
 
-    async def delete(self, job_id: str) -> None:
+    async def delete(self, job_id: Id) -> None:
         """Take a job's own limits away: the default holds for it again.
 
         Raises:
             NotFound: it has none.
+            InvalidValue: `job_id` is not a valid id.
         """
         await self._one(self._sql.delete_memory_limits(job_id=job_id), job_id)

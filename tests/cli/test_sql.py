@@ -116,7 +116,7 @@ def test_sql__as_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["step"], "no table and no statement is named 'step'; metastore sql lists them"),
+        (["step"], "no table or statement is named 'step'; `metastore sql` lists them"),
         (["steps", "--dialect", "klingon"], "no dialect is named 'klingon'; there is sqlite"),
     ],
 )

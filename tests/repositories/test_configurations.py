@@ -25,7 +25,7 @@ from metastore import (
     migrations,
     urls,
 )
-from metastore.repositories.configurations import HIDDEN
+from metastore.repositories.configurations import HIDDEN, ConfigurationTypeName
 from metastore.secrets import KEY_FILE_VARIABLE, KEYS_VARIABLE, Keyring, generate_key, keyring
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def test_set__value_comes_back_with_its_type(
     ],
 )
 async def test_set__refuses_what_is_not_of_the_type(
-    store: MetadataStore, value: Any, value_type: str | None
+    store: MetadataStore, value: Any, value_type: Any
 ) -> None:
     with pytest.raises(InvalidValue) as refused:
         await store.configurations.set("key", value, value_type)
@@ -264,7 +264,7 @@ async def test_dump__loads_into_an_empty_store_as_it_was(
     store: MetadataStore, secret_key: str, form: Any
 ) -> None:
     for key, value in DOCUMENT.items():
-        kind = "json" if key == "json text" else None
+        kind: ConfigurationTypeName | None = "json" if key == "json text" else None
         await store.configurations.set(key, value, kind, description=f"about {key}")
     await store.configurations.set("secret", CANARY, is_secret=True)
     document = await store.configurations.dump(form)

@@ -84,7 +84,7 @@ def test_page__its_tests_can_fail(project: pytest.Pytester) -> None:
             text.replace("transaction(lease=lease)", "transaction()")
         )
     result = project.runpytest_inprocess("-p", "no:cacheprovider")
-    assert "test_run__a_runner_that_was_away_for_too_long_records_nothing" in str(result.stdout)
+    assert "test_run__a_runner_whose_lease_expired_records_nothing" in str(result.stdout)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 

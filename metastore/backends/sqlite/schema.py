@@ -260,8 +260,8 @@ def _is_metastore(
         if adopt:
             return False
         raise StoreCorrupt(
-            "was migrated by yoyo's own backend; metastore migrate verify --adopt compares the "
-            "schema and makes it a metastore",
+            "was migrated by yoyo's own backend; `metastore migrate verify --adopt` compares "
+            "the schema and makes it a metastore database",
             path=path,
         ) from None
     finally:
