@@ -68,7 +68,7 @@ TASKS = "tests/repositories/test_tasks.py"
 LOCKS = "tests/repositories/test_project_locks.py"
 BUDGETS = "tests/repositories/test_budget_reservations.py"
 ENDED = "tests/test_ended.py"
-AVAILABILITY = "tests/repositories/test_availability.py"
+AVAILABILITY = "tests/test_availability.py"
 
 MUTANTS = [
     Mutant(
