@@ -1012,13 +1012,6 @@ MUTANTS = [
         "tests/test_migrations.py",
     ),
     Mutant(
-        "a CHECK of money is dropped",
-        "migrations/sqlite/0016-create-cost-entries.sql",
-        "CHECK (",
-        "CHECK (1 OR ",
-        "tests/test_seeds_jobs.py tests/repositories/test_cost_entries.py tests/test_seeds.py",
-    ),
-    Mutant(
         "NaN is stored as null",
         "metastore/codec.py",
         "if it - it:",

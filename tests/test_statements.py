@@ -556,9 +556,11 @@ class _Asked(dict[str, None]):
 
 @each_statement
 def test_statement__is_prepared_with_the_parameters_it_declares(
-    schema: sqlite3.Connection, name: str
+    schema: sqlite3.Connection, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statement = STATEMENTS[name]
+    monkeypatch.setattr(statements, "NUMBERED", True)
+    table, _, of = name.partition(".")
+    statement = Statement(table, _read(table)[of], REPOSITORIES[table].row_type, COLUMNS)
     asked = _Asked()
     schema.execute(f"EXPLAIN {statement.sql}", asked)
     # By number, from 1, as they are bound.
@@ -659,7 +661,8 @@ def _returned(schema: sqlite3.Connection, statement: Statement) -> tuple[str, ..
     """Return the names of the columns that a statement returns."""
     if not statement.writes:
         asked = f"SELECT * FROM ({statement.sql}) LIMIT 0"
-        return tuple(column for column, *_ in schema.execute(asked, _Asked()).description)
+        bound = _Asked() if statement.places is None else [None] * len(statement.places)
+        return tuple(column for column, *_ in schema.execute(asked, bound).description)
     _, _, returning = statement.sql.partition("RETURNING")
     return tuple(column.strip() for column in returning.split(",") if column.strip())
 
