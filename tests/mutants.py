@@ -68,7 +68,7 @@ TASKS = "tests/repositories/test_tasks.py"
 LOCKS = "tests/repositories/test_project_locks.py"
 BUDGETS = "tests/repositories/test_budget_reservations.py"
 ENDED = "tests/test_ended.py"
-AVAILABILITY = "tests/repositories/test_availability.py"
+AVAILABILITY = "tests/test_availability.py"
 
 MUTANTS = [
     Mutant(
@@ -928,25 +928,11 @@ MUTANTS = [
         "tests/backends/test_loops.py",
     ),
     Mutant(
-        "what closing leaves unfinished is run",
-        LANES,
-        "            if self.closed is not None:\n                self.refuse(self.closed)",
-        "            pass",
-        f"{BOUNDS} {BACKEND}",
-    ),
-    Mutant(
         "the watcher does not poll again after a pause",
         "metastore/backends/sqlite/watcher.py",
         "                await asyncio.sleep(POLL_INTERVAL)\n        self._poller = None",
         "                await asyncio.sleep(POLL_INTERVAL)",
-        f"{BACKEND} tests/repositories/test_events.py",
-    ),
-    Mutant(
-        "a scan is not interrupted by close",
-        "metastore/backends/sqlite/scans.py",
-        "if self.closed is not None:\n                # The closing",
-        "if False:\n                # The closing",
-        "tests/backends/test_sqlite_scans.py",
+        BACKEND,
     ),
     Mutant(
         "a sweep removes the folders of the living",
@@ -1024,13 +1010,6 @@ MUTANTS = [
         "            _refuse_to_adopt(differences)\n            for",
         "            for",
         "tests/test_migrations.py",
-    ),
-    Mutant(
-        "a CHECK of money is dropped",
-        "migrations/sqlite/0016-create-cost-entries.sql",
-        "CHECK (",
-        "CHECK (1 OR ",
-        "tests/test_seeds_jobs.py tests/repositories/test_cost_entries.py tests/test_seeds.py",
     ),
     Mutant(
         "NaN is stored as null",

@@ -556,9 +556,11 @@ class _Asked(dict[str, None]):
 
 @each_statement
 def test_statement__is_prepared_with_the_parameters_it_declares(
-    schema: sqlite3.Connection, name: str
+    schema: sqlite3.Connection, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statement = STATEMENTS[name]
+    monkeypatch.setattr(statements, "NUMBERED", True)
+    table, _, of = name.partition(".")
+    statement = Statement(table, _read(table)[of], REPOSITORIES[table].row_type, COLUMNS)
     asked = _Asked()
     schema.execute(f"EXPLAIN {statement.sql}", asked)
     # By number, from 1, as they are bound.
@@ -659,7 +661,8 @@ def _returned(schema: sqlite3.Connection, statement: Statement) -> tuple[str, ..
     """Return the names of the columns that a statement returns."""
     if not statement.writes:
         asked = f"SELECT * FROM ({statement.sql}) LIMIT 0"
-        return tuple(column for column, *_ in schema.execute(asked, _Asked()).description)
+        bound = _Asked() if statement.places is None else [None] * len(statement.places)
+        return tuple(column for column, *_ in schema.execute(asked, bound).description)
     _, _, returning = statement.sql.partition("RETURNING")
     return tuple(column.strip() for column in returning.split(",") if column.strip())
 
@@ -687,11 +690,19 @@ def _module(table: str) -> ast.Module:
     return ast.parse(_text(Path(inspect.getfile(REPOSITORIES[table]))))
 
 
+@cache
+def _users(table: str) -> list[ast.Module]:
+    """Return the modules that run the statements of a table: its repository, and what that asks."""
+    texts = [_text(path) for path in PACKAGE.rglob("*.py")]
+    return [ast.parse(text) for text in texts if re.search(rf"\b{class_name(table)}\b", text)]
+
+
 @each_table
 def test_repository__uses_every_statement_of_its_file(table: str) -> None:
     used = {
         node.attr
-        for node in ast.walk(_module(table))
+        for module in _users(table)
+        for node in ast.walk(module)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._sql"
     }
     assert used == _read(table).keys()

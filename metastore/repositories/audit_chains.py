@@ -49,7 +49,7 @@ Ids = list[str]
 
 
 AuditedTableName = Literal["events", "tool_executions"]
-"""The same as text, so that a type checker sees a misspelt one."""
+"""The same as `AuditedTable`, as text, so that a type checker sees a misspelt one."""
 
 
 class AuditChain(Row, frozen=True):

@@ -529,8 +529,8 @@ async def test_checkpoint__works_no_longer_at_a_time_the_more_it_notes(
         shell.execute("BEGIN")
         shell.set_progress_handler(step, 1)
         most = steps.pop((size, call.statement.name), 0)
-        for row in call.rows:
-            shell.execute(call.statement.sql, tuple(row.values())).fetchall()
+        for row in call.bound if isinstance(call.bound, list) else [call.bound]:
+            shell.execute(call.statement.sql, row).fetchall()
         steps[size, call.statement.name] = max(most, steps[size, call.statement.name])
         shell.set_progress_handler(None, 0)
         shell.execute("ROLLBACK")
