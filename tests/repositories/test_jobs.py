@@ -345,7 +345,7 @@ async def test_table__stamps_an_update_by_hand_and_keeps_its_rules(
 async def test_transition__names_both_states(store: MetadataStore, job: Job) -> None:
     with pytest.raises(InvalidTransition) as refused:
         await store.jobs.acknowledge_cancel(job.id)
-    assert str(refused.value) == "a row of jobs that is pending cannot become cancelled"
+    assert str(refused.value) == "a pending job cannot become cancelled"
 
 
 async def test_deadline__beyond_every_calendar_is_damage(store: MetadataStore) -> None:
