@@ -151,7 +151,7 @@ class AuditChains(TableRepository[AuditChain]):
         return Source(self._run, self._sql)
 
     async def checkpoint(self, *, since: str | None = None, signer: Signer | None = None) -> str:
-        """Note every chain that has changed, and return a digest of all, to be kept elsewhere.
+        """Record every chain that has changed, and return a digest of all, to be kept elsewhere.
 
         Where nothing has changed since the last checkpoint it is that one's digest. The chains are
         noted piece by piece, so that other writers are served in between.

@@ -123,7 +123,7 @@ class CostSummary(msgspec.Struct, frozen=True, gc=False):
     """What one group of calls has cost.
 
     Attributes:
-        provider: the provider of all of them, or None where it was not summed up by; likewise
+        provider: the provider of all of them, or None if the sums are not grouped by it; likewise
             `model`, `job_id` and `day`, which is a day in UTC.
         totals: what they add up to.
     """
@@ -263,7 +263,7 @@ class CostEntries(TableRepository[CostEntry]):
     async def correct(
         self, entry_id: Id, *, request_id: str, amount_usd: money.Amount, id: Id | None = None
     ) -> RecordedCost:
-        """Correct what a call has cost by `amount_usd`: below zero it is a refund.
+        """Correct the cost of a call by `amount_usd`; a negative amount is a refund.
 
         The correction is an entry of its own that names the call's, on the day that it is made,
         and changes the job's total with it. A call never costs less than nothing, however many
@@ -337,7 +337,7 @@ class CostEntries(TableRepository[CostEntry]):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> list[CostSummary]:
-        """Add up what calls from `since` to before `until` have cost, exactly, in groups.
+        """Return the exact cost of the calls from `since` to before `until`, in groups.
 
         `by` is any of `provider`, `model`, `job` and `day` (in UTC), or several, or none for one
         sum of all. The groups come in the order of what they are summed up by.

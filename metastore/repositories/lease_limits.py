@@ -21,7 +21,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 
 class LeaseLimitsRow(Row, frozen=True):
-    """How long anything may be held in this database, and how far a clock may be wrong."""
+    """The longest TTL in this database, and the clock skew that it tolerates."""
 
     id: int
     max_ttl_ms: Annotated[int, msgspec.Meta(gt=0)]

@@ -74,7 +74,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         after: int = 0,
         limit: int = DEFAULT_PAGE,
     ) -> Page[LeaseWaiter, int]:
-        """Return a page of the live tickets for a resource, first come first.
+        """Return a page of the live tickets for a resource, in the order of arrival.
 
         Raises:
             InvalidValue: `resource`, `resource_id`, `after` or `limit` is invalid.

@@ -107,7 +107,7 @@ class MemoryItems(TableRepository[MemoryItem]):
         )
 
     async def find(self, job_id: Id, *, kind: str, key: str) -> MemoryItem | None:
-        """Return a note, or None where the job has none under this kind and key.
+        """Return a note, or None if the job has none under this kind and key.
 
         Raises:
             InvalidValue: `job_id`, `kind` or `key` is invalid.

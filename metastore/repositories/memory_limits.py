@@ -22,7 +22,7 @@ class MemoryLimits(Row, frozen=True):
     """How much a job may remember.
 
     Attributes:
-        job_id: the job whose own limits they are, or None where they hold for all others.
+        job_id: the job whose own limits they are, or None for the default of all others.
         max_items: memory items of a job.
         max_item_bytes: bytes of an item's content, as JSON.
         max_item_tags: tags of an item.

@@ -37,7 +37,7 @@ __all__ = ["ProjectLock", "ProjectLocks"]
 
 
 class ProjectLock(Row, frozen=True):
-    """The lock of a project; it is what its holder shows.
+    """The lock of a project. Its holder presents it.
 
     Attributes:
         id: made anew for each holder.
@@ -68,7 +68,7 @@ class _Held(TypedDict):
 
 
 class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
-    """The locks of projects: one session at a time has a project to itself."""
+    """The locks of projects: one session at a time holds a project."""
 
     table = "project_locks"
     row_type = ProjectLock
@@ -147,7 +147,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return await self._one(self._sql.get_project_lock(id=lock_id), lock_id)
 
     async def find_by_project(self, project_id: Id) -> ProjectLock | None:
-        """Return the project's lock, also an expired one, or None.
+        """Return the project's lock, even if it has expired, or None.
 
         Raises:
             InvalidValue: `project_id` is not a valid id.
@@ -155,7 +155,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return await self._find(self._sql.find_project_lock(project_id=project_id))
 
     async def list_by_session(self, session_id: Id) -> list[ProjectLock]:
-        """Return the locks that a session has, also expired ones.
+        """Return the locks that a session holds, expired ones included.
 
         Raises:
             InvalidValue: `session_id` is not a valid id.

@@ -91,7 +91,7 @@ class Task(Row, frozen=True):
 
 
 class TaskLease(msgspec.Struct, frozen=True):
-    """The right to run a task and to end it, until it expires. It is what its holder shows.
+    """The right to run and end a task until it expires. Its holder presents it.
 
     Attributes:
         task: the row as it was when the task was claimed, or the claim last renewed.
@@ -137,7 +137,7 @@ class _Held(TypedDict):
 
 
 class _Waiting(TypedDict):
-    """Who looks for a task, and from which place in the queue."""
+    """Who asks for a task, and from which place in the queue."""
 
     line_id: str
     position: int
@@ -251,7 +251,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def cancel(self, task_id: Id) -> Task:
-        """Cancel a task that has not ended, whoever runs it: what its holder does is too late.
+        """Cancel a task that has not ended, claimed or not; what its holder still does is refused.
 
         Raises:
             NotFound: no task has this id.
@@ -263,7 +263,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def delete(self, task_id: Id) -> None:
-        """Delete a task that nobody holds; it leaves its workflows, and those behind it move up.
+        """Delete a task that nobody holds and remove it from its workflows.
 
         One with many tool executions goes piece by piece, and other writers are served in between.
         It is cancelled first if it has not ended, and is in `deletions` until it is gone. A
@@ -310,7 +310,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         wait: timedelta | None = None,
         spread: bool = False,
     ) -> TaskLease:
-        """Take the oldest pending task for `owner` until `ttl` from now, and begin it.
+        """Claim the oldest pending task for `owner` until `ttl` from now, and start it.
 
         A task whose claim expired comes before all others. With `task_types` only tasks of these
         types are looked at. With `spread` the task comes from the workspace whose last claim is

@@ -32,7 +32,7 @@ class WorkflowTask(Row, frozen=True):
 
 
 class WorkflowTasks(TableRepository[WorkflowTask]):
-    """The order of workflows' tasks: every operation leaves places 1 to n, each taken once.
+    """The order of tasks in workflows: every operation leaves the places 1 to n, each used once.
 
     The tasks themselves, in this order, are `tasks.list_by_workflow`.
     """
@@ -124,7 +124,7 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
     async def list_by_workflow(
         self, workflow_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[WorkflowTask, str]:
-        """Return a page of a workflow's places, in order if they are no more than `limit`.
+        """Return a page of a workflow's places, in order if it has no more than `limit`.
 
         Of a longer workflow each page is in order, but which tasks it holds goes by their ids: a
         task that stays in the workflow is on exactly one page, however often tasks are moved,

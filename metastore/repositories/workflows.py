@@ -58,7 +58,7 @@ class WorkflowProgress(msgspec.Struct, frozen=True):
     Attributes:
         done: how many are completed. Failed and cancelled ones have ended, but are not done.
         total: how many there are.
-        fraction: `done` of `total`, from 0 to 1; None where there are no tasks to be done.
+        fraction: `done` of `total`, from 0 to 1; None if there are no tasks.
         by_status: how many are in each status.
     """
 

@@ -65,7 +65,7 @@ class Worktree(Row, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to use a worktree until it expires. It is what its holder shows.
+    """The right to use a worktree until it expires. Its holder presents it.
 
     Attributes:
         worktree: the row as it was when the lease was granted or last renewed.
