@@ -1,5 +1,5 @@
-# Everything runs in .venv, which is made from pyproject.toml; nothing else is needed but
-# Python >= 3.11 and git.
+# Everything runs in .venv, which is made from pyproject.toml. Only Python >= 3.11 and git are
+# required.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 BENCH_BIN := .venv-bench/bin
 BENCH := .venv-bench/.ready
 
-# Tests start hundreds of interpreters, which must not compile everything each time.
+# Tests start hundreds of interpreters, which must not recompile everything each time.
 unexport PYTHONDONTWRITEBYTECODE
 
 # What checks the project takes one core where it runs beside the tests, and they take the rest.
@@ -18,20 +18,20 @@ SQL_RULES_OF_SQLITE := AL03,AM04,LT02,RF01,RF03,RF04,ST06
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick suite fast lint types sql verify format torture pythons mutants bench bench-quick wheel clean
 
-help: ## Say what each target does
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## Make the environment, .venv
+setup: $(READY) ## Create the environment, .venv
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Run real workers on this checkout, on embedded SQLite
+demo: $(READY) ## Run real workers on this checkout, with embedded SQLite
 	$(BIN)/metastore demo
 
-test: $(READY) ## Lint, types, SQL, generated files, and the whole suite
+test: $(READY) ## Check lint, types, SQL and generated files, and run the whole suite
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target suite sql $(CHECKS)
 
 quick: $(READY) ## The same without the batteries and the SQL checks, while you work
@@ -67,28 +67,28 @@ $(VENV)/.sql-postgres: $(filter-out %.sqlite.sql,$(wildcard sql/*.sql)) pyprojec
 verify: $(READY) ## Fail when a generated file is stale
 	$(BIN)/python -m docs.generate --check
 
-format: $(READY) ## Format the code and generate what is generated
+format: $(READY) ## Format the code and write the generated files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m docs.generate
 
-torture: $(READY) ## Run the long batteries: racing, killed and stopped processes
+torture: $(READY) ## Run the long batteries: processes that race, are killed and stopped
 	$(BIN)/python -m pytest -m torture --torture --ignore tests/simulation
 	$(BIN)/python -m pytest -m torture --torture --numprocesses auto --dist worksteal tests/simulation
 
 pythons: $(READY) ## Run the tests on every CPython from 3.11 on, each in .venv-<version>
 	$(BIN)/python -m tests.pythons
 
-mutants: $(READY) ## Plant faults in a copy, one at a time, and see each caught
+mutants: $(READY) ## Plant faults in a copy, one at a time, and check that each is caught
 	$(BIN)/python -m tests.mutants
 	$(BIN)/python -m tests.simulation.mutants
 
-bench: $(BENCH) ## Compare with every peer, and write docs/performance.md
+bench: $(BENCH) ## Benchmark against every peer, and update docs/performance.md
 	$(BENCH_BIN)/python -m benchmarks --write
 	$(BENCH_BIN)/python -m benchmarks.costs --write
 	$(BENCH_BIN)/python -m benchmarks.pragmas --write
 
-bench-quick: $(BENCH) ## Compare with the peers of the goals in under two minutes, printed only
+bench-quick: $(BENCH) ## Benchmark against the main peers in under two minutes, print only
 	$(BENCH_BIN)/python -m benchmarks --quick
 
 $(BENCH): pyproject.toml benchmarks/requirements.txt
@@ -99,5 +99,5 @@ $(BENCH): pyproject.toml benchmarks/requirements.txt
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
-clean: ## Remove the environment and whatever was built
+clean: ## Remove the environment and all build products
 	rm -rf $(VENV) .venv-3.* .artifacts dist build .mypy_cache .pytest_cache .ruff_cache

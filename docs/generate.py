@@ -1,7 +1,7 @@
-"""Writes what is generated from the schema and the statements, or checks that it is current.
+"""Writes the files generated from the schema and the statements, or checks that they are current.
 
-python -m docs.generate            write what is stale
-python -m docs.generate --check    name what is stale and fail
+python -m docs.generate            write stale files
+python -m docs.generate --check    name stale files and fail
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["GENERATED", "ROOT", "Generated", "main", "stale"]
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The checkout, which the files are written to."""
+"""The checkout that the files are written to."""
 
 
 class Generated(NamedTuple):
     """A generated file.
 
     Attributes:
-        name: where it is, from the checkout.
-        render: makes its text from a migrated database.
-        is_current: tells whether the text that was found will do for the one that was rendered.
+        name: its path in the checkout.
+        render: generates its text from a migrated database.
+        is_current: returns whether an existing text is as good as the generated one.
     """
 
     name: str
@@ -47,7 +47,7 @@ GENERATED = (
 
 
 def stale() -> dict[str, str]:
-    """Return the names of the files that are missing or stale, and what they should hold."""
+    """Return the names of missing or stale files, and their correct text."""
     with contextlib.closing(schema_page.migrated()) as connection:
         rendered = {file: file.render(connection) for file in GENERATED}
     return {
@@ -71,7 +71,7 @@ def _write(name: str, text: str) -> None:
 @click.command()
 @click.option("--check", is_flag=True, help="Write nothing; fail if a file is stale.")
 def main(check: bool) -> None:
-    """Write the files that are generated from the schema and the statements."""
+    """Write the files generated from the schema and the statements."""
     found = stale()
     for name, text in found.items():
         if check:

@@ -1,6 +1,6 @@
-"""The golden query plans: how SQLite answers each statement that looks for rows.
+"""The golden query plans of all statements that search for rows.
 
-A statement that loses its index shows as a changed line in a review, not as a slow day.
+A statement that loses its index shows up as a changed line in a review, not as a slow day.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def render(connection: sqlite3.Connection) -> str:
 
 
 def is_of_this_release(plans: str) -> bool:
-    """Tell whether plans were made by the release of SQLite that runs here.
+    """Return whether plans were made by the running release of SQLite.
 
-    Each release chooses and words them in its own way.
+    Each release chooses and words plans differently.
     """
     return _made_by() in plans.partition("\n")[0]
 
 
 def is_current(found: str, expected: str) -> bool:
-    """Tell whether plans that were `found` are those `expected`, or cannot be compared here."""
+    """Return whether the plans are equal, or cannot be compared with this release of SQLite."""
     return found == expected or (found != "" and not is_of_this_release(found))
 
 
 def searching_statements() -> Iterator[tuple[str, str]]:
-    """Yield the name, `table.statement`, and text of each statement that looks for rows."""
+    """Yield the name, `table.statement`, and text of each statement that searches for rows."""
     for repository in sorted(repository_types(), key=lambda it: it.table):
         row_type: type[Row] = repository.row_type
         statements = read_statements(repository.table, row_type, "sqlite")
@@ -61,7 +61,7 @@ def searching_statements() -> Iterator[tuple[str, str]]:
 
 
 def plan_of(connection: sqlite3.Connection, sql: str) -> list[str]:
-    """Return the lines of a statement's query plan, each indented below what it is part of."""
+    """Return the lines of a statement's query plan, indented by depth."""
     depths = {0: -1}
     lines = []
     rows = connection.execute(f"EXPLAIN QUERY PLAN {sql}", _Unbound()).fetchall()

@@ -1,8 +1,8 @@
-"""The page `docs/schema.md`: what a migrated database says of itself.
+"""The page `docs/schema.md`, generated from a migrated database.
 
-Columns, keys and indexes are asked of SQLite. Comments and constraints are read from the text of
-each CREATE, which SQLite keeps as it was written, and the comments above an index or a trigger
-from its migration.
+Columns, keys and indexes come from SQLite's pragmas. Comments and constraints come from the text of
+each CREATE, which SQLite keeps verbatim, and the comments above an index or a trigger from its
+migration.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ __all__ = ["Definition", "Table", "migrated", "parse_table", "render"]
 _HEADER = """\
 # The schema
 
-Find a table, what its columns hold, and what the database refuses.
+Look up a table, what its columns hold, and what the database refuses. The migrations are listed
+[at the end](#migrations).
 
-This page is written by `python -m docs.generate` from a migrated SQLite database. Change a
-migration, not the page.
+`python -m docs.generate` writes this page from a migrated SQLite database. Change a migration, not
+the page.
 
-What holds for every table:
+For every table:
 
-- Ids are UUIDs of version 7 in lower-case text, so that they sort by time.
+- Ids are version 7 UUIDs in lower-case text, so they sort by time.
 - Times are UTC text of fixed width, `2026-01-31T23:59:59.123Z`: text order is time order.
-- JSON is text that the database has checked to be JSON; booleans are 0 and 1.
+- JSON is text, checked by the database; booleans are 0 and 1.
 - Tables are `STRICT`, and every foreign key is enforced.
 """
 
@@ -56,11 +57,11 @@ _CONSTRAINT = re.compile(
 
 
 class Definition(NamedTuple):
-    """A column or a constraint in the text of a CREATE TABLE.
+    """A column or a constraint of a CREATE TABLE.
 
     Attributes:
-        name: the column's or the constraint's name; empty for a constraint without one.
-        text: what follows the name, on one line.
+        name: the name of the column or constraint; empty for an unnamed constraint.
+        text: the rest, on one line.
         comment: the comment above it.
     """
 
@@ -70,12 +71,12 @@ class Definition(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The text of a CREATE TABLE, taken apart.
+    """A parsed CREATE TABLE.
 
     Attributes:
-        comment: what the table is for: the comment that opens it, up to an empty line.
+        comment: the purpose of the table: its opening comment, up to an empty line.
         columns: its columns.
-        constraints: its constraints, without those that stand in a column's definition.
+        constraints: its table constraints.
     """
 
     comment: str
@@ -104,9 +105,9 @@ class ForeignKey(NamedTuple):
 
 
 def migrated() -> sqlite3.Connection:
-    """Return a database in memory that all migrations were run on."""
+    """Return an in-memory database with all migrations applied."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
-    # Statements that are prepared on it call this.
+    # Statements prepared on it call this function.
     connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
     for migration in migrations.known("sqlite"):
         for statement in migration.statements:
@@ -115,7 +116,7 @@ def migrated() -> sqlite3.Connection:
 
 
 def parse_table(sql: str) -> Table:
-    """Take the text of a CREATE TABLE apart."""
+    """Parse a CREATE TABLE."""
     definitions = list(_definitions(sql))
     opening, separator, first_comment = definitions[0].comment.partition("\n\n")
     definitions[0] = definitions[0]._replace(comment=first_comment if separator else "")
@@ -131,7 +132,7 @@ def parse_table(sql: str) -> Table:
 
 
 def _definitions(sql: str) -> Iterator[Definition]:
-    """Yield what stands between the commas of a CREATE TABLE, each with the comment above it."""
+    """Yield the definitions of a CREATE TABLE, each with the comment above it."""
     depth = 0
     text = comment = ""
     for match in _PIECE.finditer(sql):
@@ -158,7 +159,7 @@ def _definition(text: str, comment: str) -> Definition:
 
 
 def _tidy(sql: str) -> str:
-    """Return SQL on one line, without its comments and without spaces inside its brackets."""
+    """Return SQL on one line, without comments and without spaces inside parentheses."""
     line = _one_line("".join(it[0] for it in _PIECE.finditer(sql) if not it["comment"]))
     return line.replace("( ", "(").replace(" )", ")")
 
@@ -183,14 +184,14 @@ def render(connection: sqlite3.Connection) -> str:
 
 
 def _objects(connection: sqlite3.Connection) -> list[SchemaObject]:
-    """Return what the schema holds, in the order in which the migrations made it."""
+    """Return the objects of the schema, in the order of their creation."""
     found = SqliteSchemaConnection(connection).objects(())
     rows = connection.execute("SELECT type, name FROM sqlite_schema ORDER BY rowid").fetchall()
     return [found[row] for row in rows if row in found]
 
 
 def _reasons() -> dict[str, str]:
-    """Return the comments that stand above the CREATEs of the migrations, by object."""
+    """Return the comments above the CREATEs of the migrations, by object."""
     reasons = {}
     for migration in migrations.known("sqlite"):
         lines = migration.sql.splitlines()
@@ -311,7 +312,7 @@ def _check(constraint: Definition) -> str:
 
 
 def _created(it: SchemaObject, reasons: Mapping[str, str]) -> str:
-    """Return what follows the name of an index or trigger, and the reason above it."""
+    """Return the definition of an index or trigger, and the comment above it."""
     unique = "UNIQUE " if re.match(r"CREATE\s+UNIQUE", it.sql) else ""
     _, _, text = _tidy(it.sql).partition(f" {it.name} ")
     return _item(it.name, unique + text, reasons.get(it.name, ""))
@@ -365,7 +366,7 @@ def _unique_columns(connection: sqlite3.Connection, table: str) -> set[str]:
 
 
 def _unique_keys(connection: sqlite3.Connection, table: str) -> set[tuple[str, ...]]:
-    """Return the columns that are unique together, where every row counts."""
+    """Return the unique keys that cover every row, as tuples of columns."""
     rows = connection.execute(f"PRAGMA index_list({table})").fetchall()
     return {
         tuple(name for _, _, name in connection.execute(f"PRAGMA index_info({index})"))

@@ -1,8 +1,8 @@
-"""The types of the statements: what a type checker knows of `sql/`.
+"""The types of the statements: what a type checker knows about `sql/`.
 
-Each table gets a class with a method for each of its statements, so that a misspelt statement, and
-a parameter that is misspelt, missing or of another type, is an error of mypy. It is a stub: at run
-time a repository holds a `metastore.statements.Catalogue`.
+Each table gets a class with a method for each statement, so that mypy reports a misspelt
+statement, and a parameter that is misspelt, missing or of the wrong type. It is a stub: at run
+time a repository has a `metastore.statements.Catalogue`.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _PARAMETERS = {
     "limit": "int",
     "after_id": "str | None",
 }
-"""The types of parameters that are no column's. Any other than these is `Any`."""
+"""The types of parameters that are not named after a column. All others are `Any`."""
 
 
 def class_name(table: str) -> str:
-    """Return the name of the class that holds the statements of `table`."""
+    """Return the name of the class with the statements of `table`."""
     return f"{_camel_case(table)}Statements"
 
 
@@ -129,11 +129,11 @@ class _Types:
         if hint is Any:
             return "Any"
         if origin is not None:
-            # The keys and items of JSON, and the numbers of a vector, are checked when it is bound.
+            # JSON keys and items, and the numbers of a vector, are checked when bound.
             return (
                 "Sequence[float]" if origin is tuple else f"{origin.__name__}[{self._items(hint)}]"
             )
-        # A member of an enumeration may be named by its text, which is checked when it is bound.
+        # An enumeration member may be given as text, which is checked when bound.
         return "str" if issubclass(hint, StrEnum) else str(hint.__name__)
 
     def _items(self, hint: Any) -> str:

@@ -1,4 +1,4 @@
-"""What other programs get to see of the environment."""
+"""The environment that is passed on to other programs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 __all__ = ["clean_environment"]
 
 PREFIX = "METASTORE_"
-"""What the names of the store's own variables begin with: the keys of secrets are among them."""
+"""The prefix of the store's own variables, which include the secret keys."""
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the environment without the store's own variables, for a process to be started.
+    """Return the environment without the store's own variables, for a child process.
 
-    Whatever a command prints ends up in events and logs, beside the ciphertexts that the keys in
-    `METASTORE_SECRET_KEYS` open. None stands for the environment of this process.
+    What a command prints ends up in events and logs, beside the ciphertexts that the keys in
+    `METASTORE_SECRET_KEYS` open. The default is the environment of this process.
     """
     inherited = os.environ if environment is None else environment
     return {name: value for name, value in inherited.items() if not name.startswith(PREFIX)}

@@ -1,4 +1,4 @@
-"""Explanations: what an id stands for, who holds it, what depends on it, what would release it."""
+"""Explains an id: what it refers to, who holds it, what depends on it, what would release it."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ _OPEN_SESSION = {SessionStatus.PENDING, SessionStatus.IN_PROGRESS, SessionStatus
 _OPEN_COMMAND = {CommandStatus.PENDING, CommandStatus.RUNNING}
 
 MOST = 1_000
-"""How many rows of each kind are looked at."""
+"""The most rows of each kind that are read."""
 
 Found = TypeVar("Found")
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """What an id stands for.
+    """The explanation of an id.
 
     Attributes:
         kind: `worktree`, `lease`, `lock`, `session`, `command`, `token`, `project` or
             `repository`.
-        id: the id of the row that is explained.
-        state: how it is, in a word: `free`, `held` or `expired` where it can be held.
+        id: the id of the explained row.
+        state: its state in one word: `free`, `held` or `expired` if it can be held.
         what: what it is.
-        held_by: who has it, or had it when its time ran out.
-        since: when it was taken, begun or issued.
-        until: when it ends by itself, or has ended; None if it does not.
-        fencing_number: the number under which it is held, or was last.
+        held_by: its holder, or its last one if it expired.
+        since: when it was leased, started or issued.
+        until: when it expires or ended; None if neither.
+        fencing_number: its current or last fencing number.
         dependents: what waits for it, runs in it or belongs to it.
-        released_by: what would release it, or end it; any one of these.
+        released_by: ways to release or end it, any of which suffices.
     """
 
     kind: str
@@ -79,11 +79,11 @@ async def explain(repositories: RepositorySet, key: str, *, now: datetime) -> Ex
         repositories: A store.
         key: The id of a worktree, project lock, session, command, auth token, project or
             repository, or the token of a worktree's lease.
-        now: What time it is.
+        now: The current time.
 
     Raises:
         NotFound: nothing has this id, or the lease is over.
-        InvalidValue: `key` is no id.
+        InvalidValue: `key` is not an id.
     """
     explainer = _Explainer(repositories, now)
     if _is_lease_token(key):
@@ -95,7 +95,7 @@ async def explain(repositories: RepositorySet, key: str, *, now: datetime) -> Ex
         if explanation is not None:
             return explanation
     else:
-        # The value is left out: it may be a token of a user, typed by mistake.
+        # The value is left out: it may be a user's token, given by mistake.
         raise InvalidValue(None, "id", "must be a UUID in lower case, or the token of a lease")
     raise NotFound("the database", key)
 
@@ -135,7 +135,7 @@ class _Explainer:
         if state == "retired":
             released_by = [f"store.worktrees.reinstate({worktree.id!r}) puts it back into use"]
         elif worktree.lease_expires_at is None:
-            released_by = ["nothing needs to: whoever comes next may lease it"]
+            released_by = ["nothing: the next caller may lease it"]
         else:
             released_by = self._end_of_lease(worktree.lease_expires_at, "lease", "worktree")
         sessions = await self._store.sessions.list_open_by_worktree(worktree.id)
@@ -150,7 +150,7 @@ class _Explainer:
             fencing_number=worktree.version,
             dependents=[
                 *(f"{_session(session)} runs in it" for session in sessions),
-                *await self._line(
+                *await self._queue(
                     LeasedResource.WORKTREES, repository.id, "a worktree of this repository"
                 ),
             ],
@@ -176,7 +176,7 @@ class _Explainer:
             since=lock.acquired_at,
             until=lock.expires_at,
             fencing_number=lock.fencing_number,
-            dependents=await self._line(
+            dependents=await self._queue(
                 LeasedResource.PROJECT_LOCKS, project.id, "the lock of this project"
             ),
             released_by=[
@@ -189,17 +189,17 @@ class _Explainer:
         if self._runs(until):
             return [
                 f"its holder releases the {of}",
-                f"the {what} runs out at {timestamp(until)}, unless its holder renews it; whoever "
-                "comes next takes over",
+                f"the {what} expires at {timestamp(until)}, unless its holder renews it; the next "
+                "caller takes over",
             ]
         if until > self._now:
             return [
-                f"nothing needs to: no {what} lasts until {timestamp(until)}, so a wrong clock "
-                "wrote that, and it counts as run out; whoever comes next takes over"
+                f"nothing: no {what} lasts until {timestamp(until)}, so a wrong clock wrote that, "
+                "and it counts as expired; the next caller takes over"
             ]
         return [
-            f"nothing needs to: the {what} ran out at {timestamp(until)}, and whatever its holder "
-            "still writes under it is refused; whoever comes next takes over"
+            f"nothing: the {what} expired at {timestamp(until)}, and guarded writes of its holder "
+            "are refused; the next caller takes over"
         ]
 
     async def session(self, session: Session) -> Explanation:
@@ -218,8 +218,8 @@ class _Explainer:
             released_by = ["store.sessions.complete, fail or cancel ends it"]
         if is_open and worktree is not None and self._state_of(worktree) != "held":
             released_by.append(
-                f"nobody holds its worktree ({self._state_of(worktree)}): what ran it is likely "
-                "gone, and whoever leases the worktree next should fail the session"
+                f"nobody holds its worktree ({self._state_of(worktree)}): its runner is probably "
+                "dead, and the next holder of the worktree should fail the session"
             )
         return Explanation(
             kind="session",
@@ -235,7 +235,7 @@ class _Explainer:
         )
 
     async def _runner(self, session: Session, worktree: Worktree | None) -> str | None:
-        """Return who runs a session: the holder of its worktree, else the user who opened it."""
+        """Return who runs a session: the holder of its worktree, or else the user who opened it."""
         if session.status in _OPEN_SESSION and worktree is not None and worktree.lease_owner:
             return worktree.lease_owner
         if session.auth_token_id is not None:
@@ -297,7 +297,7 @@ class _Explainer:
         sessions = await self._store.sessions.count_open_by_auth_token(token.id)
         dependents = []
         if sessions:
-            dependents.append(f"sessions that it opened and that have not ended: {sessions}")
+            dependents.append(f"open sessions that it created: {sessions}")
         if token.replaced_by is not None:
             dependents.append(f"token {token.replaced_by}, which replaces it")
         if status in (TokenStatus.ACTIVE, TokenStatus.REPLACED):
@@ -305,13 +305,13 @@ class _Explainer:
             if token.expires_at is not None:
                 released_by.append(f"it expires at {timestamp(token.expires_at)}")
         else:
-            released_by = [f"it opens nothing any more: {status.value}"]
+            released_by = [f"it no longer grants anything: {status.value}"]
         return Explanation(
             kind="token",
             id=token.id,
             state=status.value,
             what=f"the token {token.token_prefix}… ({token.name}), for "
-            f"{' '.join(token.scopes) or 'nothing but to say who its user is'}",
+            f"{' '.join(token.scopes) or 'identification only'}",
             held_by=token.user_name,
             since=token.created_at,
             until=token.revoked_at or token.expires_at,
@@ -347,7 +347,7 @@ class _Explainer:
             until=None,
             fencing_number=None,
             dependents=belongings,
-            released_by=["nothing needs to: whoever comes next may lock it"],
+            released_by=["nothing: the next caller may lock it"],
         )
 
     async def repository(self, repository: Repository) -> Explanation:
@@ -368,22 +368,22 @@ class _Explainer:
                     for state in ("free", "held", "expired", "retired")
                     if state in states
                 ),
-                *await self._line(
+                *await self._queue(
                     LeasedResource.WORKTREES, repository.id, "a worktree of this repository"
                 ),
             ],
-            released_by=["nothing needs to: its worktrees are leased one by one"],
+            released_by=["nothing: its worktrees are leased one by one"],
         )
 
-    async def _line(self, resource: LeasedResource, resource_id: str, what: str) -> list[str]:
-        line = (
+    async def _queue(self, resource: LeasedResource, resource_id: str, what: str) -> list[str]:
+        queue = (
             await self._store.lease_waiters.list_by_resource(resource, resource_id, limit=MOST)
         ).items
-        if not line:
+        if not queue:
             return []
-        first = line[0]
+        first = queue[0]
         return [
-            f"in line for {what}: {_number(len(line))}, the first is {first.owner} "
+            f"queued for {what}: {_number(len(queue))}, first {first.owner} "
             f"since {timestamp(first.created_at)}"
         ]
 

@@ -1,4 +1,4 @@
-"""Health: how a database is, what is wrong with it, and what to do about that."""
+"""Health: the state of a database, its problems, and what to do about them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class LeaseCount(msgspec.Struct, frozen=True):
     """How many leases, locks or claims there are.
 
     Attributes:
-        live: those that are held.
-        expired: those that expired and were neither released nor taken over.
+        live: the number held.
+        expired: the number that expired and were neither released nor taken over.
     """
 
     live: int
@@ -51,23 +51,23 @@ class LeaseCount(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How a database is. None if unknown.
+    """The state of a database. None if unknown.
 
     Attributes:
         url: the database.
         checked_at: when it was examined, by the machine's clock.
         reachable: whether it can be read.
-        writable: whether it takes writes; tried, and undone.
+        writable: whether it can be written; probed with a write that is rolled back.
         schema_revision: the newest migration it has.
         schema_head: the newest migration the code knows.
-        leases: how many worktrees, projects and tasks are held, by what is leased.
-        software: the database's software and its release.
-        known_faults: what is wrong with that release.
-        damage: what is broken in the database; None if it was not searched.
-        tampering: what was changed in history behind the store's back; None if it was not searched.
-        details: whatever else its backend knows of it, by name; what ends in `_bytes` is a size.
+        leases: how many worktrees, projects and tasks are leased, by kind.
+        software: the database software and its release.
+        known_faults: the known bugs of that release.
+        damage: the damage found; None if it was not checked.
+        tampering: changes to history behind the store's back; None if it was not checked.
+        details: backend-specific facts by name; names that end in `_bytes` are sizes.
         problems: what is wrong, and what to do about it; a sentence or two each.
-        notes: informational.
+        notes: informational remarks.
     """
 
     url: str
@@ -88,7 +88,7 @@ class Health(msgspec.Struct, frozen=True):
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
@@ -99,13 +99,13 @@ async def examine(
     integrity: bool = False,
     audit: bool = False,
 ) -> Health:
-    """Return how an open database is.
+    """Return the state of an open database.
 
     Args:
         backend: The database.
-        repositories: What counts its leases and checks its history.
-        integrity: Whether to read all of it in search of damage, and to add the costs up.
-        audit: Whether to read all of its history in search of tampering.
+        repositories: Its repositories, which count leases and check history.
+        integrity: Whether to read everything and report damage and wrong totals.
+        audit: Whether to read all history and report tampering.
 
     Raises:
         TransactionActive: this task has a transaction open.
@@ -164,15 +164,17 @@ async def examine(
 
 
 async def diagnose(url: DatabaseUrl, *, integrity: bool = False, audit: bool = False) -> Health:
-    """Return how the database at `url` is, also where a store cannot be opened on it.
+    """Return the state of the database at `url`, even if a store cannot be opened on it.
 
     Raises:
         InvalidValue: the URL names no file.
     """
     if url.in_memory:
-        raise InvalidValue(None, "url", "names a database in memory, which is nobody else's")
+        raise InvalidValue(
+            None, "url", "names a database in memory, which only its own process can see"
+        )
     try:
-        # Without a look at its schema: one that is not the code's is to be reported.
+        # Without a schema check: a mismatch is to be reported, not raised.
         backend = await opening.open_backend(url)
     except MetastoreError as error:
         return _unreachable(url, error)
@@ -222,42 +224,42 @@ def _revision(facts: Facts, head: str) -> str | None:
 def _problems(facts: Facts, count_error: MetastoreError | None) -> Iterator[str]:
     if isinstance(facts.read_error, StoreReplaced):
         yield (
-            f"The database's file {'is gone' if facts.read_error.is_missing else 'is another one'}"
-            f": {facts.read_error}. What was acknowledged before is in the file that was moved, if "
-            "there is one; the store has stopped, and refuses everything."
+            f"The database file {'is gone' if facts.read_error.is_missing else 'was replaced'}"
+            f": {facts.read_error}. Acknowledged writes are in the original file, if it was "
+            "moved; the store has stopped and refuses everything."
         )
         return
     if facts.read_error is not None:
         yield f"The database cannot be read: {facts.read_error}. {_advice(facts.read_error)}"
     if facts.schema_error is not None:
-        yield f"The schema is not the one of this metastore: {facts.schema_error}."
+        yield f"The schema does not match this release of metastore: {facts.schema_error}."
     if count_error is not None:
         yield f"The leases cannot be counted: {count_error}. {_advice(count_error)}"
     if facts.write_error is not None:
-        yield f"The database takes no writes: {facts.write_error}. {_advice(facts.write_error)}"
+        yield f"The database cannot be written: {facts.write_error}. {_advice(facts.write_error)}"
     if facts.damage:
         lines = len(facts.damage)
         yield (
             f"The database is damaged ({lines} finding{'s' * (lines > 1)}, the first: "
-            f"{facts.damage[0]}). Stop what writes to it, keep its files, and restore a backup."
+            f"{facts.damage[0]}). Stop all writers, keep the files, and restore a backup."
         )
     yield from facts.problems
 
 
 def _cost_problem(found: CostDiscrepancy) -> str:
     return (
-        f"The totals of job {found.job_id} are not the sum of its cost entries: somebody wrote "
-        "past metastore. The entries are what was spent; correct jobs by them."
+        f"The totals of job {found.job_id} are not the sum of its cost entries: someone wrote to "
+        "the database directly. The entries are what was spent; correct the job to match them."
     )
 
 
 def _schema_problems(found: list[Finding]) -> Iterator[str]:
     if found:
         yield (
-            f"The schema is not as its migrations make it, in {len(found)} "
-            f"place{'s' * (len(found) > 1)} (the first: {found[0].detail}). What a trigger that "
-            "somebody added has written carries the store's own hashes: find out who can "
-            "write to the file, and list the differences with `metastore migrate verify`."
+            f"The schema is not what its migrations make, in {len(found)} "
+            f"place{'s' * (len(found) > 1)} (the first: {found[0].detail}). A foreign trigger's "
+            "writes carry the store's own hashes: find out who can write to the file, and list the "
+            "differences with `metastore migrate verify`."
         )
 
 
@@ -268,7 +270,7 @@ def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | Non
     if unreadable:
         yield (
             f"History cannot be checked in {len(unreadable)} "
-            f"place{'s' * (len(unreadable) > 1)} (the first: {unreadable[0]}). Look at the whole "
+            f"place{'s' * (len(unreadable) > 1)} (the first: {unreadable[0]}). Check the whole "
             "database with `metastore doctor --integrity`, and compare with a backup."
         )
     changed = [
@@ -288,15 +290,13 @@ def _audit_problems(tampering: list[Finding] | None, error: MetastoreError | Non
 def _advice(error: MetastoreError) -> str:
     match error:
         case StoreBusy():
-            return (
-                "Find and end what keeps a transaction open: a database shell, or a stuck process."
-            )
+            return "End whatever keeps a transaction open: a database shell, or a stuck process."
         case StoreFull():
-            return "Make room on its disk."
+            return "Free space on its disk."
         case StoreIOError():
-            return "Look in the system's log for a failing disk, and make a backup while you can."
+            return "Check the system log for a failing disk, and make a backup while you can."
         case StoreReadOnly():
-            return "Look at the owner and mode of the file and its folder, and how it is mounted."
+            return "Check the owner and mode of the file and its folder, and the mount options."
     return ""
 
 
@@ -305,9 +305,9 @@ def _notes(facts: Facts, leases: dict[str, LeaseCount]) -> Iterator[str]:
         if count.expired:
             yield (
                 f"{count.expired} of the leased {leased}: the lease expired without a release, "
-                "so its holder died or was away for too long. The next caller takes it over; "
-                "there is nothing to clean up."
+                "so its holder died or was paused too long. The next caller takes it over; "
+                "no clean-up is needed."
             )
     yield from facts.notes
     for fault in facts.known_faults:
-        yield f"{facts.software} has a known fault, {fault.name}: {fault.effect}. {fault.handling}."
+        yield f"{facts.software} has a known bug, {fault.name}: {fault.effect}. {fault.handling}."

@@ -1,7 +1,7 @@
 """Money: whole nano-dollars inside, `Decimal` dollars outside, and never a float.
 
-A nano-dollar is a billionth of a dollar, a thousandth of what the cheapest models ask for a token.
-Nothing is rounded: an amount that is no whole number of nano-dollars is refused.
+A nano-dollar is a billionth of a dollar, a thousandth of what the cheapest models charge per token.
+Nothing is rounded: an amount that is not a whole number of nano-dollars is refused.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from metastore.errors import InvalidValue
 __all__ = ["MAX_NANO", "Amount", "from_nano", "to_nano", "to_signed_nano"]
 
 Amount = Decimal | int | str
-"""What is taken for an amount of dollars: 3, `"0.25"` or `Decimal("0.000000125")`."""
+"""An amount of dollars: 3, `"0.25"` or `Decimal("0.000000125")`."""
 
 MAX_NANO = (1 << 63) - 1
 """The largest amount, nine billion dollars, in nano-dollars."""
 
 _RANGE = "must be from {} to 9223372036.854775807 dollars"
 _NANO = Decimal("1e-9")
-# Nine digits behind the point and more in front of it than MAX_NANO has; whatever would be lost
-# is an error instead.
+# Nine decimals and more integer digits than MAX_NANO has; a loss of precision is an error.
 _EXACT = Context(prec=30, traps=[Inexact, InvalidOperation])
 
 
@@ -46,7 +45,7 @@ def to_signed_nano(amount: Amount, *, table: str | None = None, column: str = "a
 
 
 def _checked(amount: Amount, lowest: int, table: str | None, column: str) -> int:
-    # The caller's decimal context must not matter: its traps would escape as they are, from
+    # Isolated from the caller's decimal context, whose traps would otherwise escape, from
     # comparisons and conversions too.
     try:
         with localcontext(_EXACT):
@@ -77,11 +76,11 @@ def _to_nano(amount: Amount, lowest: int) -> int:
 
 
 def from_nano(nano: int) -> Decimal:
-    """Return nano-dollars as dollars, exactly, with two decimals or as many as it takes."""
+    """Return nano-dollars as dollars, exactly, with at least two decimals."""
     decimals = 9
     while decimals > 2 and nano % 10 == 0:
         nano //= 10
         decimals -= 1
-    # Put together rather than divided, so that the caller's decimal context rounds nothing.
+    # Assembled rather than divided, so that the caller's decimal context cannot round.
     digits = tuple(map(int, str(abs(nano))))
     return Decimal((int(nano < 0), digits, -decimals))

@@ -1,6 +1,6 @@
-"""What a model call costs, where the caller does not know: the extra `prices`.
+"""Prices model calls for callers who do not know the cost: the extra `prices`.
 
-The price list is part of the package `genai-prices`, so nothing is asked over the network.
+The price list is part of the package `genai-prices`, so there is no network access.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Price", "price"]
 
-# More digits than any price times any number of tokens has, and nothing of the caller's context,
-# which would round, or raise, in the middle of the price list's own arithmetic.
+# More digits than any price times any number of tokens, and independent of the caller's context,
+# which could round or raise inside the price list's own arithmetic.
 _EXACT = Context(prec=60, rounding=ROUND_CEILING, traps=[])
 
 
 class Price(NamedTuple):
-    """What a call costs.
+    """The price of a call.
 
     Attributes:
         nano_usd: the cost, rounded up to a whole nano-dollar.
-        priced_by: the price list that says so, with its version; and with the date if the process
-            has since replaced it with a newer one.
+        priced_by: the price list and its version, plus its date if the process has fetched a newer
+            one.
     """
 
     nano_usd: int
@@ -45,17 +45,17 @@ def price(
     tokens_reasoning: int = 0,
     at: datetime,
 ) -> Price:
-    """Return what a call of `model` at `provider` costs by the prices of the day `at`.
+    """Return the price of a call of `model` at `provider`, by the prices on the day `at`.
 
     Raises:
-        PriceUnknown: the extra `prices` is not installed, or the list does not have the provider
-            or the model, or no price of its tokens.
+        PriceUnknown: the extra `prices` is not installed, or the list lacks the provider, the model
+            or the price of its tokens.
     """
     try:
         import genai_prices
     except ImportError:
         raise PriceUnknown(provider, model, "pass cost_usd, or install metastore[prices]") from None
-    # There, cached tokens are a part of the input, and reasoning is a part of the output.
+    # In genai-prices, the input includes cached tokens, and the output includes reasoning.
     tokens_read = tokens_in + tokens_cached + tokens_cache_write
     tokens_written = tokens_out + tokens_reasoning
     with localcontext(_EXACT):
@@ -72,12 +72,12 @@ def price(
             )
         except LookupError as error:
             raise PriceUnknown(provider, model, str(error)) from error
-        # What is sold by the image or the hour has no price of tokens, which would make them free.
+        # Models sold by the image or the hour have no token price, which must not mean free.
         if (tokens_read and not found.input_price) or (tokens_written and not found.output_price):
-            raise PriceUnknown(provider, model, "the price list has no price of its tokens")
+            raise PriceUnknown(provider, model, "the price list has no price for its tokens")
         nano = int((found.total_price * 1_000_000_000).to_integral_value())
     priced_by = f"genai-prices {genai_prices.__version__}"
-    # The list in the package is what its version says; one that was fetched since has a date.
+    # The version identifies the packaged list; a list fetched later has a date.
     if found.auto_update_timestamp is not None:
         priced_by += f" of {found.auto_update_timestamp.astimezone(UTC):%Y-%m-%d}"
     return Price(nano, priced_by)

@@ -1,4 +1,4 @@
-"""Where the files beside the package are: in an installed wheel, or at the top of a checkout."""
+"""Locates the files outside the package: in an installed wheel, or at the top of a checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["dialects", "example", "migrations_directory", "statements_directory"
 
 _PACKAGE = Path(__file__).resolve().parent
 _PACKAGED = _PACKAGE / "_resources"
-# A checkout has no packaged copy, so that there is one place to edit and it is the one that runs.
+# A checkout has no packaged copy, so that the files you edit are the ones that run.
 _ROOT = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent
 
 
@@ -29,12 +29,12 @@ def migrations_directory(dialect: str) -> Path:
 
 
 def dialects() -> list[str]:
-    """Return the SQL dialects that there are migrations for."""
+    """Return the SQL dialects that have migrations."""
     return sorted(it.name for it in (_ROOT / "migrations").iterdir() if it.is_dir())
 
 
 def example(name: str) -> ModuleType:
-    """Return the module that `docs/examples/<name>.py` is."""
+    """Import `docs/examples/<name>.py` and return the module."""
     module_name = f"metastore_example_{name}"
     if module_name not in sys.modules:
         path = _ROOT / "docs" / "examples" / f"{name}.py"

@@ -1,7 +1,7 @@
 """Paths that stay inside a sandbox, and files that are written nowhere else.
 
-Nothing here trusts a path to be what it was a moment ago: folders are opened one below the other,
-by descriptor, and no symbolic link is followed.
+No path is trusted to be what it was a moment ago: folders are opened one at a time, by descriptor,
+and symbolic links are not followed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PATH = 1024
 """The longest path, in characters."""
 
 MAX_NAME = 255
-"""The longest name in a path, in bytes of UTF-8: what file systems take."""
+"""The longest name in a path, in bytes of UTF-8: the limit of file systems."""
 
 _DRIVE = re.compile(r"[A-Za-z]:")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,7 +34,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def checked_path(table: str, path: str) -> str:
-    """Return `path` if it names a file inside a sandbox, in the one way there is to write it.
+    """Return `path` if it names a file inside a sandbox, in its canonical form.
 
     Raises:
         InvalidValue: it does not.
@@ -70,7 +70,7 @@ def _why_not(path: str) -> str | None:
 
 
 class Target:
-    """A folder to write files into, never beside it. Its methods block."""
+    """A folder to write files to, and nowhere else. Its methods block."""
 
     def __init__(self, directory: Path, *, overwrite: bool) -> None:
         self._directory = directory
@@ -78,23 +78,23 @@ class Target:
         self._root = -1
 
     def open(self) -> None:
-        """Open the folder, and make it first if it is not there."""
+        """Open the folder, and create it if missing."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The folder itself is the caller's to name, through whatever links.
+        # The folder itself may be reached through links: the caller chose it.
         self._root = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go of the folder, if it was opened."""
+        """Close the folder, if it was opened."""
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
 
     def create(self, path: str) -> NewFile:
-        """Begin a file; it appears at `path` when it is complete.
+        """Create a file, which appears at `path` when it is complete.
 
         Raises:
-            ExportRefused: a symbolic link or a file stands where a folder must be, or something
-                stands where the file must be.
+            ExportRefused: a symbolic link or a file is in place of a folder, or something is in
+                place of the file.
         """
         *folders, name = path.split("/")
         with contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ class Target:
 
 
 def _enter(path: str, parent: int, name: str) -> int:
-    """Open the folder `name` in the folder `parent`, and make it first if it is not there."""
+    """Open the folder `name` in the folder `parent`, and create it if missing."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(name, mode=0o700, dir_fd=parent)
     try:
@@ -124,7 +124,7 @@ def _refuse_what_is_there(path: str, parent: int, name: str, overwrite: bool) ->
     found = _kind(parent, name)
     if found is None or (found == "file" and overwrite):
         return
-    raise ExportRefused(path, f"a {found} is there already")
+    raise ExportRefused(path, f"a {found} already exists there")
 
 
 def _kind(parent: int, name: str) -> str | None:
@@ -140,9 +140,9 @@ def _kind(parent: int, name: str) -> str | None:
 
 
 class NewFile:
-    """A file that is being written under another name, and appears under its own when complete.
+    """A file that is written under a temporary name, and appears under its own when complete.
 
-    As a context manager it removes what was not completed.
+    As a context manager, it removes an incomplete file.
     """
 
     def __init__(self, path: str, parent: int, name: str, *, overwrite: bool) -> None:
@@ -164,15 +164,15 @@ class NewFile:
             rest = rest[os.write(self._descriptor, rest) :]
 
     def complete(self) -> None:
-        """Make the file durable and let it appear under its name.
+        """Flush the file to disk, and move it to its name.
 
         Raises:
-            ExportRefused: something has come to stand there.
+            ExportRefused: something has appeared there meanwhile.
         """
         os.fsync(self._descriptor)
         if self._overwrite:
             _refuse_what_is_there(self._path, self._parent, self._name, overwrite=True)
-            # What slips in here is replaced and not followed, should it be a link.
+            # If a link slips in here, it is replaced and not followed.
             os.rename(self._temporary, self._name, src_dir_fd=self._parent, dst_dir_fd=self._parent)
             return
         try:
@@ -184,7 +184,7 @@ class NewFile:
                 follow_symlinks=False,
             )
         except FileExistsError as error:
-            raise ExportRefused(self._path, "something is there already") from error
+            raise ExportRefused(self._path, "something already exists there") from error
 
     def __enter__(self) -> Self:
         return self

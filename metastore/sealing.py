@@ -50,7 +50,7 @@ class Signer:
         return Signature(next_key, _key(seed).sign(_message(digest, next_key)).hex())
 
     def advance(self, signed: Signature) -> None:
-        """Replace the key by the one that a signature names, and destroy it.
+        """Replace the key with the one that a signature names, and destroy it.
 
         A crash before leaves the old key: the next checkpoint repeats this before it signs.
         """
@@ -67,7 +67,7 @@ class Signer:
             seed = bytes.fromhex(self._path.read_text("ascii").strip())
             if len(seed) == 32:
                 return seed
-        # What the file holds stays unsaid: it may be a secret all the same.
+        # The message leaves out the content: it may be a secret anyway.
         raise InvalidValue(None, "signing key", f"{self._path} holds none")
 
 
@@ -89,7 +89,7 @@ def generate(path: Path) -> str:
 
 
 def is_signed(public_key: str, digest: str, next_key: str, signature: str) -> bool:
-    """Tell whether a signature is by the private key of `public_key`.
+    """Return whether a signature is by the private key of `public_key`.
 
     Raises:
         InvalidValue: the package cryptography is not installed.
@@ -144,7 +144,7 @@ def _require_cryptography() -> None:
 
 
 def _write(path: Path, seed: bytes) -> None:
-    """Replace the key file, and overwrite what was in the old one as far as the disk lets it."""
+    """Replace the key file, and overwrite the old content as far as the disk allows."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     with path.open("r+b") as old:

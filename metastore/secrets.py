@@ -1,16 +1,15 @@
 """Encryption of secrets, under keys that never live in the database.
 
-A secret is sealed with AES-256-GCM and a fresh nonce. What identifies its place (the key it is
-stored under, the row's version and incarnation, its type) is authenticated with it, so that a
-ciphertext that is moved to another row, or kept from an earlier version, does not open.
+A secret is sealed with AES-256-GCM and a fresh nonce. Its place (the setting's key, the row's
+version and incarnation, its type) is authenticated with it, so that a ciphertext moved to another
+row, or kept from an earlier version, does not open.
 
-Tools that report errors show the variables of every frame. So plaintexts and keys travel in a
-`Secret`, which shows nothing of itself, and are taken out of it only in expressions that nothing
-refers to afterwards.
+Error reporters show the variables of every frame. So plaintexts and keys travel in a `Secret`,
+which never prints its value, and are unwrapped only in expressions that no variable refers to.
 
 The keys come from the environment: `METASTORE_SECRET_KEYS` holds them, the newest first, or
-`METASTORE_SECRET_KEY_FILE` names a file that does, readable by its owner alone. The newest key
-seals, each of them opens.
+`METASTORE_SECRET_KEY_FILE` names a file that does, readable by its owner only. The newest key
+seals, all of them open.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ _MAX_KEY_FILE = 1 << 16
 
 
 class Secret(Generic[Value]):
-    """A value that is shown nowhere: not printed, not formatted, neither pickled nor copied.
+    """A value that cannot be printed, formatted, pickled or copied.
 
-    `reveal` returns it. Use the result in place: a variable that holds it is in the next traceback.
+    `reveal` returns it. Use the result in place: a variable would appear in the next traceback.
     """
 
     __slots__ = ("_value",)
@@ -67,7 +66,7 @@ class Secret(Generic[Value]):
 
 
 class Keyring:
-    """The keys, the newest first. Neither its repr nor its pickle gives them away."""
+    """The keys, the newest first. They appear in neither its repr nor a pickle."""
 
     __slots__ = ("_keys", "newest")
 
@@ -110,17 +109,16 @@ class Keyring:
             )
         plaintext = _decrypt(key, sealed, _associated(place))
         if plaintext is None:
-            # Outside of the handler, so that no cause holds what was to be decrypted.
+            # Outside the handler, so that no cause holds the ciphertext.
             raise SecretRejected(key_id)
         return plaintext
 
 
 def keyring(environment: Mapping[str, str] | None = None) -> Keyring:
-    """Return the keys that the environment gives; None stands for that of this process.
+    """Return the keys from the environment, by default that of this process.
 
     Raises:
-        SecretKeyUnavailable: it gives none, or one that is malformed, or a file that others may
-            read.
+        SecretKeyUnavailable: there is none, one is malformed, or others may read the file.
     """
     keys, path = _settings(os.environ if environment is None else environment)
     del environment
@@ -137,13 +135,13 @@ def keyring(environment: Mapping[str, str] | None = None) -> Keyring:
 
 
 def _settings(environment: Mapping[str, str]) -> list[Secret[str] | None]:
-    """Return the keys and the path of a file of keys, which may be keys put there by mistake."""
+    """Return the keys, and the path of a key file, which may itself be a key set by mistake."""
     found = [environment.get(name) for name in (KEYS_VARIABLE, KEY_FILE_VARIABLE)]
     return [Secret(text) if text else None for text in found]
 
 
 def generate_key() -> str:
-    """Return a fresh key as the environment takes it."""
+    """Return a new key in the format of the environment variable."""
     return base64.b64encode(os.urandom(_KEY_BYTES)).decode()
 
 
@@ -157,7 +155,7 @@ def _parsed(text: Secret[str], source: str) -> Keyring:
 
 
 def _keys(text: Secret[str]) -> list[Secret[bytes]]:
-    """Return the keys in a text; none if one of them is malformed."""
+    """Parse the keys; an empty list if one of them is malformed."""
     words = re.sub(r"(?m)^\s*#.*$", "", text.reveal()).replace(",", " ").split()
     keys = [_key(word) for word in words]
     return [] if None in keys else [Secret(key) for key in keys if key is not None]
@@ -175,20 +173,20 @@ def _key(text: str) -> bytes | None:
 
 
 def _read_key_file(path: Secret[str]) -> Secret[str]:
-    # No message names the path: it may be a key that was put there by mistake.
+    # No message names the path: it may be a key set by mistake.
     descriptor, reason = _opened(path)
     if descriptor is None:
         raise SecretKeyUnavailable(f"the file that {KEY_FILE_VARIABLE} names: {reason}")
     try:
-        # Of the open file, so that nothing can be put in its place in between.
+        # Of the open file, so that it cannot be swapped in between.
         status = os.fstat(descriptor)
         mode = stat.S_IMODE(status.st_mode)
         if not stat.S_ISREG(status.st_mode):
-            raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE} names something that is no file")
+            raise SecretKeyUnavailable(f"{KEY_FILE_VARIABLE} does not name a regular file")
         if mode & ~0o600:
             raise SecretKeyUnavailable(
-                f"the file that {KEY_FILE_VARIABLE} names has mode {mode:04o}, others may get at "
-                "the keys: run chmod 600"
+                f"the file that {KEY_FILE_VARIABLE} names has mode {mode:04o}, so others can "
+                "read the keys: run chmod 600"
             )
         if status.st_uid not in (os.geteuid(), 0):
             raise SecretKeyUnavailable(
@@ -200,7 +198,7 @@ def _read_key_file(path: Secret[str]) -> Secret[str]:
 
 
 def _opened(path: Secret[str]) -> tuple[int | None, str]:
-    """Return a descriptor of a file, or why there is none. The error itself names the path."""
+    """Return a descriptor of a file, or why it cannot be opened: the error would name the path."""
     try:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         return os.open(path.reveal(), flags), ""

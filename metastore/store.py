@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["MetadataStore", "Transaction"]
 
 MAX_READERS = 64
-"""The most connections that a store reads with; each is a thread."""
+"""The most reading connections of a store; each has a thread."""
 
 GIVE_BACK_LIMIT = 2.0
-"""How long a store that closes waits for leases and tickets to be given back, in seconds. What is
-left then expires."""
+"""How long a closing store waits for leases and tickets to be given back, in seconds. The rest
+expires."""
 
 
 def _utc_now() -> datetime:
@@ -44,11 +44,11 @@ class Transaction(RepositorySet):
 
 
 class MetadataStore(RepositorySet):
-    """The metadata of an execution service. Made by `MetadataStore.open`.
+    """The metadata of an execution service. Opened with `MetadataStore.open`.
 
-    Every operation on its repositories commits by itself; a transaction's commit together.
-    Once an awaited write has returned it is durable. A write that was cancelled may have been
-    committed all the same; pass your own `id` to `create` to make a repetition harmless.
+    Each operation on its repositories commits by itself; those of a transaction commit together.
+    An awaited write is durable once it returns. A cancelled write may still have been committed;
+    pass your own `id` to `create` to make a retry harmless.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MetadataStore(RepositorySet):
 
     @property
     def backend(self) -> Backend:
-        """The open database, for what a metastore's own tools do underneath."""
+        """The open database, for metastore's own tools."""
         return self._backend
 
     @classmethod
@@ -79,22 +79,22 @@ class MetadataStore(RepositorySet):
 
         Args:
             url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `sqlite://` for a database
-                in memory that ends with the store; None means `METASTORE_DB_URL`, and that unset
-                `sqlite:///.artifacts/data/metadata.db`.
-            migrate: Bring the schema up to date first, creating the database if there is none.
-            durability: `full` survives a loss of power; `normal` survives a crash of the
-                program, and may lose the last commits when the machine goes down.
-            clock: What time it is, aware of its zone; tests move it.
-            readers: How many connections read. One is the fastest for most loads.
+                in memory that is gone when the store closes; None means `METASTORE_DB_URL`, or if
+                that is unset `sqlite:///.artifacts/data/metadata.db`.
+            migrate: Upgrade the schema first, and create the database if there is none.
+            durability: `full` survives a power failure; `normal` survives a crash of the program,
+                but may lose the last commits when the machine goes down.
+            clock: Returns the current time, timezone-aware; tests move it.
+            readers: The number of reading connections. One is fastest for most loads.
 
         Raises:
             SchemaOutdated: the database is older than the code, missing or empty.
             SchemaTooNew: it is newer than the code.
             LimitsMismatch: its processes hold leases under other limits than the code's.
-            StoreCorrupt: it is damaged, or no metastore.
-            StoreReadOnly: it takes no writes.
-            MigrationFailed: `migrate` failed; the schema is as it was.
-            InvalidValue: the URL is of no known form, or another argument is refused.
+            StoreCorrupt: it is damaged, or not a metastore database.
+            StoreReadOnly: it cannot be written.
+            MigrationFailed: `migrate` failed; the schema is unchanged.
+            InvalidValue: the form of the URL is unknown, or another argument is refused.
         """
         expect("migrate", migrate, bool, "a boolean")
         # It becomes part of a setting's text.
@@ -110,16 +110,16 @@ class MetadataStore(RepositorySet):
 
     @contextlib.asynccontextmanager
     async def transaction(self, lease: Held | None = None) -> AsyncIterator[Transaction]:
-        """Open a transaction: committed at the end of the body, undone when the body raises.
+        """Open a transaction: committed at the end of the body, rolled back if the body raises.
 
-        With a `lease` (of a worktree or a task, or a project's lock) it commits only while that
-        is still held. It has the writer to itself, so keep the body short; inside, use its
-        repositories, not the store's.
+        With a `lease` (a worktree's lease, a task's claim or a project's lock) it commits only
+        while that is still held. It has the writer to itself, so keep the body short, and use its
+        repositories in it, not the store's.
 
         Raises:
             LeaseLost: the lease is gone; nothing was stored.
             TransactionActive: this task has a transaction open already.
-            InvalidValue: `lease` is none.
+            InvalidValue: `lease` is not a lease.
         """
         guard = None if lease is None else keeper_of(lease, leasable(self)).guard(lease)
         async with self._backend.transaction(guard) as executor:
@@ -127,12 +127,12 @@ class MetadataStore(RepositorySet):
             yield Transaction(Scope(executor, lambda: now, None, self._backend.columns))
 
     async def health(self, *, integrity: bool = False, audit: bool = False) -> Health:
-        """Report how the database is: whether it answers and takes writes, how full, how old.
+        """Report the state of the database: reachable or not, writable or not, its size and schema.
 
-        What is wrong is in the report, and nothing is raised for it. It takes milliseconds, and
-        a few seconds at most where the database does not answer. `integrity` also reads the whole
-        database, beside the store's own reads, to look for damage, and `audit` all events and tool
-        executions, to look for tampering.
+        Problems are in the report and not raised. This takes milliseconds, or a few seconds if the
+        database does not answer. `integrity` also reads the whole database, beside the store's own
+        reads, and reports damage; `audit` reads all events and tool executions, and reports
+        tampering.
 
         Raises:
             TransactionActive: this task has a transaction open.
@@ -141,7 +141,7 @@ class MetadataStore(RepositorySet):
 
     async def close(self) -> None:
         """Close the store; idempotent. Operations in flight are answered, later ones refused."""
-        # What a cancelled caller took is given back while that is possible.
+        # Leases of cancelled callers are given back while that is still possible.
         await background_work(self._backend, timeout=GIVE_BACK_LIMIT)
         await self._backend.close()
 
@@ -218,6 +218,6 @@ class _Opening:
 
 
 def _refuse_missing(url: DatabaseUrl) -> None:
-    """Raise `SchemaOutdated` where there is no database at all."""
+    """Raise `SchemaOutdated` if there is no database at all."""
     if opening.is_missing(url):
         migrations.check_revision(str(url), [], [it.id for it in migrations.known(url.dialect)])

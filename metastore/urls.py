@@ -1,4 +1,4 @@
-"""Database URLs: which database a store, a migration or a command works on."""
+"""Database URLs: the database that a store, a migration or a command uses."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ENVIRONMENT_VARIABLE = "METASTORE_DB_URL"
 
 
 def resolve(url: str | None) -> DatabaseUrl:
-    """Return the database that `url` names, in one of the forms that `opening.parse` describes.
+    """Parse `url`, in one of the forms that `opening.parse` describes.
 
-    None means the environment variable `METASTORE_DB_URL`, and that unset the default,
+    None means the environment variable `METASTORE_DB_URL`, or if that is unset
     `opening.DEFAULT_URL`.
 
     Raises:
-        InvalidValue: the URL is of no form that metastore knows.
+        InvalidValue: the form of the URL is unknown.
     """
     if url is None:
         url = os.environ.get(ENVIRONMENT_VARIABLE) or opening.DEFAULT_URL

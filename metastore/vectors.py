@@ -1,9 +1,9 @@
-"""Vectors as columns hold them, and the nearest of many.
+"""Vectors as columns store them, and the search for the nearest.
 
-A vector is stored as little-endian float32. Cosines are worked out in float64: quickly for all,
-with numpy where it is installed, and exactly for those that may be among the best. The product of
-two float32 numbers is exact in float64 and `math.fsum` rounds once, so that the result does not
-depend on numpy, on the order of the sum or on the machine.
+A vector is stored as little-endian float32. Cosines are computed in float64: approximately for
+all, with numpy if installed, and exactly for those that may be among the best. The product of two
+float32 numbers is exact in float64 and `math.fsum` rounds once, so the result does not depend on
+numpy, the order of the sum or the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DIMENSIONS", "Nearest", "Vector", "block_rows", "decode", "dimensions", "encode"]
 
 Vector = tuple[float, ...]
-"""The numbers of a vector. They come back as the nearest float32 of what was stored."""
+"""The numbers of a vector. They come back rounded to float32."""
 
 MAX_DIMENSIONS = 16_384
 """The most numbers a vector may have."""
@@ -32,19 +32,19 @@ _PYTHON_BLOCK = 1 << 18
 """Bytes of vectors to read and score at once."""
 
 _SLACK = 1e-9
-"""Further than this no quick cosine is from the exact one."""
+"""The largest difference between a quick cosine and the exact one."""
 
 
 HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 """Whether numpy is installed. It is imported at the first search: that takes as long as importing
-all the rest, and most processes never search."""
+everything else, and most processes never search."""
 
 
 def encode(values: Sequence[float]) -> bytes:
-    """Return a vector as a column holds it.
+    """Encode a vector for its column.
 
     Raises:
-        ValueError: it is no sequence of 1 to `MAX_DIMENSIONS` finite numbers, or all of them are
+        ValueError: it is not a sequence of 1 to `MAX_DIMENSIONS` finite numbers, or all of them are
             zero as float32.
     """
     if isinstance(values, str | bytes | bytearray | memoryview) or not hasattr(values, "__len__"):
@@ -65,12 +65,12 @@ def encode(values: Sequence[float]) -> bytes:
 
 
 def decode(blob: bytes) -> Vector:
-    """Return the numbers of a column's vector."""
+    """Decode a vector from its column."""
     return struct.unpack(f"<{dimensions(blob)}f", blob)
 
 
 def dimensions(blob: bytes) -> int:
-    """Return how many numbers a column's vector has."""
+    """Return the number of dimensions of an encoded vector."""
     return len(blob) // 4
 
 
@@ -80,10 +80,7 @@ def block_rows(count: int) -> int:
 
 
 class Nearest:
-    """The vectors nearest to a query, of however many are shown to it.
-
-    What it keeps does not grow with their number.
-    """
+    """Collects the vectors nearest to a query, in constant memory."""
 
     def __init__(self, query: bytes, *, limit: int, min_score: float | None = None) -> None:
         self._query = decode(query)
@@ -91,11 +88,11 @@ class Nearest:
         self._limit = limit
         self._min_score = -math.inf if min_score is None else min_score
         self._quick = _quick_with_numpy if HAS_NUMPY else _quick_with_python
-        # The best so far, in order, as (-score, name): equal scores stand in the order of names.
+        # The best so far, sorted, as (-score, name): equal scores are ordered by name.
         self._best: list[tuple[float, str]] = []
 
     def add(self, block: Sequence[tuple[str, bytes]]) -> None:
-        """Look at some named vectors, of the query's dimensions."""
+        """Score a block of named vectors, which have the query's dimensions."""
         if not block:
             return
         scores = self._quick(self._query, self._square, [blob for _, blob in block])
@@ -114,7 +111,7 @@ class Nearest:
         self._best = sorted(best)[: self._limit]
 
     def found(self) -> list[tuple[str, float]]:
-        """Return the names and scores of the best, the nearest first."""
+        """Return the names and scores of the best, nearest first."""
         return [(name, -negative) for negative, name in self._best]
 
     def _exact(self, blob: bytes) -> float:

@@ -50,7 +50,7 @@ async def test_worktree__that_is_free(ask: Ask, factories: Factories) -> None:
     assert (told.held_by, told.since, told.until) == (None, None, None)
     assert told.fencing_number == worktree.version
     assert told.dependents == []
-    assert told.released_by == ["nothing needs to: whoever comes next may lease it"]
+    assert told.released_by == ["nothing: the next caller may lease it"]
 
 
 async def test_worktree__that_is_held(store: MetadataStore, ask: Ask, factories: Factories) -> None:
@@ -69,7 +69,7 @@ async def test_worktree__that_is_held(store: MetadataStore, ask: Ask, factories:
     assert timestamp(lease.expires_at) in told.released_by[1]
 
 
-async def test_worktree__whoever_stands_in_line_hangs_on_it(
+async def test_worktree__its_waiters_depend_on_it(
     store: MetadataStore, ask: Ask, factories: Factories
 ) -> None:
     lease = await factories.lease()
@@ -85,8 +85,8 @@ async def test_worktree__whoever_stands_in_line_hangs_on_it(
         while await _length_of_line(store, repository_id) <= number:
             await asyncio.sleep(0)
     for key in (lease.worktree_id, repository_id):
-        [line] = [it for it in (await ask(key)).dependents if "in line" in it]
-        assert "3, the first is waiter-0 since" in line
+        [queue] = [it for it in (await ask(key)).dependents if "queued for" in it]
+        assert "3, first waiter-0 since" in queue
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -104,7 +104,7 @@ async def test_worktree__whose_lease_ran_out(
     await expire(store, lease)
     told = await ask(lease.worktree_id)
     assert (told.state, told.held_by) == ("expired", "runner-1")
-    assert told.released_by[0].startswith("nothing needs to: the lease ran out at ")
+    assert told.released_by[0].startswith("nothing: the lease expired at ")
 
 
 async def test_worktree__leased_by_a_clock_that_jumped_back(
@@ -270,7 +270,7 @@ async def test_token__is_explained_and_never_shown(
     assert (told.kind, told.state, told.held_by) == ("token", "active", "ops")
     assert told.what == f"the token {token.record.token_prefix}… (test), for sessions:*"
     assert (told.since, told.until) == (token.record.created_at, token.record.expires_at)
-    assert told.dependents == ["sessions that it opened and that have not ended: 2"]
+    assert told.dependents == ["open sessions that it created: 2"]
     assert f"revoke-token {token.record.id}" in told.released_by[0]
     assert len(told.released_by) == 2
     assert token.token not in str(told)
@@ -281,7 +281,7 @@ async def test_token__is_explained_and_never_shown(
     assert told.state == "replaced"
     assert f"token {replacement.record.id}, which replaces it" in told.dependents
     clock.advance(MINUTE)
-    assert (await ask(token.record.id)).released_by == ["it opens nothing any more: expired"]
+    assert (await ask(token.record.id)).released_by == ["it no longer grants anything: expired"]
     revoked = await store.auth_tokens.revoke(replacement.record.id)
     told = await ask(replacement.record.id)
     assert (told.state, told.until) == ("revoked", revoked.revoked_at)

@@ -262,7 +262,7 @@ async def test_disk__is_nearly_full(
     monkeypatch.setattr(inspection, "LOW_DISK", 1 << 62)
     problem = the_problem(await file_store.health())
     assert str(tmp_path) in problem
-    assert problem.endswith("Make room.")
+    assert problem.endswith("Free some space.")
 
 
 @pytest.mark.parametrize("tree", ["repositories", "sqlite_autoindex_repositories_2"])
@@ -310,7 +310,7 @@ async def test_integrity__finds_rows_without_their_parent(
         await Factories(file_store).worktree(repository_id=repository.id)
     outside(path, "PRAGMA foreign_keys = OFF", "DELETE FROM repositories")
     report = await file_store.health(integrity=True)
-    assert report.damage == ["2 of worktrees without the row of repositories that they refer to"]
+    assert report.damage == ["2 rows of worktrees refer to missing rows of repositories"]
     assert report.damage[0] in the_problem(report)
 
 
@@ -341,7 +341,7 @@ def _a_folder(path: Path) -> None:
         (_garbage, "not a database"),
         (_of_another_program, "another program"),
         (_truncated, "malformed"),
-        (_a_folder, "no file"),
+        (_a_folder, "not a file"),
     ],
     ids=["missing", "empty", "garbage", "foreign", "truncated", "folder"],
 )
@@ -393,7 +393,7 @@ def test_read_only__for_this_user(folder_mode: int) -> None:
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert not report["writable"]
-    assert any("how it is mounted" in problem for problem in report["problems"])
+    assert any("mount options" in problem for problem in report["problems"])
 
 
 async def test_busy__another_process_holds_the_lock(store: MetadataStore, faults: Faults) -> None:

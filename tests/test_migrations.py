@@ -352,7 +352,7 @@ class TestUpgrade:
     def test_refuses_a_folder(self, folder: Folder) -> None:
         folder.database.mkdir(parents=True)
         for call in (folder.upgrade, folder.states, lambda: folder.downgrade("base")):
-            with pytest.raises(StoreCorrupt, match="is no file"):
+            with pytest.raises(StoreCorrupt, match="is not a file"):
                 call()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
@@ -1242,6 +1242,6 @@ class TestYoyo:
         assert folder.states() == dict.fromkeys(ALL, "applied")
         for url in ("metastore://host/x.db", "metastore:///x.db?mode=ro"):
             done = yoyo("apply", "--batch", "-d", url, cwd=checkout, code=2)
-            assert "METASTORE_DB_URL takes a file of any name" in done.stderr
+            assert "METASTORE_DB_URL accepts any file name" in done.stderr
         done = yoyo("apply", "--batch", "--migration-table", "mine", cwd=checkout, code=2)
         assert "must be _yoyo_migration" in done.stderr

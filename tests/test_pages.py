@@ -134,9 +134,14 @@ def commands_in_module(module: Path) -> Iterator[Quoted]:
     place = module.relative_to(ROOT).as_posix()
     for line in re.findall(r"`metastore ([a-z][^`\n]*)`", source):
         yield Quoted(place, line)
-    for text in strings(ast.parse(source)):
+    for text in strings_of(module):
         for line in re.findall(r"(?<=run: )metastore ([a-z].*)|(?<=run )metastore ([a-z].*)", text):
             yield Quoted(place, "".join(line))
+
+
+@cache
+def strings_of(module: Path) -> list[str]:
+    return list(strings(ast.parse(text_of(module))))
 
 
 def strings(tree: ast.AST) -> Iterator[str]:
@@ -205,7 +210,7 @@ def test_commands__parse(command: Quoted) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda it: it.relative_to(ROOT).as_posix())
 def test_messages__quote_commands_so_that_they_can_be_checked(module: Path) -> None:
     names = "|".join(main.list_commands(click.Context(main)))
-    for text in strings(ast.parse(text_of(module))):
+    for text in strings_of(module):
         plain = re.sub(r"`[^`]*`|(?<=run: ).*|(?<=run )metastore.*", "", text)
         assert not re.search(rf"\bmetastore (?:{names})\b", plain), text
 

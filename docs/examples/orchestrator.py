@@ -108,7 +108,7 @@ class Worker:
         return ended
 
     async def has_work(self) -> bool:
-        """Wait while the workflow is paused; tell whether it has tasks that have not ended."""
+        """Wait while the workflow is paused; return whether it has tasks that have not ended."""
         while True:
             workflow = await self.store.workflows.get(self.workflow_id)
             if workflow.status is not WorkflowStatus.PAUSED:

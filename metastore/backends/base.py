@@ -1,4 +1,4 @@
-"""What a backend offers to the store and its repositories."""
+"""The interface that a backend offers to the store and its repositories."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
 
     Attributes:
         text: the URL as it was given.
-        dialect: the SQL dialect spoken there; it names the folder under `migrations/`.
-        path: the database's file, absolute and without symbolic links, where it has one.
-        in_memory: whether it lives in memory, and ends with the store.
+        dialect: its SQL dialect, which names the folder under `migrations/`.
+        path: the database's file, absolute and with symbolic links resolved; None without one.
+        in_memory: whether it lives in memory, and is gone when the store closes.
     """
 
     text: str
@@ -75,19 +75,19 @@ class DatabaseUrl(msgspec.Struct, frozen=True):
 
 
 class Columns(msgspec.Struct, frozen=True, eq=False):
-    """How a database holds the values of rows.
+    """How a database stores the values of rows.
 
-    What is written has been checked before. What is read may be damaged: a function that reads
-    raises any error for that.
+    Values to write have been checked before. Values read may be damaged: a function that reads
+    raises an exception of any kind then.
 
     Attributes:
-        dialect: whose statements it runs: `sql/<table>.<dialect>.sql` over `sql/<table>.sql`.
-        write_time: raises OverflowError for a time that is not in the years 1 to 9999 in UTC.
+        dialect: its statements: those of `sql/<table>.<dialect>.sql` replace `sql/<table>.sql`'s.
+        write_time: raises OverflowError for a time outside the years 1 to 9999 in UTC.
         write_json: takes the document as UTF-8.
-        write_day: the day, in UTC, of a time, as a parameter that days are compared with.
-        read_day: the day that a statement returned.
-        storage: the type in which the driver returns a column's values, and how people call it, by
-            the type of the row's attribute. All others are text.
+        write_day: the UTC day of a time, as a parameter to compare days with.
+        read_day: a day that a statement returned.
+        storage: the type in which the driver returns a column's values, and what to call it in a
+            message, by the type of the row's attribute. All others are text.
     """
 
     dialect: str
@@ -105,9 +105,9 @@ class Guard(NamedTuple):
     """A condition that must hold when a transaction begins and when it commits.
 
     Attributes:
-        check: makes the statement to ask; it returns a row while the condition holds. It is
-            called anew each time, so that the time it asks for is the time of asking.
-        error: makes what is raised when no row came back.
+        check: builds the statement, which returns a row while the condition holds. It is called
+            for each check, so that the statement is bound to the current time.
+        error: builds the error to raise when the statement returns no row.
     """
 
     check: Callable[[], Call]
@@ -119,7 +119,7 @@ class RowCheck(NamedTuple):
 
     Attributes:
         columns: the columns to read.
-        flaw: returns what is wrong with a row of their values; None if nothing is.
+        flaw: returns what is wrong with a row; None if it is sound.
     """
 
     columns: tuple[str, ...]
@@ -130,13 +130,13 @@ NO_TABLES: Mapping[str, RowCheck] = MappingProxyType({})
 
 
 class KnownFault(msgspec.Struct, frozen=True):
-    """A fault of the database's own software in the release that runs.
+    """A known bug of the database software in the running release.
 
     Attributes:
-        name: what it is called.
-        versions: which releases have it.
+        name: its name.
+        versions: the affected releases.
         effect: what it does.
-        handling: what metastore does about it, and what is left to do.
+        handling: what metastore does about it, and what is left for the operator.
         source: where it is described.
     """
 
@@ -148,19 +148,19 @@ class KnownFault(msgspec.Struct, frozen=True):
 
 
 class Facts(NamedTuple):
-    """What a backend knows of its database; None where that is unknown.
+    """What a backend knows about its database. None if unknown.
 
     Attributes:
         read_error: why it cannot be read; None if it can.
-        write_error: why it takes no writes; None if it does.
-        schema_error: why its schema is not the code's; None if it is.
-        software: the database's software and its release.
-        known_faults: what is wrong with that release.
-        database_bytes: how big it is; None also if it is gone.
-        damage: what is broken in it, one line each; None if it was not searched.
-        details: whatever else is known of it, by name: numbers that end in `_bytes` are sizes.
-        problems: what is wrong with these, and what to do about it; a sentence or two each.
-        notes: what is informational about them.
+        write_error: why it cannot be written; None if it can.
+        schema_error: why its schema does not match the code; None if it does.
+        software: the database software and its release.
+        known_faults: the known bugs of that release.
+        database_bytes: its size; None also if it is gone.
+        damage: the damage found, one line each; None if it was not checked.
+        details: backend-specific facts by name; names that end in `_bytes` are sizes.
+        problems: what is wrong with the details, and what to do about it; a sentence or two each.
+        notes: informational remarks on the details.
     """
 
     read_error: MetastoreError | None
@@ -176,31 +176,31 @@ class Facts(NamedTuple):
 
 
 class Executor(Protocol):
-    """Where statements run: a backend, each operation for itself, or one open transaction."""
+    """Runs statements: a backend, which commits each operation, or one open transaction."""
 
     def run(self, call: Call) -> Awaitable[list[Values]]:
         """Run one statement and return its rows.
 
         Raises:
-            MetastoreError: the database refused; nothing was changed.
+            MetastoreError: the statement failed; nothing was changed.
         """
 
     def run_all(self, *calls: Call) -> Awaitable[list[list[Values]]]:
-        """Run several statements as one: all of them take effect or none.
+        """Run several statements atomically: all of them take effect, or none.
 
-        The operation ends, and is undone, at the first statement that expects a row (`^` and
-        `<!`) and returns none. The answers up to there are returned, so that an answer shorter
-        than the calls, or with an empty end, tells the caller where it stopped.
+        The operation stops, and is rolled back, at the first statement that expects a row (`^`
+        and `<!`) and returns none. The answers so far are returned: a list shorter than the calls,
+        or with an empty last answer, tells the caller where it stopped.
 
         Raises:
-            MetastoreError: the database refused one of them; nothing was changed.
+            MetastoreError: a statement failed; nothing was changed.
         """
 
     def erase(self) -> Awaitable[bool]:
-        """Take what was deleted or overwritten out of the log too; tell whether that was done.
+        """Remove what was deleted or overwritten from the log too; return whether that succeeded.
 
-        It is tried for a moment, while nobody reads what is to go. A transaction does it when it
-        has committed, and returns False.
+        Retried for a moment, because a reader of the old state prevents it. A transaction does
+        this after its commit, and returns False.
         """
 
 
@@ -208,27 +208,27 @@ class Backend(Executor, Protocol):
     """An open database.
 
     Attributes:
-        url: the database; one in memory names the file that it has while it is open.
+        url: the database; for one in memory, the file that backs it while it is open.
     """
 
     url: DatabaseUrl
 
     @property
     def columns(self) -> Columns:
-        """How it holds the values of rows, and the dialect that it speaks."""
+        """How it stores the values of rows, and its dialect."""
 
     def transaction(self, guard: Guard | None = None) -> AbstractAsyncContextManager[Executor]:
-        """Open a transaction: committed at the end of the body, undone when it raises."""
+        """Open a transaction: committed at the end of the body, rolled back if it raises."""
 
     @property
     def changes(self) -> int:
-        """A number that grows whenever anything may have been committed, by any process.
+        """A counter that grows whenever any process may have committed something.
 
-        Only `wait_for_change` keeps it up to date with other processes.
+        Other processes' commits are noticed only during `wait_for_change`.
         """
 
     async def wait_for_change(self, seen: int, timeout: float) -> None:
-        """Return when `changes` is not `seen` any more, at the latest after `timeout` seconds."""
+        """Return once `changes` differs from `seen`, at the latest after `timeout` seconds."""
 
     async def inspect(
         self,
@@ -237,11 +237,11 @@ class Backend(Executor, Protocol):
         integrity: bool = False,
         tables: Mapping[str, RowCheck] = NO_TABLES,
     ) -> Facts:
-        """Return how the database is, within a few seconds unless `integrity` is asked for.
+        """Return the state of the database, within a few seconds unless `integrity` is set.
 
         Args:
-            check: raises what is wrong with the schema.
-            integrity: Whether to read everything in search of damage.
+            check: Raises what is wrong with the schema.
+            integrity: Whether to read everything and report damage.
             tables: With `integrity`, the tables whose rows are checked one by one.
 
         Raises:
@@ -249,7 +249,7 @@ class Backend(Executor, Protocol):
         """
 
     async def close(self) -> None:
-        """Close the database. Operations in flight are answered; later ones are refused."""
+        """Close the database. Operations in flight are answered, later ones refused."""
 
 
 # Schemas and their migrations.
@@ -263,14 +263,14 @@ class SqlStatement(NamedTuple):
 
 
 class StatementFailed(Exception):
-    """A statement of a migration was refused, through its own fault."""
+    """A statement of a migration failed, and not for lack of a working database."""
 
 
 class SchemaState(NamedTuple):
-    """What a database says of its schema when it is opened.
+    """The state of a schema, read when the database is opened.
 
     Attributes:
-        applied: the ids of the migrations that it has.
+        applied: the ids of the applied migrations.
         views: the names of its views.
     """
 
@@ -283,7 +283,7 @@ SchemaCheck: TypeAlias = "Callable[[SchemaState], None]"
 
 
 class SchemaObject(NamedTuple):
-    """A table, index, trigger or view as its database holds it."""
+    """A table, index, trigger or view as the database stores it."""
 
     type: str
     name: str
@@ -292,18 +292,18 @@ class SchemaObject(NamedTuple):
 
 
 Objects: TypeAlias = "Mapping[tuple[str, str], SchemaObject]"
-"""What a schema holds, by type and name."""
+"""The objects of a schema, by type and name."""
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """One thing in which a live database is not what its migrations make.
+    """One difference between a live database and what its migrations make.
 
     Attributes:
         kind: `missing`, `extra` or `different` for an object of the schema; for a migration the
             state that `status` reports.
         type: `table`, `index`, `trigger`, `view` or `migration`.
         name: the object's name, or the migration's id.
-        detail: what exactly, where there is more to say.
+        detail: specifics, if any.
     """
 
     kind: Literal["missing", "extra", "different", "edited", "unknown", "unverified"]
@@ -324,21 +324,21 @@ class Rows(Protocol):
         """Return the next row; None after the last."""
 
     def fetchall(self) -> list[Any]:
-        """Return the rows that are left."""
+        """Return the remaining rows."""
 
 
 class SchemaConnection(Protocol):
-    """A connection on which migrations run: used for nothing else, and by one thread.
+    """A connection for migrations only, used by one thread.
 
-    Its methods raise the store's errors (`StoreBusy`, `StoreFull`, …) for what is no fault of a
-    statement.
+    Its methods raise the store's errors (`StoreBusy`, `StoreFull`, …) for failures that the
+    statement did not cause.
     """
 
     def begin(self) -> None:
-        """Begin a transaction; other migrators wait for its end."""
+        """Begin a transaction; other migrators wait until it ends."""
 
     def begin_snapshot(self) -> None:
-        """Begin to read one state of the database."""
+        """Begin a read transaction, which sees one state of the database."""
 
     def commit(self) -> None:
         """Commit the transaction.
@@ -348,30 +348,30 @@ class SchemaConnection(Protocol):
         """
 
     def rollback(self) -> None:
-        """Undo the transaction, also one that an error has ended already."""
+        """Roll back the transaction; harmless if an error has already ended it."""
 
     def run(self, sql: str) -> None:
         """Run a statement of a migration.
 
         Raises:
-            StatementFailed: it was refused.
+            StatementFailed: it failed.
         """
 
     def execute(self, sql: str, parameters: Mapping[str, Any]) -> Rows:
-        """Run a statement of the bookkeeping, with parameters like `:name`."""
+        """Run a bookkeeping statement, with parameters like `:name`."""
 
     def tables(self) -> list[str]:
         """Return the names of all tables."""
 
     def orphans(self) -> Counter[tuple[str, str]]:
-        """Count the rows whose parent row is missing, by their table and its parent.
+        """Count the rows whose parent row is missing, by child and parent table.
 
         Raises:
             StatementFailed: they cannot be counted.
         """
 
     def objects(self, ignore_tables: Collection[str]) -> Objects:
-        """Return what the schema holds but for `ignore_tables` and all that belongs to them."""
+        """Return the objects of the schema, except `ignore_tables` and what belongs to them."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -384,27 +384,27 @@ class SchemaConnection(Protocol):
 
 
 class Schema(Protocol):
-    """How schemas of a dialect are migrated and compared."""
+    """How the schemas of a dialect are migrated and compared."""
 
     forbidden: Mapping[str, str]
-    """Statements that no migration may hold, by their first word, and why."""
+    """Statements that a migration must not contain, by first word, with the reason."""
 
     def split(self, text: str) -> Iterator[SqlStatement]:
         """Split a migration file into its statements."""
 
     def script(self, id_: str, sql: str) -> str:
-        """Return what is run for one migration, for a reader."""
+        """Return the script of one migration, for people to read."""
 
     def connect(
         self, url: DatabaseUrl, known_ids: Collection[str], *, create: bool, adopt: bool = False
     ) -> SchemaConnection | None:
-        """Connect to a metastore to change its schema; None where there is none.
+        """Connect to a metastore database to change its schema; None if there is none.
 
         Args:
             url: The database.
-            known_ids: The migrations of the code, by which one that yoyo migrated is recognised.
-            create: Whether to make one where there is none.
-            adopt: Whether to take over one that yoyo's own backend has migrated.
+            known_ids: The code's migrations, which identify a database that yoyo migrated.
+            create: Whether to create the database if there is none.
+            adopt: Whether to take over a database that yoyo's own backend migrated.
 
         Raises:
             StoreCorrupt: it belongs to another program.
@@ -414,7 +414,7 @@ class Schema(Protocol):
     def connect_to_read(
         self, url: DatabaseUrl, known_ids: Collection[str]
     ) -> SchemaConnection | None:
-        """Connect to look at a schema; None where there is no metastore, nor one of yoyo's.
+        """Connect to read a schema; None if neither metastore nor yoyo migrated the database.
 
         Raises:
             StoreCorrupt: it belongs to another program.
@@ -422,16 +422,16 @@ class Schema(Protocol):
         """
 
     def connect_to_model(self) -> SchemaConnection:
-        """Connect to an empty database in which a schema is made for comparison."""
+        """Connect to an empty scratch database, to build a schema for comparison."""
 
     def typed_errors(self, url: DatabaseUrl) -> AbstractContextManager[None]:
         """Turn the driver's errors into metastore's."""
 
     def objects(self, rows: Iterable[Sequence[str]], ignore_tables: Collection[str]) -> Objects:
-        """Return the objects of rows that hold type, name, table and text of each."""
+        """Return the objects of rows with the type, name, table and SQL of each."""
 
     def fingerprint(self, objects: Objects) -> str:
-        """Return a hash over a schema: the same for two in which `compare` finds no difference."""
+        """Return a hash of a schema, equal for two schemas that `compare` finds equal."""
 
     def compare(self, live: Objects, expected: Objects) -> list[Difference]:
         """Return the differences between a live schema and the expected one."""
@@ -441,16 +441,16 @@ class PlantedFaults(Protocol):
     """Faults that tests plant underneath an open store, see `metastore.testing.Faults`."""
 
     def busy(self, wait: timedelta) -> AbstractContextManager[None]:
-        """Let somebody else hold the write lock; the store waits for `wait`."""
+        """Hold the write lock on another connection; the store waits for `wait`."""
 
     def full(self) -> AbstractContextManager[None]:
-        """Let the disk take nothing more."""
+        """Let the disk be full."""
 
     def read_only(self) -> AbstractContextManager[None]:
-        """Let the database take no writes."""
+        """Make the database read-only."""
 
     def lost_commit(self, times: int | None) -> AbstractContextManager[None]:
-        """Let so many commits fail; None for all."""
+        """Make the next `times` commits fail; None for all."""
 
     async def settled(self) -> None:
-        """Return when what the store has begun has ended."""
+        """Return once everything the store has started has ended."""

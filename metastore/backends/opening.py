@@ -1,4 +1,4 @@
-"""Where a dialect becomes a backend: what there is for each, and nowhere else."""
+"""Picks the backend of a dialect: the only place that does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 DEFAULT_URL = "sqlite:///.artifacts/data/metadata.db"
-"""The database that is meant where none is named."""
+"""The database to use when none is named."""
 
 _SQLITE_SCHEMA = SqliteSchema()
 
@@ -49,11 +49,11 @@ def parse(url: str) -> DatabaseUrl:
     """Take a URL apart.
 
     `sqlite:///rel.db` is relative to the working directory, `sqlite:////abs.db` absolute,
-    `sqlite://` in memory. What follows the slashes is taken literally: `#`, `?` and `%` are
-    characters of the file's name.
+    `sqlite://` in memory. The rest is taken literally: `#`, `?` and `%` are part of the file's
+    name.
 
     Raises:
-        InvalidValue: it is of no known form.
+        InvalidValue: its form is unknown.
     """
     if not isinstance(url, str) or not url.startswith("sqlite://"):
         raise InvalidValue(None, "url", "must begin with sqlite://", value_type=type(url).__name__)
@@ -61,16 +61,16 @@ def parse(url: str) -> DatabaseUrl:
 
 
 def url_of_file(path: Path | str) -> DatabaseUrl:
-    """Return the database that a file is.
+    """Return the URL of the database in a file.
 
     Raises:
-        InvalidValue: no database can have this name.
+        InvalidValue: a database cannot have this name.
     """
     return sqlite_url.of_file(path)
 
 
 def is_missing(url: DatabaseUrl) -> bool:
-    """Tell whether there is no database at `url` yet: nothing at all, or an empty file."""
+    """Return whether there is no database at `url` yet: no file, or an empty one."""
     return template.is_missing(url)
 
 
@@ -87,12 +87,12 @@ async def open_backend(
     Args:
         url: The database.
         durability: What a commit survives.
-        readers: How many connections read.
+        readers: The number of reading connections.
         check: Raises what is wrong with the schema.
-        upgrade: Makes the schema of a database in memory.
+        upgrade: Creates the schema of a database in memory.
 
     Raises:
-        StoreCorrupt: it is missing, empty, no metastore, or damaged.
+        StoreCorrupt: it is missing, empty, not a metastore database, or damaged.
         StoreReadOnly: it cannot be opened for writing.
     """
     if url.in_memory:
@@ -103,7 +103,7 @@ async def open_backend(
 
 
 def columns_of(dialect: str) -> Columns:
-    """Return how a dialect's databases hold the values of rows."""
+    """Return how a dialect's databases store the values of rows."""
     _refuse_unknown(dialect)
     return SqliteBackend.columns
 
@@ -116,17 +116,17 @@ def schema_of(dialect: str) -> Schema:
 
 def _refuse_unknown(dialect: str) -> None:
     if dialect != "sqlite":
-        raise InvalidValue(None, f"dialect {dialect!r}", "is none that metastore speaks")
+        raise InvalidValue(None, f"dialect {dialect!r}", "is not supported")
 
 
 def create_empty(url: DatabaseUrl, upgrade: Upgrade) -> None:
-    """Make an empty database at `url`, where there is none yet, with the schema of `upgrade`.
+    """Create an empty database at `url`, with the schema that `upgrade` makes.
 
-    Copied, which takes a fraction of the time that migrating does.
+    It is a copy of a template, which takes a fraction of the time of migrating.
 
     Raises:
-        FileExistsError: there is one.
-        StoreReadOnly: the folder takes no new file.
+        FileExistsError: there is a file already.
+        StoreReadOnly: the folder does not allow a new file.
     """
     template.write(url, upgrade)
 
@@ -137,10 +137,10 @@ def shell_command(url: DatabaseUrl) -> str:
 
 
 def plant_faults(backend: Backend) -> PlantedFaults:
-    """Return what plants faults underneath an open database.
+    """Return an object that plants faults underneath an open database.
 
     Raises:
-        TypeError: there is nothing for this backend.
+        TypeError: not supported for this backend.
     """
     if not isinstance(backend, SqliteBackend):
         raise TypeError(f"faults cannot be planted in a {type(backend).__name__}")

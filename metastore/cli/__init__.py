@@ -1,8 +1,8 @@
 """The `metastore` command.
 
 Every module here whose name has no leading underscore is a command: `metastore/cli/purge.py`
-holds a click command named `purge`. Such a module imports at its top only what is quick, because
-`metastore --help` imports all of them, and what its work needs inside its functions.
+holds a click command named `purge`. Such a module imports at the top only what loads fast,
+because `metastore --help` imports all of them, and everything else inside its functions.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 class Refused(click.ClickException):
-    """The command does not go on: code 1, and the reason in one line on stderr."""
+    """Stops a command: exit code 1, and the reason in one line on stderr."""
 
     def show(self, file: Any = None) -> None:
         """Print the reason."""
@@ -49,7 +49,7 @@ class Refused(click.ClickException):
 
 
 class _CommandLine(click.Group):
-    """Finds the commands, and turns what they raise into one line and a code."""
+    """Finds the commands, and turns their errors into one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the modules in this package."""
@@ -65,7 +65,7 @@ class _CommandLine(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; what it raises becomes `Refused`, so that nobody sees a traceback."""
+        """Run the command; its errors become `Refused`, so that users see no traceback."""
         from metastore.errors import MetastoreError
 
         try:
@@ -74,16 +74,16 @@ class _CommandLine(click.Group):
             raise Refused(str(error)) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
-                raise  # the reader of a pipe went away: click ends quietly
+                raise  # the reader of the pipe is gone: click exits quietly
             what = error.strerror or str(error)
             raise Refused(f"{error.filename}: {what}" if error.filename else what) from error
 
 
 @click.group(cls=_CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metastore", prog_name="metastore")
-@click.option("--db", metavar="URL", help="The database; also taken behind the command.")
+@click.option("--db", metavar="URL", help="The database; may also follow the command.")
 def main(db: str | None) -> None:
-    """Look after the metadata database of an execution service."""
+    """Manage the metadata database of an execution service."""
     del db  # read by the commands, see `database_option`
 
 
@@ -106,7 +106,7 @@ def _resolve(ctx: click.Context, _parameter: click.Parameter, value: str | None)
 
 
 def with_store(url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[Result]]) -> Result:
-    """Open the store at `url`, run `operation` on it, close it, and return what came of it."""
+    """Open the store at `url`, run `operation` on it, close it, and return the result."""
     import asyncio
 
     from metastore.store import MetadataStore
@@ -120,16 +120,16 @@ def with_store(url: DatabaseUrl, operation: Callable[[MetadataStore], Awaitable[
 
 def json_option(command: _F) -> _F:
     """Give a command the flag `--json` and the parameter `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for a program.")(
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(
         command
     )
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask before something is destroyed; `yes` has answered already.
+    """Ask before destroying something, unless `yes` is set.
 
     Raises:
-        Refused: nobody is there to ask.
+        Refused: the session is not interactive.
         click.Abort: the answer was no.
     """
     if yes:
@@ -144,7 +144,7 @@ def _is_interactive() -> bool:
 
 
 def print_json(value: Any) -> None:
-    """Print `value`, built of anything msgspec encodes, as indented JSON."""
+    """Print `value`, which may be anything that msgspec encodes, as indented JSON."""
     import msgspec
 
     text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
@@ -152,9 +152,9 @@ def print_json(value: Any) -> None:
 
 
 def print_document(document: str, form: Literal["json", "toml"]) -> None:
-    r"""Print a document, with `\u` escapes for what a terminal would obey.
+    r"""Print a document, with `\u` escapes for control characters.
 
-    Both formats take them wherever stored text can be, so that it still means the same.
+    Both formats allow these wherever stored text may occur, so the document means the same.
     """
     click.echo(
         "".join(
@@ -170,18 +170,18 @@ def print_document(document: str, form: Literal["json", "toml"]) -> None:
 def _escaped(character: str, form: Literal["json", "toml"]) -> str:
     if form == "toml":
         return f"\\U{ord(character):08x}"
-    # Beyond 16 bits, JSON has a pair.
+    # Beyond 16 bits, JSON uses a surrogate pair.
     code = character.encode("utf-16-be").hex()
     return "".join(f"\\u{code[index : index + 4]}" for index in range(0, len(code), 4))
 
 
 def say(line: str = "", *, err: bool = False) -> None:
-    """Print a line, with escapes for what a terminal would obey. All lines are printed by this."""
+    """Print a line, with escapes for control characters. All output lines go through here."""
     click.echo(printable(line), err=err)
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows as a table when a person watches, and as aligned lines otherwise."""
+    """Print rows as a table on a terminal, and as aligned lines otherwise."""
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
@@ -201,10 +201,10 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return `text` with escapes for what a terminal would obey: users choose names and paths.
+    """Return `text` with its control characters escaped: names and paths come from users.
 
-    That is every control character, C0 and C1, and what changes the direction of text, but for
-    those to `keep`.
+    These are the C0 and C1 characters and those that change the direction of text, except those in
+    `keep`.
     """
     return "".join(
         character

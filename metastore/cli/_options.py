@@ -1,4 +1,4 @@
-"""What the commands' options take beside text and numbers."""
+"""Option types of the commands, besides text and numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DURATION = re.compile(
 if TYPE_CHECKING:
     _ParamType = click.ParamType[timedelta]
 else:
-    # Only recent releases of click are generic when the program runs.
+    # Only recent releases of click are generic at run time.
     _ParamType = click.ParamType
 
 
@@ -30,13 +30,13 @@ class Duration(_ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> timedelta:
-        """Return the time span that `value` is."""
+        """Parse `value`."""
         if isinstance(value, timedelta):
             return value
         text = str(value).strip()
         parts = _DURATION.fullmatch(text)
         if not text or parts is None:
-            self.fail(f"{value!r} is no duration like 30d, 12h, 15m or 30s", param, ctx)
+            self.fail(f"{value!r} is not a duration like 30d, 12h, 15m or 30s", param, ctx)
         try:
             return timedelta(**{unit: int(count or 0) for unit, count in parts.groupdict().items()})
         except (OverflowError, ValueError):

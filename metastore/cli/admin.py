@@ -1,7 +1,7 @@
-"""`metastore admin`: the tokens by which users and services are let in.
+"""`metastore admin`: the tokens that give users and services access.
 
-A token is written to standard output and nothing else is, so that it can be piped to where it
-is kept; explanations go to standard error.
+Only a token goes to standard output, so that it can be piped to wherever it is stored;
+explanations go to standard error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def admin() -> None:
 def bootstrap(url: DatabaseUrl, as_json: bool) -> None:
     """Create the first admin token and print it, once.
 
-    It opens everything. While a live token that does exists, nothing is created.
+    It grants access to everything. If such a token exists and is live, nothing is created.
     """
     issued = with_store(url, lambda store: store.auth_tokens.bootstrap())
     if issued is not None:
@@ -49,7 +49,7 @@ def bootstrap(url: DatabaseUrl, as_json: bool) -> None:
         return
     if as_json:
         print_json({"created": False})
-    say("There is an admin token already; nothing was created.", err=True)
+    say("An admin token already exists; nothing was created.", err=True)
 
 
 @admin.command("create-token")
@@ -60,9 +60,9 @@ def bootstrap(url: DatabaseUrl, as_json: bool) -> None:
     "--scope",
     "scopes",
     multiple=True,
-    help="What it opens: sessions:read, sessions:* or *. Repeatable; without, it opens nothing.",
+    help="What it grants: sessions:read, sessions:* or *. Repeatable; by default nothing.",
 )
-@click.option("--ttl", type=DURATION, help="How long it lives, as in 30d; without, until revoked.")
+@click.option("--ttl", type=DURATION, help="Its lifetime, such as 30d; by default until revoked.")
 @database_option
 @json_option
 def create_token(
@@ -76,7 +76,7 @@ def create_token(
 ) -> None:
     """Create a token for USER and print it, once."""
     if user is not None and user_option is not None:
-        raise click.UsageError("Give the user as argument or as --user, not both.")
+        raise click.UsageError("Name the user as an argument or with --user, not both.")
     user_name = user if user is not None else user_option
     if user_name is None:
         raise click.UsageError("Missing argument 'USER'.")
@@ -94,7 +94,7 @@ def create_token(
 @database_option
 @json_option
 def list_tokens(user: str | None, url: DatabaseUrl, as_json: bool) -> None:
-    """List the tokens, live or not, in the order of their issue."""
+    """List all tokens, live or not, in the order of issue."""
     tokens = with_store(url, lambda store: _all_tokens(store, user))
     now = datetime.now(UTC)
     if as_json:
@@ -129,12 +129,12 @@ def list_tokens(user: str | None, url: DatabaseUrl, as_json: bool) -> None:
     type=DURATION,
     default="1h",
     show_default=True,
-    help="How long the old token goes on working; 0s ends it at once.",
+    help="How long the old token keeps working; 0s ends it at once.",
 )
 @database_option
 @json_option
 def rotate_token(token_id: str, grace: timedelta, url: DatabaseUrl, as_json: bool) -> None:
-    """Replace the token ID and print the new one, once."""
+    """Replace the token ID, and print the new one once."""
 
     async def rotate(store: MetadataStore) -> tuple[IssuedToken, AuthToken]:
         issued = await store.auth_tokens.rotate(token_id, grace=grace)
@@ -151,7 +151,7 @@ def rotate_token(token_id: str, grace: timedelta, url: DatabaseUrl, as_json: boo
 @database_option
 @json_option
 def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> None:
-    """End the token ID for good."""
+    """Revoke the token ID for good."""
     token = with_store(url, lambda store: store.auth_tokens.get(token_id))
     if token.revoked_at is None:
         confirm(
@@ -162,7 +162,7 @@ def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> N
         token = with_store(url, lambda store: store.auth_tokens.revoke(token_id))
     if as_json:
         print_json(_public(token, datetime.now(UTC)))
-    say(f"{token.id} is revoked since {_shown(token.revoked_at)}.", err=True)
+    say(f"{token.id} was revoked at {_shown(token.revoked_at)}.", err=True)
 
 
 async def _all_tokens(store: MetadataStore, user_name: str | None) -> list[AuthToken]:
@@ -198,7 +198,7 @@ def _print_issued(issued: IssuedToken, as_json: bool, *, replaced: AuthToken | N
 
 
 def _public(token: AuthToken, now: datetime) -> dict[str, Any]:
-    """Return what programs may know of a token: its columns without the hash, and its status."""
+    """Return the public facts of a token: its columns without the hash, and its status."""
     columns = {
         name: _shown(value) if isinstance(value, datetime) else value
         for name, value in dict(token).items()

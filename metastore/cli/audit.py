@@ -1,4 +1,4 @@
-"""`metastore audit`: whether history is what the store wrote."""
+"""`metastore audit`: checks that history is what the store wrote."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _file = click.Path(path_type=Path, dir_okay=False)
 
 @click.group()
 def audit() -> None:
-    """Find what was edited, removed or inserted behind the store's back."""
+    """Find rows that were edited, removed or inserted behind the store's back."""
 
 
 @audit.command()
-@click.option("--checkpoint", metavar="DIGEST", help="Also prove that it still holds.")
+@click.option("--checkpoint", metavar="DIGEST", help="Also check that this checkpoint still holds.")
 @click.option(
     "--checkpoints",
     "anchors",
     metavar="FILE",
     type=_file,
-    help="Prove that every digest of a file holds, one on each line.",
+    help="Check every digest of a file, one per line.",
 )
-@click.option("--since", metavar="DIGEST", help="Prove that it is an ancestor of the others.")
+@click.option("--since", metavar="DIGEST", help="Check that it is an ancestor of the others.")
 @click.option(
-    "--verify-key", metavar="FILE", type=_file, help="Check the signatures; a public key."
+    "--verify-key", metavar="FILE", type=_file, help="The public key to check signatures with."
 )
 @database_option
 @json_option
@@ -49,7 +49,7 @@ def verify(
     url: DatabaseUrl,
     as_json: bool,
 ) -> None:
-    """Check the schema, every checkpoint and every chain; code 1 if something does not hold."""
+    """Check the schema, every checkpoint and every chain; exit with code 1 on a finding."""
     digests = [checkpoint] if checkpoint is not None else []
     if anchors is not None:
         digests += _digests(anchors)
@@ -77,7 +77,7 @@ def verify(
 
 
 @audit.command()
-@click.option("--since", metavar="DIGEST", help="Prove that it is an ancestor of this one.")
+@click.option("--since", metavar="DIGEST", help="Check that it is an ancestor of the new one.")
 @click.option(
     "--sign-key", metavar="FILE", type=_file, help="Sign the digest, and replace the key."
 )
@@ -87,7 +87,7 @@ def verify(
 @click.option(
     "--anchor-command",
     metavar="CMD",
-    help="Give the digest to this command of the shell as a line on its standard input.",
+    help="Pass the digest to this shell command, as a line on its standard input.",
 )
 @database_option
 @json_option
@@ -99,7 +99,7 @@ def checkpoint(
     url: DatabaseUrl,
     as_json: bool,
 ) -> None:
-    """Print a digest over all history. Keep it where nobody else writes."""
+    """Print a digest over all history. Keep it where nobody else can write."""
     signer = None
     if sign_key is not None:
         from metastore.sealing import Signer
@@ -108,7 +108,7 @@ def checkpoint(
     digest = with_store(
         url, lambda store: store.audit_chains.checkpoint(since=since, signer=signer)
     )
-    # First, so that it is seen also where an anchor fails.
+    # Printed first, so that it is not lost if an anchor fails.
     if as_json:
         print_json({"checkpoint": digest})
     else:
@@ -120,10 +120,21 @@ def checkpoint(
 
 
 @audit.command()
-@click.option("--sign-key", metavar="FILE", type=_file, required=True, help="The secret, 0600.")
-@click.option("--verify-key", metavar="FILE", type=_file, help="The public key of the first use.")
+@click.option(
+    "--sign-key",
+    metavar="FILE",
+    type=_file,
+    required=True,
+    help="The secret key's file, mode 0600.",
+)
+@click.option(
+    "--verify-key",
+    metavar="FILE",
+    type=_file,
+    help="Where to write the public key of the first signature.",
+)
 def keygen(sign_key: Path, verify_key: Path | None) -> None:
-    """Make a key that signs checkpoints. Keep the public one where nobody else writes."""
+    """Generate a key that signs checkpoints. Keep the public key where nobody else can write."""
     from metastore.sealing import generate
 
     public = generate(sign_key)
@@ -133,22 +144,22 @@ def keygen(sign_key: Path, verify_key: Path | None) -> None:
 
 
 def _digests(path: Path) -> list[str]:
-    """Return the digests of a file, one on each line.
+    """Return the digests of a file, one per line.
 
     Raises:
-        Refused: a line is none.
+        Refused: a line is not a digest.
     """
     lines = path.read_text("utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         if not re.fullmatch(r"[0-9a-f]{64}", line.strip()):
-            raise Refused(f"{path}, line {number}: no digest")
+            raise Refused(f"{path}, line {number}: not a digest")
     return [line.strip() for line in lines]
 
 
 def _append(path: Path, digest: str) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        # One write: others may append at the same time.
+        # A single write: others may append concurrently.
         os.write(descriptor, f"{digest}\n".encode())
         os.fsync(descriptor)
     finally:
@@ -156,7 +167,7 @@ def _append(path: Path, digest: str) -> None:
 
 
 def _hand_over(command: str, digest: str) -> None:
-    """Run a command of the user's shell, without the settings that may hold keys.
+    """Run a shell command of the user, without environment variables that may hold keys.
 
     Raises:
         Refused: it failed.

@@ -1,7 +1,7 @@
 """`metastore config`: settings from the command line.
 
-A secret is read from standard input, or asked for, and never taken as an argument: arguments
-are seen by everyone on the machine, and kept by the shell.
+A secret is read from standard input or a prompt, never from an argument: everyone on the machine
+sees arguments, and the shell keeps them in its history.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FORMATS = click.Choice(["toml", "json"])
 
 @click.group()
 def config() -> None:
-    """Set, read, load and dump settings; keep secrets."""
+    """Set, read, load and dump settings and secrets."""
 
 
 @config.command("set")
@@ -44,8 +44,8 @@ def config() -> None:
 @click.argument("value", required=False)
 @click.option("--type", "value_type", type=_TYPES, default="string", show_default=True)
 @click.option("--description", help="What the setting is for.")
-@click.option("--secret", is_flag=True, help="Encrypt it; its value comes from standard input.")
-@click.option("--if-version", type=int, help="Only if it is at this version; 0: only if not set.")
+@click.option("--secret", is_flag=True, help="Encrypt it; the value is read from standard input.")
+@click.option("--if-version", type=int, help="Only if it is at this version; 0 for not set.")
 @database_option
 @json_option
 def set_(
@@ -58,9 +58,9 @@ def set_(
     url: DatabaseUrl,
     as_json: bool,
 ) -> None:
-    """Give KEY a VALUE; without VALUE it is read from standard input."""
+    """Set KEY to VALUE, by default read from standard input."""
     if secret and value is not None:
-        raise click.UsageError("A secret is no argument: give it on standard input.")
+        raise click.UsageError("A secret must not be an argument: pass it on standard input.")
     text = _read_value(key, hidden=secret) if value is None else Secret(value)
     del value
     parsed = _parsed(text, value_type)
@@ -85,9 +85,9 @@ def set_(
 @database_option
 @json_option
 def get(key: str, url: DatabaseUrl, as_json: bool) -> None:
-    """Print the value of KEY; of a secret, that it is one.
+    """Print the value of KEY; secrets are hidden.
 
-    Control characters are escaped, but for line ends and tabs; --json has the value as it is.
+    Control characters are escaped, except newlines and tabs; --json prints the value as it is.
     """
     row = with_store(url, lambda store: store.configurations.get(key))
     if as_json:
@@ -136,7 +136,7 @@ def reveal(key: str, url: DatabaseUrl) -> None:
     if _is_watched():
         _print_value(text)
     else:
-        # A program wants the secret as it is, also what looks like a colour.
+        # A program needs the secret unchanged, including what looks like a colour code.
         click.echo(text, color=True)
 
 
@@ -144,7 +144,7 @@ def reveal(key: str, url: DatabaseUrl) -> None:
 @click.argument("key")
 @database_option
 def unset(key: str, url: DatabaseUrl) -> None:
-    """Forget KEY."""
+    """Delete KEY."""
     with_store(url, lambda store: store.configurations.delete(key))
 
 
@@ -152,37 +152,37 @@ def unset(key: str, url: DatabaseUrl) -> None:
 @database_option
 @json_option
 def rotate_keys(url: DatabaseUrl, as_json: bool) -> None:
-    """Encrypt every secret under the newest key. Interrupted, it goes on when run again."""
+    """Re-encrypt every secret under the newest key. If interrupted, run it again."""
     count = with_store(url, lambda store: store.configurations.rotate_keys())
     if as_json:
         print_json({"rotated": count})
-    say(f"{count} secrets were put under the newest key.", err=True)
+    say(f"{count} secrets were re-encrypted under the newest key.", err=True)
 
 
 @config.command("generate-key")
 def generate_key() -> None:
-    """Print a fresh key for METASTORE_SECRET_KEYS or a key file."""
+    """Print a new key for METASTORE_SECRET_KEYS or a key file."""
     from metastore import secrets
 
     say(secrets.generate_key())
-    say("Keep it outside of the database and its backups.", err=True)
+    say("Keep it outside the database and its backups.", err=True)
 
 
 @config.command()
 @click.option("--format", "form", type=_FORMATS, default="toml", show_default=True)
 @database_option
 def dump(form: Any, url: DatabaseUrl) -> None:
-    """Print every setting but the secrets as one document."""
+    """Print every setting except the secrets as one document."""
     print_document(with_store(url, lambda store: store.configurations.dump(form)), form)
 
 
 @config.command()
 @click.argument("file", type=click.File("r", encoding="utf-8"))
-@click.option("--format", "form", type=_FORMATS, help="Default: what the file's name ends in.")
+@click.option("--format", "form", type=_FORMATS, help="Default: by the file's suffix.")
 @database_option
 @json_option
 def load(file: Any, form: Any, url: DatabaseUrl, as_json: bool) -> None:
-    """Set every key of FILE (- is standard input), all or none."""
+    """Set every key of FILE (- is standard input), or none."""
     form = form or ("json" if file.name.endswith(".json") else "toml")
     document = file.read()
     count = with_store(url, lambda store: store.configurations.load(document, form))
@@ -219,7 +219,7 @@ def _read_value(key: str, *, hidden: bool) -> Secret[str]:
 
 
 def _parsed(text: Secret[str], value_type: str) -> Secret[Any]:
-    """Return the Python value of a text from the command line."""
+    """Parse a value from the command line."""
     import msgspec
 
     if value_type == "string":
@@ -228,8 +228,8 @@ def _parsed(text: Secret[str], value_type: str) -> Secret[Any]:
         return Secret(msgspec.json.decode(text.reveal()))
     except (msgspec.DecodeError, ValueError):
         pass
-    # Outside of the handler, which knows the text: it may be a secret.
-    raise click.UsageError(f"The value is no {value_type}.")
+    # Outside the handler, whose exception has the text, which may be a secret.
+    raise click.UsageError(f"The value is not of type {value_type}.")
 
 
 async def _all_settings(store: MetadataStore) -> list[Configuration]:

@@ -1,4 +1,4 @@
-"""`metastore costs`: what model calls have cost."""
+"""`metastore costs`: the cost of model calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["costs"]
 GROUPS = ("provider", "model", "job", "day")
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 BAR = 24
-"""How long the longest bar is, in characters."""
+"""The length of the longest bar, in characters."""
 
 EIGHTHS = " ▏▎▍▌▋▊▉"
 
@@ -36,7 +36,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 def _moment(
     _context: click.Context, _parameter: click.Parameter, value: str | None
 ) -> datetime | None:
-    """Return the time in UTC that `value` names, or the one that lies so far back."""
+    """Parse a time in UTC, or a span before now."""
     if value is None:
         return None
     if span := re.fullmatch(r"(\d{1,5})([hdw])", value):
@@ -45,7 +45,7 @@ def _moment(
         moment = datetime.fromisoformat(value)
     except ValueError:
         raise click.BadParameter(
-            f"{value!r} is no time: 12h, 30d, 8w, 2026-01-31 or 2026-01-31T12:00Z."
+            f"{value!r} is not a time like 12h, 30d, 8w, 2026-01-31 or 2026-01-31T12:00Z."
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -56,15 +56,15 @@ def _moment(
     multiple=True,
     default=("provider", "model"),
     type=click.Choice(GROUPS),
-    help="What to add up by; may be repeated. Default: provider and model.",
+    help="What to group by; repeatable. Default: provider and model.",
 )
 @click.option(
     "--since",
     metavar="TIME",
     callback=_moment,
-    help="From when on: 12h, 30d or 8w ago, or 2026-01-31 (UTC).",
+    help="Start: 12h, 30d or 8w ago, or 2026-01-31 (UTC).",
 )
-@click.option("--until", metavar="TIME", callback=_moment, help="Before when, likewise.")
+@click.option("--until", metavar="TIME", callback=_moment, help="End, exclusive, in the same form.")
 @database_option
 @json_option
 def costs(
@@ -74,7 +74,7 @@ def costs(
     url: DatabaseUrl,
     as_json: bool,
 ) -> None:
-    """Show what model calls have cost, the dearest first, or day by day.
+    """Show the cost of model calls, most expensive first, or day by day.
 
     Every sum is exact. No token is counted in two columns: tokens in were read in full, cached ones
     from the provider's cache. Cache writes and reasoning are shown where there are any.
@@ -125,7 +125,7 @@ def _print(groups: Sequence[CostSummary], columns: Sequence[str]) -> None:
 
 
 def _bar(amount: int, highest: int) -> str:
-    """Return a bar as long as `amount` is of `highest`, in eighths of a character."""
+    """Return a bar in proportion to `highest`, in eighths of a character."""
     if amount <= 0:
         # Nothing, or more refunds than costs.
         return ""
@@ -136,7 +136,7 @@ def _bar(amount: int, highest: int) -> str:
 
 
 def _writes(text: str) -> bool:
-    """Tell whether what is printed can hold `text`."""
+    """Return whether the output encoding has `text`."""
     import sys
 
     try:
@@ -160,6 +160,6 @@ def _as_json(group: CostSummary, columns: Sequence[str]) -> dict[str, str | int]
         "tokens_cache_write": totals.tokens_cache_write,
         "tokens_out": totals.tokens_out,
         "tokens_reasoning": totals.tokens_reasoning,
-        # Text, for a number of JSON is a float to most who read it.
+        # Text, because most readers parse JSON numbers as floats.
         "cost_usd": f"{group.cost_usd:f}",
     }

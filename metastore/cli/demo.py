@@ -1,4 +1,4 @@
-"""`metastore demo`: see the store at work, on a real git repository."""
+"""`metastore demo`: runs the store on a real git repository."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDER = Path(".artifacts/demo")
     "--repo",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     default=Path(),
-    help="A folder of the git repository. Default: the one around the current folder.",
+    help="A folder in the git repository. Default: the current folder.",
 )
 @click.option("--processes", type=click.IntRange(1, 16), default=2, show_default=True)
 @click.option(
@@ -37,21 +37,21 @@ FOLDER = Path(".artifacts/demo")
     type=click.IntRange(1, 32),
     default=4,
     show_default=True,
-    help="How many of them in each process.",
+    help="Workers per process.",
 )
 @click.option(
     "--worktrees",
     type=click.IntRange(1, 64),
     default=3,
     show_default=True,
-    help="How many they compete for: fewer than there are workers.",
+    help="Worktrees to compete for, fewer than workers.",
 )
 @click.option(
     "--commits",
     type=click.IntRange(1, 64),
     default=4,
     show_default=True,
-    help="At how many of the newest commits, if there are as many.",
+    help="How many of the newest commits to run at.",
 )
 @database_option
 @json_option
@@ -66,17 +66,16 @@ def demo(
     as_json: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run real workers on a git repository, and check what they left.
+    """Run real workers on a git repository, and check the result.
 
     Workers in several processes compete for a few worktrees. Each leases one, runs COMMAND in it
-    at a recent commit, and records all of it: output, exit code, and the files that the command
-    leaves in the folder $ARTIFACTS. Without a COMMAND the project is compiled and some of its
-    tests are run. One more worker is killed in the middle of its command, and its worktree taken
-    over.
+    at a recent commit, and records everything: output, exit code, and the files that the command
+    leaves in the folder $ARTIFACTS. Without COMMAND, the project is compiled and some of its tests
+    run. One more worker is killed in the middle of its command, and its worktree is taken over.
 
-    Commands are ended after 20 seconds, and everything after a minute. Worktrees are made in a
-    temporary folder and removed at the end; the database, and logs under .artifacts/demo, stay.
-    Code 1: something that was claimed is not in the database.
+    Commands are stopped after 20 seconds, and everything after a minute. Worktrees are created in
+    a temporary folder and removed at the end; the database and the logs in .artifacts/demo stay.
+    Exits with code 1 if a reported row is missing from the database.
     """
     if worktrees >= processes * workers:
         raise click.UsageError("There must be more workers than worktrees.")
@@ -110,7 +109,7 @@ def _display(*, as_json: bool) -> Lines | LiveTable:
 async def _run(demo: Demo) -> Outcome:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - a coroutine that runs is run by a task
-    # As Ctrl-C: the worktrees must not stay behind.
+    # Like Ctrl-C: the worktrees must not be left behind.
     for ending in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(ending, task.cancel)
     return await demo.run()
@@ -144,10 +143,7 @@ def _print_summary(outcome: Outcome) -> None:
             f"{outcome.taken_over_as}."
         )
     if not outcome.problems:
-        click.echo(
-            "  Every row that was claimed was found again in the database, and no worktree had "
-            "two holders."
-        )
+        click.echo("  Every reported row is in the database, and no worktree had two holders.")
     click.echo("\nLook into it:\n")
     for query in _queries(outcome):
         click.echo(f'  sqlite3 -header -column {shlex.quote(outcome.database)} "{query}"')

@@ -1,4 +1,4 @@
-"""`metastore doctor`: how a database is, and what an id in it stands for."""
+"""`metastore doctor`: the state of a database, and what an id in it refers to."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["doctor"]
 
 
 @click.command()
-@click.option("--integrity", is_flag=True, help="Read the whole database in search of damage.")
-@click.option("--audit", is_flag=True, help="Read all history in search of tampering.")
+@click.option("--integrity", is_flag=True, help="Read the whole database and report damage.")
+@click.option("--audit", is_flag=True, help="Read all history and report tampering.")
 @click.option(
     "--explain",
     "key",
@@ -39,17 +39,17 @@ def doctor(
     url: DatabaseUrl,
     as_json: bool,
 ) -> None:
-    """Report how the database is, and what to do about what is wrong.
+    """Report the state of the database, its problems, and what to do about them.
 
-    Ends with code 0 if nothing is wrong, and 1 otherwise. Changes nothing.
+    Exits with code 0 if there is no problem, and 1 otherwise. Changes nothing.
 
-    With --explain: what an id, or the token of a worktree's lease, stands for, who holds it, since
-    when and until when, under which fencing number, what depends on it, and what would release it.
+    With --explain: what an id or a worktree's lease token refers to, who holds it, since when and
+    until when, under which fencing number, what depends on it, and what would release it.
     """
     if key is not None:
         if integrity or audit:
             raise click.UsageError(
-                "--explain looks at one id, --integrity and --audit at everything."
+                "--explain is about one id, --integrity and --audit about everything."
             )
         from metastore.explain import explain
 

@@ -1,4 +1,4 @@
-"""`metastore migrate`: the schema of a database, forward, back, and looked at."""
+"""`metastore migrate`: upgrades, downgrades and checks the schema of a database."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["migrate"]
 
 @click.group()
 def migrate() -> None:
-    """Bring a database's schema forward or back, or look at it.
+    """Upgrade, downgrade or check the schema of a database.
 
-    A REVISION is a migration's id, its number (4 or 0004), or an unambiguous beginning of its id.
+    A REVISION is a migration's id, its number (4 or 0004), or an unambiguous prefix of its id.
     """
 
 
@@ -30,9 +30,9 @@ def migrate() -> None:
 @database_option
 @json_option
 def upgrade(revision: str, url: DatabaseUrl, as_json: bool) -> None:
-    """Apply what is pending, up to REVISION or to the newest.
+    """Apply pending migrations, up to REVISION or the newest.
 
-    Creates the database if there is none. Each migration is applied as a whole or not at all.
+    Creates the database if there is none. Each migration is applied completely or not at all.
     """
     from metastore import migrations
 
@@ -52,9 +52,9 @@ def upgrade(revision: str, url: DatabaseUrl, as_json: bool) -> None:
 @json_option
 @click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 def downgrade(revision: str, url: DatabaseUrl, as_json: bool, yes: bool) -> None:
-    """Roll back what was applied after REVISION, the last N, or all (base).
+    """Roll back what was applied after REVISION, the last N migrations, or all (base).
 
-    Destroys what the tables of these migrations hold, and asks before it does.
+    Destroys the data in the tables of these migrations, and asks first.
     """
     from metastore import migrations
 
@@ -107,7 +107,7 @@ def status(url: DatabaseUrl, as_json: bool) -> None:
 @database_option
 @json_option
 def history(url: DatabaseUrl, as_json: bool) -> None:
-    """Show what was applied and rolled back, when, by whom and where."""
+    """Show what was applied and rolled back, when, by whom and on which host."""
     from metastore import migrations
 
     rows = migrations.history(url)
@@ -138,7 +138,7 @@ def plan(revision: str, url: DatabaseUrl) -> None:
 def verify(ctx: click.Context, url: DatabaseUrl, as_json: bool, adopt: bool) -> None:
     """Compare the schema, object by object, with what its migrations make.
 
-    Names each difference and ends with code 1 if there is one. With --adopt, edited and
+    Names each difference, and exits with code 1 if there is any. With --adopt, edited and
     unverified migrations are accepted, if nothing else differs.
     """
     from metastore import migrations
@@ -164,7 +164,7 @@ def verify(ctx: click.Context, url: DatabaseUrl, as_json: bool, adopt: bool) -> 
 @click.argument("name", nargs=-1, required=True)
 @database_option
 def new(name: tuple[str, ...], url: DatabaseUrl) -> None:
-    """Begin the next migration: `new add pool to worktrees` writes its two files."""
+    """Create the two files of the next migration: `new add pool to worktrees`."""
     from metastore import migrations
 
     for path in migrations.new(" ".join(name), url.dialect):

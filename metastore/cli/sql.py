@@ -1,4 +1,4 @@
-"""`metastore sql`: the statements, as the database receives them."""
+"""`metastore sql`: the statements as the database receives them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class StatementText(msgspec.Struct, frozen=True):
     """A statement of a table.
 
     Attributes:
-        parameters: in the order in which they are bound.
+        parameters: the parameters, in binding order.
         comment: why it exists, and what no row means.
-        sql: its text, with parameters by name and every column spelled out.
+        sql: its text, with named parameters and all columns.
     """
 
     table: str
@@ -36,14 +36,14 @@ class StatementText(msgspec.Struct, frozen=True):
 
 @click.command()
 @click.argument("name", metavar="[TABLE|STATEMENT]", required=False)
-@click.option("--dialect", help="Whose statements to print. Default: that of the database's URL.")
+@click.option("--dialect", help="The SQL dialect. Default: that of the database's URL.")
 @database_option
 @json_option
 def sql(name: str | None, dialect: str | None, url: DatabaseUrl, as_json: bool) -> None:
-    """Print the SQL that metastore sends: every statement of a table, or a single one.
+    """Print the SQL that metastore sends: every statement of a table, or one statement.
 
-    Without an argument, list all tables and the names of their statements. What is printed can be
-    pasted behind EXPLAIN QUERY PLAN. The database is not opened.
+    Without an argument, list all tables and the names of their statements. Paste the output after
+    EXPLAIN QUERY PLAN. The database is not opened.
     """
     statements = _statements(dialect or url.dialect)
     if name is not None:

@@ -1,11 +1,11 @@
-"""What the demo runs when it is given no command: compile a checkout and run a few of its tests.
+"""What the demo runs by default: compile a checkout and run a few of its tests.
 
 It is a program of its own, run in the checkout as `python -P check.py`, and needs nothing but the
 standard library: the tests run where pytest is installed. A report goes to the folder that
 `ARTIFACTS` names.
 """
 
-# ruff: noqa: T201 - what it prints is what is watched
+# ruff: noqa: T201 - its output is what the demo shows
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ COMPILE_SECONDS = 4.0
 """How long it compiles; a large project is compiled in part."""
 
 TEST_SECONDS = 12.0
-"""How long the tests may take; a project whose smallest tests are slow goes without."""
+"""How long the tests may take; without a result if even the smallest are slower."""
 
 QUICK_TESTS = ("tests/test_paging.py", "tests/test_urls.py", "tests/test_codec.py")
-"""Where a project has these, they are its slice: quick, and they need nothing from outside."""
+"""The tests to run if a project has them: quick, and without external dependencies."""
 
 SLICE = 3
-"""How many test modules are run of a project that has none of `QUICK_TESTS`: its smallest."""
+"""How many test modules, the smallest, are run in a project without `QUICK_TESTS`."""
 
 COLLECTED = (0, 1)
-"""The codes of pytest that say the tests ran. The others: they could not be imported, or found."""
+"""pytest's exit codes for tests that ran. Others mean that they could not be imported or found."""
 
 
 def main() -> int:
-    """Check the checkout in the working directory; 0 means that it compiles and its tests pass."""
+    """Check the checkout in the working directory; return 0 if it compiles and its tests pass."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Lines are watched while they come, and file names may be of any bytes.
+        # Lines are shown as they come, and file names may contain any bytes.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     files = _git("ls-files", "-z").split("\0")[:-1]
     broken = _compile([name for name in files if name.endswith(".py")])
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def _compile(names: list[str]) -> int:
-    """Compile the modules and return how many of them do not."""
+    """Compile the modules and return how many of them fail."""
     warnings.simplefilter("ignore")
     broken = compiled = 0
     deadline = time.monotonic() + COMPILE_SECONDS
@@ -83,7 +83,7 @@ def _is_test(name: str) -> bool:
 
 
 def _test(tests: list[str]) -> bool | None:
-    """Run the tests and tell whether one failed; None where they cannot be run here."""
+    """Run the tests and return whether any failed; None if they cannot run here."""
     if not tests:
         print("no tests at this commit")
         return None
@@ -91,7 +91,7 @@ def _test(tests: list[str]) -> bool | None:
         print("no tests: pytest is not installed")
         return None
     command = [sys.executable, "-m", "pytest", "--quiet", "--color=no", "-p", "no:cacheprovider"]
-    # The project's own options may ask for plugins that are not installed here.
+    # The project's own options may require plugins that are not installed here.
     command += ["--override-ini", "addopts=", "--import-mode=importlib"]
     if folder := os.environ.get("ARTIFACTS"):
         command.append(f"--junitxml={folder}/junit.xml")
@@ -103,13 +103,13 @@ def _test(tests: list[str]) -> bool | None:
         print(f"no tests: these take longer than {TEST_SECONDS:.0f} s")
         return None
     if code not in COLLECTED:
-        print("no tests: what they need is not installed here")
+        print("no tests: their dependencies are not installed here")
         return None
     return code == 1
 
 
 def _describe(names: list[str]) -> None:
-    """Print what git knows of the commit: there is always something to say."""
+    """Print git's facts about the commit, so that there is always some output."""
     print(f"{len(names)} files, {_git('rev-list', '--count', 'HEAD').strip()} commits")
     for commit in _git("log", "-5", "--format=%h %as %s").splitlines():
         print(commit)

@@ -1,4 +1,4 @@
-"""The workers at work: who gets which job, who is killed, and what becomes of its worktree."""
+"""The workers at work: who gets which job, which one is killed, who takes over its worktree."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ else:
 __all__ = ["LATE_WRITES", "Competition", "DemoError", "Display", "Victim"]
 
 LEASE_TTL = 3.0
-"""How long a lease outlives its holder, in seconds: short, for the take-over is waited for."""
+"""How long a lease outlives its holder, in seconds: short, as the demo waits for the take-over."""
 
 COMMAND_TIMEOUT = 20.0
 """How long a command may take, in seconds."""
 
 HAND_OUT_TIME = 16.0
-"""How long jobs are handed out, in seconds, unless the take-over has yet to come."""
+"""How long jobs are handed out, in seconds; longer if the take-over is still to come."""
 
 TIME_LIMIT = 48.0
-"""When what still runs is called off, in seconds."""
+"""When running commands are cancelled, in seconds."""
 
 DOOMED = "doomed"
 """The process that will be killed."""
@@ -49,7 +49,7 @@ DOOMED = "doomed"
 EVENTS_BEFORE_THE_KILL = 3
 
 LATE_WRITES = 4
-"""How many writes are tried in the name of the dead worker."""
+"""How many writes are attempted in the name of the dead worker."""
 
 HEARTBEAT = """\
 import time
@@ -57,31 +57,31 @@ for beat in range(600):
     print("still at work", beat, flush=True)
     time.sleep(0.1)
 """
-"""The command of the worker that is killed: it must not end before its worker does."""
+"""The command of the doomed worker, which must outlive its worker."""
 
 
 class DemoError(Exception):
-    """Why the demo cannot be run, or go on."""
+    """The demo cannot run or continue."""
 
 
 class Display(Protocol):
-    """Shows a run while it lasts."""
+    """Shows a run in progress."""
 
     def say(self, message: str) -> None:
-        """Say something of the run as a whole."""
+        """Print a message about the whole run."""
 
     def show(self, entry: Entry) -> None:
         """Show what a worker did."""
 
 
 class Victim:
-    """The worker that is killed, and what becomes of its worktree.
+    """The worker that is killed, and the fate of its worktree.
 
     Attributes:
-        lease: its lease, as it was told of it.
-        killed: its death, with its lease as the database had it then.
-        expires_at: when its lease ends.
-        heir: the first that was heard of the worker that got its worktree.
+        lease: its lease, as the worker knew it.
+        killed: the entry of its death, with its lease as the database had it.
+        expires_at: when its lease expires.
+        heir: the first entry of the worker that got its worktree.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Victim:
         self._events = 0
 
     def hear(self, entry: Entry) -> bool:
-        """Take note of what it does, and tell whether it is in the middle of its command."""
+        """Note what it does, and return whether it is in the middle of its command."""
         if entry.lease is not None:
             self.lease = entry.lease
         if entry.session is not None:
@@ -105,7 +105,7 @@ class Victim:
         return self.killed is None and self._events >= EVENTS_BEFORE_THE_KILL
 
     async def kill(self, member: Member, store: MetadataStore) -> Entry:
-        """Kill it, as if its machine had gone, and say so."""
+        """Kill it, as if its machine had failed, and return the entry."""
         assert self.lease is not None  # noqa: S101 - it is at work
         await member.kill()
         if self._command is not None:
@@ -120,7 +120,7 @@ class Victim:
         return self.killed
 
     def is_inherited(self, entry: Entry) -> bool:
-        """Tell whether somebody just got the worktree of the dead."""
+        """Return whether another worker just got the dead worker's worktree."""
         if (
             self.killed is None
             or self.lease is None
@@ -134,7 +134,7 @@ class Victim:
         return True
 
     def awaits_heir(self) -> bool:
-        """Tell whether its worktree is free to be taken over, and nobody has."""
+        """Return whether its worktree can be taken over and has not been."""
         return (
             self.expires_at is not None
             and self.heir is None
@@ -143,7 +143,7 @@ class Victim:
 
 
 class Competition:
-    """Workers of several processes compete for the worktrees of a repository.
+    """Workers in several processes compete for the worktrees of a repository.
 
     Attributes:
         victim: the worker that is killed.
@@ -180,7 +180,7 @@ class Competition:
         workers: int,
         metadata: dict[str, str],
     ) -> None:
-        """Let the workers compete until everything was seen that is to be seen.
+        """Let the workers compete until everything worth seeing has happened.
 
         Raises:
             DemoError: a process ended that should not have.
@@ -207,7 +207,7 @@ class Competition:
             await self._disband()
 
     async def _drive(self, doomed: Member, others: list[Member]) -> None:
-        # The first that each of them says is that it is ready.
+        # The first message of each says that it is ready.
         for _ in (doomed, *others):
             await self._hear()
         begun = time.monotonic()
@@ -217,26 +217,26 @@ class Competition:
             await self._hear(timeout=0.1)
             self.seconds = time.monotonic() - begun
             if self.seconds > TIME_LIMIT:
-                self._display.say("Out of time: what still runs is called off")
+                self._display.say("Out of time: running commands are cancelled")
                 return
-            # The first worktree is for the one that will be killed.
+            # The first worktree is for the doomed worker.
             if self.victim.lease is not None:
                 for member in others:
                     while member.jobs < member.workers and (job := next(jobs)) is not None:
                         member.give(job)
 
     def _jobs(self) -> Iterator[Job | None]:
-        """Yield the jobs, one by one; None when there is none for the moment."""
+        """Yield the jobs one by one; None while there is none."""
         for number, commit in enumerate(itertools.cycle(self._commits)):
             while number >= self._planned or self.seconds > HAND_OUT_TIME:
-                # More only if it takes more to get the worktree of the dead taken.
+                # More only if needed for the take-over of the dead worker's worktree.
                 if self.victim.awaits_heir():
                     break
                 yield None
             yield Job(commit, self._argv)
 
     async def _hear(self, *, timeout: float | None = None) -> None:
-        """Wait for a process to say something, and act on it."""
+        """Wait for a message of a process, and act on it."""
         try:
             # Not wait_for: before Python 3.12 it may swallow a cancellation.
             async with asyncio.timeout(timeout):
@@ -263,7 +263,7 @@ class Competition:
         self._display.show(entry)
 
     async def _late_writes(self) -> AsyncIterator[Entry]:
-        """Do what the dead worker would do, had it only been asleep; yield what is refused."""
+        """Do what the dead worker would do if it were only asleep; yield what is refused."""
         store, lease, session_id = self._store, self.victim.lease, self.victim.session_id
         assert lease is not None and session_id is not None  # noqa: PT018, S101 - it was at work
         event_id = new_id()
@@ -294,7 +294,7 @@ class Competition:
                 )
 
     async def _disband(self) -> None:
-        """Stop what still runs, and end the sessions that nobody is left to end."""
+        """Stop what still runs, and end the sessions of dead workers."""
         await self._fleet.stop()
         while not self._fleet.heard.empty():
             _, entry = self._fleet.heard.get_nowait()

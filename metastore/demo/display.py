@@ -1,4 +1,4 @@
-"""How the demo shows what goes on: a table that changes, or lines where nobody watches."""
+"""The demo's output: a live table on a terminal, or lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ NEWS = 8
 STYLES = {"idle": "dim", "waits": "yellow", "runs": "green", "dead": "bold red"}
 
 SHOWN_WHEN_PLAIN = ("leased", "finished")
-"""Steps that are lines of their own, but not news where there is a table."""
+"""Steps that get their own line, but are no news beside a table."""
 
 
 def printable(text: str) -> str:
-    """Return `text` without what a terminal would obey: commands print anything."""
+    """Return `text` without control characters: commands may print anything."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _sentence(entry: Entry) -> str | None:
-    """Return what an entry says, if it is worth a line."""
+    """Return the message for an entry, if it deserves a line."""
     lease, session, command = entry.lease, entry.session, entry.command
     match entry.step:
         case "leased" if lease is not None:
@@ -47,7 +47,7 @@ def _sentence(entry: Entry) -> str | None:
             what = "timed out" if command.exit_code is None else f"exit code {command.exit_code}"
             return f"its command ended: {what}; {files}"
         case "ended" if session is not None and session.status == SessionStatus.CANCELLED:
-            return "its session was called off"
+            return "its session was cancelled"
         case "killed" if lease is not None:
             return (
                 f"KILLED in the middle of its command; its lease {lease.fencing_number} "
@@ -58,7 +58,7 @@ def _sentence(entry: Entry) -> str | None:
         case "refused":
             return f"would write too late: {entry.last_line} is refused with {entry.error}"
         case "lost":
-            return "lost its lease: it was stopped for too long"
+            return "lost its lease: it was paused for too long"
     return None
 
 
@@ -67,7 +67,7 @@ def _name(path: str) -> str:
 
 
 class Lines:
-    """Prints a line for each thing that is worth one."""
+    """Prints a line for each notable entry."""
 
     def __init__(self, *, to_stderr: bool = False) -> None:
         self._begun = time.monotonic()
@@ -82,10 +82,10 @@ class Lines:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Nothing is left to do: every line is out."""
+        """Do nothing: every line has been printed."""
 
     def say(self, message: str) -> None:
-        """Say something of the run as a whole."""
+        """Print a message about the whole run."""
         elapsed = time.monotonic() - self._begun
         click.echo(f"{elapsed:5.1f} s  {printable(message)}", err=self._to_stderr)
 
@@ -130,7 +130,7 @@ class LiveTable:
         self._live.stop()
 
     def say(self, message: str) -> None:
-        """Say something of the run as a whole."""
+        """Print a message about the whole run."""
         self._news.append(f"{time.monotonic() - self._begun:5.1f} s  {printable(message)}")
 
     def show(self, entry: Entry) -> None:
@@ -177,7 +177,7 @@ class LiveTable:
         ):
             table.add_column(header, width=width, no_wrap=True)
         table.add_column("last line of output", no_wrap=True, overflow="ellipsis", ratio=1)
-        # Copies: the table is drawn in a thread of its own.
+        # Copies: the table is drawn in another thread.
         for name, worker in sorted(self._workers.copy().items()):
             table.add_row(
                 name,

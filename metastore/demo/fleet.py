@@ -1,4 +1,4 @@
-"""The processes of the demo, as the one that starts them sees them."""
+"""The processes of the demo, as seen by their parent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 5.0
 """How long a process may take to stop, in seconds."""
 
 LONGEST_ENTRY = 1 << 26
-"""The most that a process may say at once, in bytes."""
+"""The longest message of a process, in bytes."""
 
 
 class Member:
@@ -49,18 +49,18 @@ class Member:
         self._write(setting)
 
     def give(self, job: Job) -> None:
-        """Give it something to do."""
+        """Give it a job."""
         self.jobs += 1
         self._write(job)
 
     async def kill(self) -> None:
-        """End it in the middle of whatever it does."""
+        """Kill it in the middle of whatever it does."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
         await self.process.wait()
 
     async def stop(self) -> None:
-        """End it in order; it gives its worktrees back."""
+        """Stop it in an orderly way, so that it gives its worktrees back."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
@@ -76,7 +76,7 @@ class Member:
 
 
 class Fleet:
-    """All processes of a run, and what they say.
+    """All processes of a run, and their messages.
 
     Attributes:
         members: the processes.
@@ -101,7 +101,7 @@ class Fleet:
                 stderr=errors,
                 env=clean_environment(),
                 limit=LONGEST_ENTRY,
-                # Ctrl-C is for the one that started them, which then stops them in order.
+                # Ctrl-C is for the parent, which then stops them in order.
                 start_new_session=True,
             )
         member = Member(setting, process, path)
@@ -110,7 +110,7 @@ class Fleet:
         return member
 
     async def stop(self) -> None:
-        """Stop the processes that still run, and hear what they said last."""
+        """Stop the running processes, and read their last messages."""
         await asyncio.gather(*(member.stop() for member in self.members))
         await asyncio.gather(*self._listeners)
 
@@ -118,7 +118,7 @@ class Fleet:
         assert member.process.stdout is not None  # noqa: S101 - it was asked for
         decode = msgspec.json.Decoder(Entry).decode
         while line := await member.process.stdout.readline():
-            # One that is killed may stop in the middle of a line.
+            # A killed process may stop in the middle of a line.
             if line.endswith(b"\n"):
                 self.heard.put_nowait((member, decode(line)))
         await member.process.wait()
@@ -126,6 +126,6 @@ class Fleet:
 
 
 def kill_command(pid: int) -> None:
-    """Kill a command and what it started: a runner that is killed leaves it running."""
+    """Kill a command and its children, which a killed runner leaves running."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)

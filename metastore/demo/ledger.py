@@ -1,4 +1,4 @@
-"""What the demo's processes were told by the store: the claims that are checked at the end."""
+"""The store's answers to the demo's processes: the claims that are verified at the end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Holding(msgspec.Struct):
-    """A worktree in somebody's hands.
+    """A period in which a worktree was held.
 
     Attributes:
         since: when its holder knew that it had the worktree.
@@ -86,7 +86,7 @@ class Ledger:
         self.refused: list[Entry] = []
 
     def add(self, entry: Entry) -> None:
-        """Write an entry down."""
+        """Record an entry."""
         self._path.touch(mode=0o600)
         with self._path.open("ab") as file:
             file.write(msgspec.json.encode(entry) + b"\n")
@@ -107,13 +107,13 @@ class Ledger:
         elif entry.step == "releasing":
             self._held[entry.worker].until = entry.at
         elif entry.step == "killed" and entry.lease is not None:
-            # The dead renew nothing: this is when the lease ends.
+            # A dead process does not renew: this is when the lease ends.
             self._held[entry.worker].until = entry.lease.expires_at
         elif entry.step == "refused":
             self.refused.append(entry)
 
     def successions(self) -> list[tuple[Holding, Holding]]:
-        """Return each two holders of a worktree that came one after the other."""
+        """Return each pair of successive holders of a worktree."""
         by_worktree: dict[str, list[Holding]] = {}
         for holding in self.holdings:
             by_worktree.setdefault(holding.lease.worktree_id, []).append(holding)
@@ -124,9 +124,9 @@ class Ledger:
         ]
 
     def take_overs(self) -> int:
-        """Return how many leases were of a worktree that its holder had not given back.
+        """Return how many leases were taken over from a holder that had not released them.
 
-        Giving back raises the fencing number too, so there is none between theirs.
+        A release raises the fencing number too, so after a take-over the numbers are consecutive.
         """
         return sum(
             earlier.lease.fencing_number + 1 == later.lease.fencing_number
@@ -137,7 +137,7 @@ class Ledger:
         session, command = entry.session, entry.command
         if session is not None:
             known = self.sessions.get(session.id)
-            # Processes are heard one by one: a row may be older than the one from another.
+            # Processes are read one by one, so an entry may be older than another's.
             if known is None or known.updated_at <= session.updated_at:
                 self.sessions[session.id] = session
         if command is not None:

@@ -1,4 +1,4 @@
-"""One run of the demo: its worktrees, its processes, the kill, and what came of it."""
+"""One run of the demo: its worktrees, its processes, the kill, and the outcome."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct):
-    """What came of a run.
+    """The outcome of a run.
 
     Attributes:
         tally: what the database holds of it.
@@ -105,7 +105,7 @@ class Demo:
         self._argv = plan.argv or [sys.executable, "-P", str(Path(check.__file__).resolve())]
 
     async def run(self) -> Outcome:
-        """Run it and return what came of it. The worktrees are gone by then, however it ends.
+        """Run it and return the outcome. The worktrees are removed by then, however it ends.
 
         Raises:
             DemoError: it cannot be run, or cannot go on.
@@ -148,7 +148,7 @@ class Demo:
                         workers=plan.workers,
                         metadata={RUN: self._run},
                     )
-        # Nobody who had a part in the run has a word in this.
+        # Independent of everything that took part in the run.
         async with MetadataStore.open(url) as fresh:
             tally = await verify(fresh, self._run, ledger)
         outcome = Outcome(
@@ -169,7 +169,7 @@ class Demo:
         return outcome
 
     async def _clear_up(self, store: MetadataStore, repository: Repository, top: Path) -> None:
-        """Remove what a run left that could not do it itself."""
+        """Remove what a run that was killed left behind."""
         left = [
             row
             async for row in every(store.worktrees.list_by_repository, repository.id)
@@ -200,7 +200,7 @@ def _count(ledger: Ledger, outcome: Outcome) -> None:
 
 
 def _tell_fate(victim: Victim, outcome: Outcome) -> None:
-    """Say what became of the worker that was killed, and what should have and has not."""
+    """Report the fate of the killed worker, and what should have happened but did not."""
     if victim.killed is None or victim.lease is None:
         outcome.problems.append("no worker was killed: it had nothing to do in time")
         return
@@ -242,7 +242,7 @@ async def _top_of(folder: Path) -> Path:
 
 
 async def _register(store: MetadataStore, top: Path) -> Repository:
-    """Return the demo's own entry for a repository: nobody else's worktrees are in it."""
+    """Return the demo's own entry for a repository, which has no other worktrees."""
     name = f"demo:{top}"[-255:]
     known = await store.repositories.find_by_name(name)
     return known or await store.repositories.create(name=name, remote_url=top.as_uri())
@@ -250,7 +250,7 @@ async def _register(store: MetadataStore, top: Path) -> Repository:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Keep other runs off the databases in `folder`: they would clear up behind a living run.
+    """Keep other runs from using the databases in `folder`: they would clean up after a live run.
 
     Raises:
         DemoError: one is running.

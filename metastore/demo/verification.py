@@ -1,7 +1,7 @@
-"""Is everything the demo claims in the database, and were the leases what they promise?
+"""Verifies that every claim of the demo is in the database, and that the leases held.
 
 The rows are read again through a store that had no part in the run, and compared with what the
-processes were told when they wrote them.
+processes got when they wrote them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["RUN", "Tally", "verify"]
 
 RUN = "demo_run"
-"""The key in a session's metadata that holds the run it belongs to."""
+"""The key in a session's metadata that names its run."""
 
 
 class Tally(msgspec.Struct):
-    """What the database holds of a run, counted, and what is wrong with it."""
+    """The rows of a run in the database, counted, and the problems found."""
 
     sessions: Counter[str] = msgspec.field(default_factory=Counter)
     commands: Counter[str] = msgspec.field(default_factory=Counter)
@@ -40,7 +40,7 @@ class Tally(msgspec.Struct):
 
 
 async def verify(store: MetadataStore, run: str, ledger: Ledger) -> Tally:
-    """Count what the database holds of a run, and name what is missing or not as it was claimed."""
+    """Count the rows of a run in the database, and report what is missing or differs."""
     tally = Tally()
     sessions = await _sessions_of(store, run)
     for session_id, claimed in ledger.sessions.items():
@@ -88,7 +88,7 @@ async def _sessions_of(store: MetadataStore, run: str) -> dict[str, Session]:
         found = {row.id: row for row in page.items if row.metadata.get(RUN) == run}
         sessions |= found
         after = page.next
-        # The newest come first, so that a run fills the first pages; others may run beside it.
+        # Newest first, so that a run fills the first pages, even if others run beside it.
         if after is None or (sessions and not found):
             return sessions
 
@@ -160,7 +160,7 @@ async def _check_leases(store: MetadataStore, ledger: Ledger, tally: Tally) -> N
 
 
 async def _check_refused(store: MetadataStore, ledger: Ledger, tally: Tally) -> None:
-    """Look for what the refused writes would have left."""
+    """Look for traces of the refused writes."""
     for entry in ledger.refused:
         for event_id in entry.event_ids:
             try:

@@ -1,4 +1,4 @@
-"""A process of the demo: runners that take their jobs from its standard input.
+"""A process of the demo: runners that read their jobs from standard input.
 
 The first line of the input is the `Setting`, every other a `Job`; at the end of the input the
 process ends, once its jobs are done. Its standard output is its ledger: an `Entry` a line.
@@ -30,14 +30,14 @@ BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from metastore.demo.worker_process import main; sys.exit(main())"
 )
-"""What `python -c` runs to become such a process: with the modules of the one that starts it."""
+"""The code for `python -c` that becomes such a process, with the parent's module path."""
 
 STOPPED = 75
-"""The code of a process that was told to stop."""
+"""The exit code of a process that was asked to stop."""
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What a process is started with.
+    """The settings that a process starts with.
 
     Attributes:
         name: what the names of its workers begin with.
@@ -67,14 +67,14 @@ class ReportingRunner(example_runner.Runner):
     """The example runner, which writes each step to standard output."""
 
     def report(self, step: str, **facts: Any) -> None:
-        """Write the step down."""
+        """Record the step."""
         entry = Entry(worker=self.name, step=step, at=datetime.now(UTC), **facts)
         sys.stdout.buffer.write(msgspec.json.encode(entry) + b"\n")
         sys.stdout.buffer.flush()
 
 
 def main() -> int:
-    """Be a process of the demo."""
+    """Run a process of the demo."""
     try:
         asyncio.run(_main())
     except asyncio.CancelledError:
@@ -125,6 +125,6 @@ async def _work(runner: ReportingRunner, jobs: asyncio.Queue[Job | None]) -> Non
         try:
             await runner.run(job.commit, job.argv)
         except LeaseLost:
-            # Before it had a session: this process was stopped for longer than the lease.
+            # Before it had a session: this process was paused for longer than the lease.
             runner.report("lost")
         runner.report("idle")

@@ -1,4 +1,4 @@
-"""Migrations: the layer over yoyo that brings a database from one revision to another."""
+"""Migrations: the layer over yoyo that takes a database from one revision to another."""
 
 from metastore.backends.base import Difference
 from metastore.migrations.bookkeeping import BOOKKEEPING_TABLES, HistoryEntry, MigrationStatus

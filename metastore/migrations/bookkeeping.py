@@ -1,7 +1,6 @@
-"""yoyo's bookkeeping on one connection, hardened: one transaction for each migration.
+"""yoyo's bookkeeping, hardened: one transaction for each migration.
 
-The tables are yoyo's own, in yoyo's shape, so that its tools can read them, and one of ours
-beside them, which keeps the checksums.
+The tables are yoyo's, so that its tools can read them, plus one of ours for the checksums.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ __all__ = [
 BOOKKEEPING_TABLES = frozenset(
     ("_yoyo_migration", "_yoyo_log", "_yoyo_version", "yoyo_lock", "_metastore_checksum")
 )
-"""The tables of yoyo and of this layer: no part of the schema that migrations make."""
+"""The tables of yoyo and of this layer, which are not part of the migrated schema."""
 
 _APPLIED_AT_SQL = "SELECT migration_id, applied_at_utc FROM _yoyo_migration ORDER BY migration_id"
 _CHECKSUMS_SQL = "SELECT migration_id, checksum, rollback_checksum FROM _metastore_checksum"
@@ -58,17 +57,17 @@ _log = logging.getLogger(__name__)
 
 
 class MigrationStatus(msgspec.Struct, frozen=True):
-    """What one database knows of one migration.
+    """The state of one migration in one database.
 
     Attributes:
         id: the migration.
         state: `applied`; `pending`; `edited`: the file changed since it was applied; `missing`:
             applied, but its file is gone; `unknown`: applied, and newer than the code;
-            `unverified`: applied by other means than this layer, so that nothing is recorded
-            of what the file held.
+            `unverified`: applied by other means than this layer, so no checksum of the file is
+            recorded.
         applied_at: when it was applied; None while it is pending.
-        rollback_edited: whether the rollback file changed since. That is reported, no more: a
-            faulty rollback must be open to repair.
+        rollback_edited: whether the rollback file changed since. This is only reported: it must be
+            possible to repair a faulty rollback.
     """
 
     id: str
@@ -85,7 +84,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
         operation: `apply`, `rollback`, `mark` or `unmark`, the last two without running it.
         at: when it was committed.
         username: who ran it.
-        hostname: where.
+        hostname: the host it ran on.
     """
 
     migration_id: str
@@ -103,12 +102,12 @@ class Recorded(NamedTuple):
 
 
 class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
-    """yoyo's bookkeeping on a connection of ours, one transaction for each migration."""
+    """yoyo's bookkeeping on our own connection, one transaction for each migration."""
 
     _internal_schema_updated: bool = False
 
     def __init__(self, schema: Schema, dialect: str, connection: SchemaConnection) -> None:
-        # yoyo's constructor would connect by itself.
+        # yoyo's constructor would open a connection itself.
         self.DatabaseError = MetastoreError
         self.migration_table = default_migration_table
         self.has_transactional_ddl = True
@@ -121,7 +120,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         """The connection on which everything runs."""
         return self._connection
 
-    # The same for both: `metastore migrate` and yoyo's own commands.
+    # Shared by `metastore migrate` and yoyo's own commands.
 
     def apply_one(self, migration: Any, force: bool = False, mark: bool = True) -> bool:
         """Apply one migration and record it, in one transaction.
@@ -130,8 +129,8 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
             Whether it was applied here; another migrator may have been faster.
 
         Raises:
-            MigrationFailed: a statement failed, a row lost the row it refers to, or the
-                migration's turn has not come or is over. The database is as it was.
+            MigrationFailed: a statement failed, a row lost the row it refers to, or the migration
+                is out of order. The database is unchanged.
             StoreBusy: another process kept the database locked.
         """
         del mark  # yoyo passes False for post-apply scripts only, which are refused when read
@@ -154,14 +153,14 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         return True
 
     def rollback_one(self, migration: Any, force: bool = False) -> bool:
-        """Undo one migration and forget it, in one transaction.
+        """Roll back one migration and delete its record, in one transaction.
 
         Returns:
             Whether it was rolled back here; another migrator may have been faster.
 
         Raises:
             MigrationFailed: as for `apply_one`, or the migration was edited after it was
-                applied. The database is as it was.
+                applied. The database is unchanged.
             StoreBusy: another process kept the database locked.
         """
         files = self.files_of(migration)
@@ -186,12 +185,12 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         self.record(self.files_of(migration))
 
     def unmark_one(self, migration: Any, log: bool = True) -> None:
-        """Forget that a migration was applied, and its checksums."""
+        """Delete the record of an applied migration, and its checksums."""
         super().unmark_one(migration, log)
         self.execute(_FORGET_SQL, {"id": migration.id})
 
     def record(self, files: Migration) -> None:
-        """Record what the files of an applied migration hold."""
+        """Record the checksums of an applied migration's files."""
         self.execute(_FORGET_SQL, {"id": files.id})
         checksums = {"up": files.checksum, "rollback": files.rollback_checksum}
         now = f"{_format_time(datetime.now(UTC))}Z"
@@ -202,7 +201,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
 
         Raises:
             MigrationFailed: one of them failed; carries its line and text.
-            StoreBusy, StoreFull, StoreReadOnly, StoreCorrupt: not the statement's fault.
+            StoreBusy, StoreFull, StoreReadOnly, StoreCorrupt: the statement did not cause it.
         """
         for statement in statements:
             try:
@@ -237,7 +236,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         return {id_: _parse_time(at) for id_, at in rows}
 
     def checksums(self) -> dict[str, Recorded]:
-        """Return what is recorded of the applied migrations' files."""
+        """Return the recorded checksums of the applied migrations."""
         if "_metastore_checksum" not in self.list_tables():
             return {}
         rows = self.execute(_CHECKSUMS_SQL).fetchall()
@@ -254,7 +253,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         rows = self.execute(_HISTORY_SQL).fetchall()
         return [HistoryEntry(id_, what, _parse_time(at), *who) for id_, what, at, *who in rows]
 
-    # What yoyo's base class leaves to its backends, or does in a way that cannot be kept.
+    # Methods that yoyo's base class leaves abstract, or that must be replaced.
 
     def begin(self) -> None:
         """Begin a transaction, which excludes every other migrator until it ends."""
@@ -262,7 +261,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         self._in_transaction = True
 
     def commit(self) -> None:
-        """Commit, or leave the database as it was."""
+        """Commit, or leave the database unchanged."""
         try:
             self.connection.commit()
         except BaseException:
@@ -271,13 +270,13 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         self._in_transaction = False
 
     def rollback(self) -> None:
-        """Undo the transaction, also one that an error has ended already."""
+        """Roll back the transaction; harmless if an error has already ended it."""
         self._in_transaction = False
         self.connection.rollback()
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read one state of the database, whatever other migrators do meanwhile."""
+        """Read one state of the database, whatever other migrators do in the meantime."""
         self.connection.begin_snapshot()
         try:
             yield
@@ -286,7 +285,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
 
     @contextlib.contextmanager
     def lock(self, timeout: float = 10) -> Iterator[None]:
-        """Do nothing: each transaction locks, and its lock cannot outlive the process."""
+        """Do nothing: each transaction takes a lock, which cannot outlive the process."""
         del timeout
         yield
 
@@ -295,7 +294,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         return self.connection.tables()
 
     def execute(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
-        """Run one statement of the bookkeeping. Times become text as yoyo's adapter makes it."""
+        """Run a bookkeeping statement. Times become text in the format of yoyo's adapter."""
         texts = {
             name: _format_time(value) if isinstance(value, datetime) else value
             for name, value in (params or {}).items()
@@ -303,7 +302,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         return self.connection.execute(sql, texts)
 
     def ensure_internal_schema_updated(self) -> None:
-        """Create yoyo's tables and ours where they are missing, all in one transaction."""
+        """Create the missing tables of yoyo and ours, all in one transaction."""
         if self._internal_schema_updated:
             return
         if not self._has_bookkeeping():
@@ -322,7 +321,7 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
         ) and not internalmigrations.needs_upgrading(self)
 
     def files_of(self, migration: Any) -> Migration:
-        """Return the migration behind yoyo's object of that name, read by our rules."""
+        """Return the migration for a yoyo object, read by our rules."""
         if isinstance(migration, Migration):
             return migration
         return read(self.schema, Path(migration.path))
@@ -330,8 +329,8 @@ class Bookkeeping(DatabaseBackend):  # type: ignore[misc]  # yoyo ships no types
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
         """Return a row for yoyo's log.
 
-        yoyo asks the name server for the host's full name, which may take longer than a
-        transaction should, and fails for a user id without a name, as containers have it.
+        yoyo resolves the host's full name over DNS, which may take longer than a transaction
+        should, and fails for a user id without a name, as in containers.
         """
         try:
             username = getpass.getuser()
@@ -353,7 +352,7 @@ def statuses(
     applied: Mapping[str, datetime],
     recorded: Mapping[str, Recorded],
 ) -> list[MigrationStatus]:
-    """Return the state of every migration of the code or the database, oldest first."""
+    """Return the state of every migration that the code or the database knows, oldest first."""
     files = {migration.id: migration for migration in migrations}
     newest = migrations[-1].id
     return [
@@ -377,16 +376,16 @@ def _status(
 
 
 _DISTRUST = {
-    "edited": "was edited after it was applied: restore the file, and make the change in a "
-    "migration of its own",
+    "edited": "was edited after it was applied: restore the file, and put the change into a "
+    "new migration",
     "missing": "was applied, but its file is gone: restore it",
-    "unverified": "was not applied by metastore, which knows nothing of what its file held: "
+    "unverified": "was not applied by metastore, so no checksum of its file is recorded: "
     "`metastore migrate verify --adopt` compares the schema and records it",
 }
 
 
 def refuse_untrusted(row: MigrationStatus, files: Migration | None) -> None:
-    """Raise `MigrationFailed` unless the migration is applied as its file says, or pending."""
+    """Raise `MigrationFailed` unless the migration is pending, or applied and unchanged."""
     if row.state in _DISTRUST:
         raise MigrationFailed(row.id, _DISTRUST[row.state], path=files.path if files else None)
 
@@ -401,7 +400,7 @@ def refuse_later(files: Migration, applied: Iterable[str], reason: str) -> None:
 def _refuse_force(files: Migration, force: bool) -> None:
     if force:
         raise MigrationFailed(
-            files.id, "--force would go on after an error and leave half a migration behind"
+            files.id, "--force would continue after an error and leave a migration half applied"
         )
 
 

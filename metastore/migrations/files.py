@@ -1,8 +1,8 @@
-"""Migration files: how they are found, read, checked and begun.
+"""Migration files: finding, reading, checking and creating them.
 
 A migration is a pair of files, `NNNN-verb-noun.sql` and `NNNN-verb-noun.rollback.sql`, in
-yoyo's format. Whatever would let one of them leave a database half-way is refused when the
-files are read, before a database is touched.
+yoyo's format. Anything that could leave a database half-migrated is refused when the files are
+read, before any database is touched.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROLLBACK = ".rollback.sql"
 _HEADER_LINE = re.compile(r"\s*(?:--\s*(?:(?P<key>\w+)\s*:)?\s*(?P<value>.*))?")
 _FORBIDDEN = dict.fromkeys(
     ("BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"),
-    "transactions are the migration layer's: each migration runs in one",
+    "each migration runs in one transaction, which the migration layer controls",
 )
 _CREATES = re.compile(
     r"CREATE\s+(?:UNIQUE\s+|TEMP(?:ORARY)?\s+|VIRTUAL\s+)*(?:TABLE|INDEX|TRIGGER|VIEW)\s+"
@@ -39,10 +39,10 @@ _CREATES = re.compile(
 _DROPS = re.compile(r"DROP\s+(?:TABLE|INDEX|TRIGGER|VIEW)\s+(?!IF\s+EXISTS\b)", re.IGNORECASE)
 
 _TEMPLATE = """\
--- {id}: <what it makes or changes, in half a line>.
+-- {id}: <what it adds or changes, in half a line>.
 --
--- Why:      <which need it serves>
--- Locks:    <what it rewrites or scans while it holds the writer; none for a new table>
+-- Why:      <the need it serves>
+-- Locks:    <what it rewrites or scans while it holds the write lock; none for a new table>
 -- Rollback: <what is lost>
 --
 -- depends: {depends}
@@ -55,13 +55,13 @@ _ROLLBACK_TEMPLATE = """\
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """A migration as its two files hold it.
+    """A migration, read from its two files.
 
     Attributes:
-        id: the file's name without its ending, `0003-create-worktrees`.
+        id: the file's name without its suffix, `0003-create-worktrees`.
         path: the file that is applied.
         depends: the id of the migration before it; None for the first.
-        loses: what the header says a rollback loses.
+        loses: what a rollback loses, from the header.
         sql: the text of the file.
         statements: its statements, in order.
         rollback_path: the file that undoes it.
@@ -81,12 +81,12 @@ class Migration(msgspec.Struct, frozen=True):
 
     @property
     def hash(self) -> str:
-        """The key that yoyo gives the migration: SHA-256 of its id, whatever the file holds."""
+        """The key that yoyo gives the migration: SHA-256 of its id, regardless of its content."""
         return hashlib.sha256(self.id.encode()).hexdigest()
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the applied file's text, the same under every line ending."""
+        """SHA-256 of the migration file's text, independent of line endings."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
     @property
@@ -96,8 +96,8 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 def ids(directory: Path) -> list[str]:
-    """Return the ids of all migrations, oldest first, by their files' names alone."""
-    # Every opening of a store asks, and a Path for each name is most of what that costs.
+    """Return the ids of all migrations, oldest first, from the file names alone."""
+    # Runs whenever a store opens, and building a Path for each name would be most of its cost.
     names = os.listdir(directory) if directory.is_dir() else []  # noqa: PTH208 - as above
     return sorted(
         name.removesuffix(".sql")
@@ -122,7 +122,7 @@ def known(schema: Schema, directory: Path) -> list[Migration]:
     """Read and check all migrations of a dialect, oldest first.
 
     Raises:
-        MigrationFailed: a file is missing, unreadable, out of the chain, or holds what a
+        MigrationFailed: a file is missing, unreadable, out of order, or contains what a
             migration must not.
     """
     _check_names(directory)
@@ -137,7 +137,7 @@ def read(schema: Schema, path: Path) -> Migration:
     """Read and check one migration and its rollback.
 
     Raises:
-        MigrationFailed: a file is missing or unreadable, or holds what a migration must not.
+        MigrationFailed: a file is missing or unreadable, or contains what a migration must not.
     """
     id_ = path.name.removesuffix(".sql")
     if not _ID.fullmatch(id_):
@@ -164,10 +164,10 @@ def read(schema: Schema, path: Path) -> Migration:
 
 
 def find(revision: str, among: Sequence[str]) -> str:
-    """Return the id that `revision` names: an id, its number, or the beginning of only one.
+    """Return the id that `revision` names: an id, its number, or an unambiguous prefix.
 
     Raises:
-        InvalidValue: it names none, or several.
+        InvalidValue: it matches no id, or several.
     """
     if revision == "head" and among:
         return among[-1]
@@ -183,14 +183,14 @@ def find(revision: str, among: Sequence[str]) -> str:
 
 
 def new(schema: Schema, name: str, directory: Path) -> tuple[Path, Path]:
-    """Begin the next migration: write its two files, with their headers, and return the paths.
+    """Create the two files of the next migration, with their headers, and return the paths.
 
-    `name` becomes the part of the id behind the number: `add pool to worktrees` makes
+    `name` becomes the id, after the number: `add pool to worktrees` makes
     `0014-add-pool-to-worktrees`.
 
     Raises:
         InvalidValue: the name has no letters or digits to make an id from.
-        MigrationFailed: the migrations there are not in order, or are those of an installed
+        MigrationFailed: the existing migrations are not in order, or belong to an installed
             package, which the next installation would overwrite.
     """
     if "_resources" in directory.parts:
@@ -220,7 +220,7 @@ def _check_names(directory: Path) -> None:
 
 
 def _check_chain(migrations: Sequence[Migration]) -> None:
-    """Refuse anything but one chain in the order of the numbers: yoyo would apply a tree."""
+    """Refuse anything but one chain in numerical order: yoyo would apply a tree."""
     before: Migration | None = None
     for migration in migrations:
         if migration.depends != (before.id if before else None):
@@ -240,7 +240,7 @@ def _read_file(
     schema: Schema, id_: str, path: Path
 ) -> tuple[str, dict[str, str], tuple[SqlStatement, ...]]:
     try:
-        # Universal newlines: a checkout under Windows has the checksums of any other.
+        # Universal newlines: a checkout on Windows has the same checksums as any other.
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise MigrationFailed(id_, "is missing", path=path) from None
@@ -253,7 +253,7 @@ def _read_file(
     header = _header(text)
     if header.get("transactional", "true").lower() != "true":
         raise MigrationFailed(
-            id_, "must be transactional: half of it would stay behind a failure", path=path
+            id_, "must be transactional: a failure would leave half of it behind", path=path
         )
     statements = tuple(schema.split(text))
     if not statements:
@@ -264,7 +264,7 @@ def _read_file(
 
 
 def _header(text: str) -> dict[str, str]:
-    """Return the `key: value` lines of the comment that opens a file."""
+    """Return the `key: value` lines of a file's opening comment."""
     header: dict[str, str] = {}
     key = ""
     for line in text.splitlines():

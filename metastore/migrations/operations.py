@@ -1,9 +1,9 @@
-"""What can be done with a database's migrations: upgrade, downgrade, plan, verify, adopt.
+"""Operations on a database's migrations: upgrade, downgrade, plan, verify, adopt.
 
-yoyo's file format and bookkeeping tables, and a stricter way of applying: a migration is applied,
-checked, recorded with a checksum and committed in one transaction, or not at all. Migrators on
-the same database wait for each other where a transaction begins, at a lock that dies with its
-process, and look again inside the transaction whether their migration is still to be done.
+The file format and the bookkeeping tables are yoyo's, but migrations are applied more strictly:
+each is applied, checked, recorded with a checksum and committed in one transaction, or not at all.
+Concurrent migrators wait for each other at BEGIN, on a lock that dies with its process, and check
+again inside the transaction whether their migration is still pending.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def known(dialect: str, directory: Path | None = None) -> list[Migration]:
     """Read and check all migrations of a dialect, oldest first.
 
     Raises:
-        MigrationFailed: a file is missing, unreadable, out of the chain, or holds what a
+        MigrationFailed: a file is missing, unreadable, out of order, or contains what a
             migration must not.
     """
     return files.known(opening.schema_of(dialect), _directory(dialect, directory))
@@ -88,7 +88,7 @@ def head(dialect: str, directory: Path | None = None) -> str:
 
 
 def new(name: str, dialect: str, directory: Path | None = None) -> tuple[Path, Path]:
-    """Begin a dialect's next migration. See `files.new`."""
+    """Create a dialect's next migration. See `files.new`."""
     return files.new(opening.schema_of(dialect), name, _directory(dialect, directory))
 
 
@@ -105,26 +105,26 @@ def upgrade(
 ) -> list[str]:
     """Apply what is pending, up to `revision`, and create the database if there is none.
 
-    Each migration is a transaction of its own: after a failure the ones before it stay applied,
-    of the failed one nothing does, and the next upgrade goes on there.
+    Each migration is its own transaction: after a failure, those before it stay applied, nothing of
+    the failed one does, and the next upgrade continues there.
 
     Args:
         url: the database, a file.
-        revision: the last migration to apply: its id, its number, or an unambiguous beginning of
-            its id; None or `head` for all.
-        directory: the folder of the migrations, where it is not metastore's own.
+        revision: the last migration to apply: its id, its number, or an unambiguous prefix of its
+            id; None or `head` for all.
+        directory: the folder of the migrations, if not metastore's own.
 
     Returns:
         The ids of the migrations that were applied.
 
     Raises:
-        MigrationFailed: a migration failed, or those applied before are not to be trusted:
-            edited since, missing, out of order, or applied by other means.
+        MigrationFailed: a migration failed, or an applied one cannot be trusted: it was edited, is
+            missing, is out of order, or was applied by other means.
         SchemaTooNew: the database has migrations that the code does not know.
         InvalidValue: `revision` names no migration, or the URL no file.
         StoreBusy: another process kept the database locked.
         StoreCorrupt: the file is damaged, or belongs to another program.
-        StoreReadOnly: the file or its folder takes no writes.
+        StoreReadOnly: the file or its folder cannot be written.
         StoreFull: there is no space left.
     """
     migrations = known(url.dialect, directory)
@@ -137,13 +137,13 @@ def upgrade(
 
 
 def downgrade(url: DatabaseUrl, revision: str, *, directory: Path | None = None) -> list[str]:
-    """Roll back, newest first, what was applied after `revision`.
+    """Roll back what was applied after `revision`, newest first.
 
     Args:
         url: the database, a file.
         revision: the migration to go back to, which stays applied; `-N` for the last N; `base`
             for all.
-        directory: the folder of the migrations, where it is not metastore's own.
+        directory: the folder of the migrations, if not metastore's own.
 
     Returns:
         The ids of the migrations that were rolled back.
@@ -151,7 +151,7 @@ def downgrade(url: DatabaseUrl, revision: str, *, directory: Path | None = None)
     Raises:
         MigrationFailed: a rollback failed, or a migration was edited after it was applied, is
             missing, or was applied by other means.
-        SchemaOutdated: there is no metastore at `url`.
+        SchemaOutdated: there is no metastore database at `url`.
         SchemaTooNew: the database has migrations that the code does not know.
         InvalidValue: `revision` names no applied migration, or the URL no file.
         StoreBusy, StoreCorrupt, StoreReadOnly, StoreFull: as for `upgrade`.
@@ -205,7 +205,7 @@ def status(url: DatabaseUrl, *, directory: Path | None = None) -> list[Migration
 
 
 def history(url: DatabaseUrl, *, directory: Path | None = None) -> list[HistoryEntry]:
-    """Return what was applied and rolled back, oldest first; nothing where there is no database.
+    """Return the log of applied and rolled back migrations, oldest first; empty without a database.
 
     Raises:
         InvalidValue: the URL names no file.
@@ -218,13 +218,12 @@ def history(url: DatabaseUrl, *, directory: Path | None = None) -> list[HistoryE
 def verify(url: DatabaseUrl, *, directory: Path | None = None) -> list[Difference]:
     """Compare the live schema with the one that its applied migrations make, object by object.
 
-    Migrations that are edited, missing, unknown or unverified are differences too. Where one
-    is missing or unknown nobody can say what the schema should be, and the differences name
-    only migrations. Changes nothing.
+    Edited, missing, unknown and unverified migrations are differences too. If one is missing or
+    unknown, the expected schema is unknown, and only migrations are reported. Changes nothing.
 
     Raises:
-        MigrationFailed: the migration files are not in order, or do not run any more.
-        SchemaOutdated: there is no metastore at `url`.
+        MigrationFailed: the migration files are not in order, or no longer run.
+        SchemaOutdated: there is no metastore database at `url`.
         InvalidValue: the URL names no file.
         StoreCorrupt: the file is damaged, or belongs to another program.
     """
@@ -238,9 +237,9 @@ def verify(url: DatabaseUrl, *, directory: Path | None = None) -> list[Differenc
 def adopt(url: DatabaseUrl, *, directory: Path | None = None) -> list[str]:
     """Record the checksums of edited and unverified migrations, if the schema is theirs.
 
-    This is how a database that yoyo's own backend has migrated becomes metastore's, and how an
-    edit that changes nothing, of a comment say, is accepted. Rows are not compared: whether a
-    migration that writes rows has written these is for its author to judge.
+    This turns a database that yoyo's own backend migrated into a metastore database, and accepts
+    an edit without effect, such as a comment. Rows are not compared: check yourself what
+    migrations that write rows have written.
 
     Returns:
         The ids of the migrations whose checksums were recorded.
@@ -320,7 +319,7 @@ def fingerprint(dialect: str, rows: Sequence[Sequence[str]]) -> str:
 
 @cache
 def fingerprints(dialect: str) -> frozenset[str]:
-    """Return the hashes of all schemas that the migrations make, from the first to the last."""
+    """Return the hashes of the schemas after each migration."""
     return frozenset(map(opening.schema_of(dialect).fingerprint, _schemas(dialect)))
 
 
@@ -343,7 +342,7 @@ def _made(dialect: str, migrations: Iterable[Migration]) -> Iterator[Objects]:
 def pending(
     url_text: str, backend: Bookkeeping, migrations: Sequence[Migration]
 ) -> list[Migration]:
-    """Return what is to be applied, after a look at whether what was applied is as it was."""
+    """Return the pending migrations, after checking the applied ones."""
     by_id = {migration.id: migration for migration in migrations}
     rows = backend.status(migrations)
     for row in rows:
@@ -371,7 +370,7 @@ def _to_roll_back(
 
 
 def _rows_to_keep(revision: str, applied: list[str], known_ids: list[str]) -> int:
-    """Return how many of the applied migrations a downgrade to `revision` leaves."""
+    """Return how many of the applied migrations a downgrade to `revision` keeps."""
     if revision == "base":
         return 0
     if re.fullmatch(r"-\d+", revision):
@@ -413,7 +412,7 @@ def _refuse_to_adopt(differences: Iterable[Difference]) -> None:
 def connect_to_write(
     url: DatabaseUrl, *, create: bool, adopt: bool = False, directory: Path | None = None
 ) -> Iterator[Bookkeeping]:
-    """Connect to a metastore; `create` one where there is none, or `adopt` one of yoyo's."""
+    """Connect to a database; `create` it if missing, or `adopt` one that yoyo migrated."""
     schema = opening.schema_of(url.dialect)
     found = schema.connect(url, _ids(url.dialect, directory), create=create, adopt=adopt)
     if found is None:
@@ -424,7 +423,7 @@ def connect_to_write(
 
 @contextlib.contextmanager
 def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[Bookkeeping | None]:
-    """Connect to a database to look at one state of it; None where there is no metastore yet."""
+    """Connect to read one state of a database; None if it is not a metastore database yet."""
     schema = opening.schema_of(url.dialect)
     found = schema.connect_to_read(url, _ids(url.dialect, directory))
     if found is None:

@@ -1,4 +1,4 @@
-"""The entry point of yoyo's commands: `yoyo apply` runs the code of `metastore migrate`."""
+"""The entry point for yoyo's commands: `yoyo apply` runs the code of `metastore migrate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["MetastoreBackend"]
 
 
 class MetastoreBackend:
-    """What yoyo's own commands get for `metastore://`: the bookkeeping of a database.
+    """The backend of yoyo's own commands for `metastore://`: the bookkeeping of a database.
 
     `metastore://` is the database that `METASTORE_DB_URL` names, or the default one;
     `metastore:///relative.db` and `metastore:////absolute.db` name a file. Errors reach yoyo as
@@ -49,12 +49,12 @@ class MetastoreBackend:
         self._opened.close()
 
     def init_database(self) -> None:
-        """Create the bookkeeping tables where they are missing."""
+        """Create missing bookkeeping tables."""
         with _reported(self.url):
             self._bookkeeping.ensure_internal_schema_updated()
 
     def to_apply(self, migrations: Any) -> Any:
-        """Return the migrations that are not applied, unless the applied ones are not to trust."""
+        """Return the pending migrations, unless an applied one cannot be trusted."""
         with _reported(self.url), self._bookkeeping.snapshot():
             files = [self._bookkeeping.files_of(migration) for migration in migrations]
             for directory in {it.path.parent for it in files}:
@@ -78,19 +78,19 @@ class MetastoreBackend:
             self._bookkeeping.mark_migrations(migrations)
 
     def unmark_migrations(self, migrations: Any) -> None:
-        """Forget that the migrations were applied, without undoing them."""
+        """Delete the records of the migrations, without rolling them back."""
         with _reported(self.url):
             self._bookkeeping.unmark_migrations(migrations)
 
 
 def _url_from_yoyo(dburi: Any) -> DatabaseUrl:
-    # yoyo has taken the URL apart by rules of its own, and cannot give back what it was.
+    # yoyo has parsed the URL by its own rules, and the original is lost.
     if dburi.hostname or dburi.args:
         raise InvalidValue(
             None,
             "url",
             "must be metastore://, metastore:///relative.db or metastore:////absolute.db; "
-            f"{urls.ENVIRONMENT_VARIABLE} takes a file of any name",
+            f"{urls.ENVIRONMENT_VARIABLE} accepts any file name",
         )
     return opening.url_of_file(dburi.database) if dburi.database else urls.resolve(None)
 
@@ -102,7 +102,7 @@ def _reported(url: DatabaseUrl | None = None) -> Iterator[None]:
         with errors:
             yield
     except (MetastoreError, OSError) as error:
-        # yoyo prints this one in a line of its own, and leaves every other to a traceback.
+        # yoyo prints this error on one line, and a traceback for any other.
         from yoyo.scripts.main import InvalidArgument
 
         raise InvalidArgument(str(error)) from error

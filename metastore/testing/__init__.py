@@ -1,4 +1,4 @@
-"""The testing kit: stores, a clock, factories and faults for tests of what uses metastore.
+"""The testing kit: stores, a clock, factories and faults for tests of programs that use metastore.
 
 One line in the `conftest.py` beside a project's pytest configuration enables its fixtures:
 

@@ -7,20 +7,20 @@ from datetime import UTC, datetime, timedelta
 __all__ = ["Clock"]
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
-"""When a clock begins, unless it is told otherwise."""
+"""The start time of a clock, by default."""
 
 TICK = timedelta(milliseconds=1)
-"""The smallest step that a column keeps."""
+"""The resolution of time columns."""
 
 
 class Clock:
-    """A clock that stands still but for a tick with each reading.
+    """A clock that stands still, except for a tick with each reading.
 
-    By default it ticks a millisecond, so that no two operations share one.
+    By default the tick is a millisecond, so that no two operations have the same time.
 
     Attributes:
-        now: the time that it told last; set it to whatever the test needs.
-        tick: how far it moves before each reading; zero stops it.
+        now: the time of the last reading; set it to whatever the test needs.
+        tick: how far each reading advances it; zero stops it.
     """
 
     def __init__(self, now: datetime = START, *, tick: timedelta = TICK) -> None:
@@ -28,12 +28,12 @@ class Clock:
         self.tick = tick
 
     def __call__(self) -> datetime:
-        """Return the next moment."""
+        """Advance by a tick, and return the time."""
         self.now += self.tick
         return self.now
 
     def advance(self, span: timedelta) -> datetime:
-        """Move the clock by `span`, which may be negative, and return where it is then."""
+        """Move the clock by `span`, which may be negative, and return the new time."""
         self.now += span
         return self.now
 

@@ -1,4 +1,4 @@
-"""Leases that end now."""
+"""Expires leases on demand."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 __all__ = ["expire"]
 
 LONGEST_WAIT = timedelta(seconds=1)
-"""How long a clock may take for a millisecond before it is taken to stand still."""
+"""How long a clock may take to advance by a millisecond before it counts as standing still."""
 
 
 async def expire(store: MetadataStore, held: Held) -> None:
-    """Let a lease, a project's lock or a task's claim run out, as if its holder had died.
+    """Let a lease, a project's lock or a task's claim expire, as if its holder had died.
 
-    It is renewed for a millisecond, and then that millisecond passes: a `Clock` is moved, any
-    other clock waited for. No other lease is touched.
+    It is renewed for a millisecond, which then passes: a `Clock` is moved, any other clock is
+    waited for. No other lease is touched.
 
     Raises:
-        LeaseLost: it was over already, or is another's.
-        InvalidValue: `held` is nothing that is leased.
-        RuntimeError: the store's clock stands still, and is none of the kit's.
+        LeaseLost: it was already over, or belongs to another holder.
+        InvalidValue: `held` is not a lease, lock or claim.
+        RuntimeError: the store's clock stands still and is not a `Clock`.
     """
     ends_at = (await keeper_of(held, leasable(store)).renew(held, ttl=TICK)).expires_at
-    clock = store._clock  # noqa: SLF001 - the store's users have no need to see it
+    clock = store._clock  # noqa: SLF001 - not part of the public API
     if isinstance(clock, Clock):
         clock.now = max(clock.now, ends_at)
         return

@@ -1,4 +1,4 @@
-"""Rows for tests: what a test does not care about is filled in."""
+"""Rows for tests, with defaults for whatever a test does not care about."""
 
 from __future__ import annotations
 
@@ -30,18 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["Factories"]
 
 TTL = timedelta(minutes=1)
-"""How long leases and locks last, unless the test says otherwise."""
+"""The default TTL of leases, locks and claims."""
 
 
 _numbers = itertools.count(1)
 
 
 class Factories:
-    """Makes rows in a store, or in an open transaction.
+    """Creates rows in a store, or in an open transaction.
 
-    Each method takes the keywords of the repository's own method, and fills in those that are
-    missing. Names and paths are unique in the process. A row that another one needs is made
-    first, unless its id is given.
+    Each method takes the keywords of the repository's own method, and fills in missing ones. Names
+    and paths are unique in the process. Parent rows are created first, unless their ids are given.
     """
 
     def __init__(self, store: RepositorySet) -> None:
@@ -56,7 +55,7 @@ class Factories:
         )
 
     async def job(self, **values: Any) -> Job:
-        """Ask for a job, see `jobs.create`."""
+        """Create a job, see `jobs.create`."""
         task = _name("task")
         return await self._store.jobs.create(
             **_filled(values, task=task, repo_owner="acme", repo_name="shop")
@@ -92,7 +91,7 @@ class Factories:
         return await self._store.project_locks.acquire(**_filled(values, ttl=TTL))
 
     async def session(self, **values: Any) -> Session:
-        """Open a session, see `sessions.create`: debug, or of a project if its path is given."""
+        """Create a session, see `sessions.create`: debug, or for a project if its path is given."""
         of_project = values.get("project_path") is not None
         session_type = SessionType.TEST_GENERATION if of_project else SessionType.DEBUG
         values = _filled(values, session_type=session_type)
@@ -104,7 +103,7 @@ class Factories:
         return await self._store.sessions.create(**values)
 
     async def step(self, **values: Any) -> Step:
-        """Plan a step, see `steps.create`."""
+        """Create a step, see `steps.create`."""
         values = await self._in_session(values)
         return await self._store.steps.create(**_filled(values, name=_name("step")))
 
@@ -116,14 +115,14 @@ class Factories:
         )
 
     async def command(self, **values: Any) -> Command:
-        """Ask for a command, see `commands.create`."""
+        """Create a command, see `commands.create`."""
         values = await self._in_session(values)
         return await self._store.commands.create(
             **_filled(values, argv=["make", _name("target")], working_directory="/worktrees")
         )
 
     async def artifact(self, **values: Any) -> Artifact:
-        """Note an artifact, see `artifacts.create`; of its command's session, if one is given."""
+        """Record an artifact, see `artifacts.create`; in its command's session, if one is given."""
         if values.get("command_id") is not None and "session_id" not in values:
             command = await self._store.commands.get(values["command_id"])
             values["session_id"] = command.session_id
@@ -139,7 +138,7 @@ class Factories:
         )
 
     async def checkpoint(self, **values: Any) -> DebuggerState:
-        """Take a checkpoint of a debugger, see `debugger_state.checkpoint`."""
+        """Save a debugger checkpoint, see `debugger_state.checkpoint`."""
         values = await self._in_session(values)
         return await self._store.debugger_state.checkpoint(
             **_filled(values, state={"breakpoint": _name("line")})
@@ -152,19 +151,19 @@ class Factories:
         )
 
     async def task(self, **values: Any) -> Task:
-        """Put a task in, see `tasks.create`."""
+        """Create a task, see `tasks.create`."""
         return await self._store.tasks.create(
             **_filled(values, title=_name("task"), task_type="test")
         )
 
     async def claim(self, **values: Any) -> TaskLease:
-        """Claim a task of a type of its own that is put in for it, see `tasks.claim`."""
+        """Claim a task, by default a new one with its own type, see `tasks.claim`."""
         if "task_types" not in values:
             values["task_types"] = [(await self.task(task_type=_name("type"))).task_type]
         return await self._store.tasks.claim(**_filled(values, owner=_name("worker"), ttl=TTL))
 
     async def workflow(self, **values: Any) -> Workflow:
-        """Begin a workflow, see `workflows.create`."""
+        """Create a workflow, see `workflows.create`."""
         return await self._store.workflows.create(
             **_filled(values, name=_name("workflow"), definition={})
         )

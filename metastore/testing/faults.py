@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["Faults", "Outcome"]
 
 SHORT_WAIT = timedelta(milliseconds=20)
-"""How long a store waits for another's lock while a test holds that."""
+"""The default busy timeout of the store while a test holds the write lock."""
 
 
 class Outcome(NamedTuple):
-    """What became of something that was cancelled.
+    """The outcome of a cancelled awaitable.
 
     Attributes:
-        result: what it returned, if it had ended before.
+        result: what it returned, if it completed first.
         error: what it raised: `asyncio.CancelledError` if the cancellation reached it.
     """
 
@@ -41,18 +41,17 @@ class Outcome(NamedTuple):
 class Faults:
     """Plants faults underneath an open store, and removes them at the end of the body.
 
-    The fault takes effect for whatever is asked of the store from then on, and is gone for what
-    is asked of it afterwards.
+    A fault affects operations requested within the body, and none requested later.
     """
 
     def __init__(self, store: MetadataStore) -> None:
         self._planted = opening.plant_faults(store.backend)
 
     def busy(self, wait: timedelta = SHORT_WAIT) -> AbstractContextManager[None]:
-        """Let another connection hold the write lock. Reads go on; writes get `StoreBusy`.
+        """Hold the write lock on another connection. Reads continue; writes raise `StoreBusy`.
 
         Args:
-            wait: How long the store waits for the lock before it gives up.
+            wait: The busy timeout of the store.
 
         Raises:
             StoreBusy: the store has a transaction open itself.
@@ -60,18 +59,18 @@ class Faults:
         return self._planted.busy(wait)
 
     def full(self) -> AbstractContextManager[None]:
-        """Let the disk take nothing more. Whatever changes something gets `StoreFull`."""
+        """Let the disk be full: every change raises `StoreFull`."""
         return self._planted.full()
 
     def read_only(self) -> AbstractContextManager[None]:
-        """Let the database take no writes: `StoreReadOnly`."""
+        """Make the database read-only: `StoreReadOnly`."""
         return self._planted.read_only()
 
     def lost_commit(self, times: int | None = None) -> AbstractContextManager[None]:
-        """Let commits fail with an I/O error, and store nothing: `StoreIOError`.
+        """Make commits fail with an I/O error, and store nothing: `StoreIOError`.
 
-        A batch whose commit failed is tried again, each operation by itself: with `times=1` the
-        callers that shared it do not notice.
+        The operations of a failed batch are retried one by one: with `times=1`, the callers that
+        shared it do not notice.
 
         Args:
             times: How many commits fail; None for all.
@@ -79,10 +78,10 @@ class Faults:
         return self._planted.lost_commit(times)
 
     async def cancelled(self, work: Awaitable[Any], *, after: int) -> Outcome:
-        """Run `work` in a task, cancel it after so many turns of the loop, and return its outcome.
+        """Run `work` in a task, cancel it after `after` turns of the loop, and return its outcome.
 
-        A write that was cancelled may have been committed. Whatever it has begun has ended when
-        this returns.
+        A cancelled write may have been committed. Everything it started has ended when this
+        returns.
         """
         task = asyncio.ensure_future(work)
         try:

@@ -1,4 +1,4 @@
-"""The fixtures and the option of the testing kit, see `metastore.testing`."""
+"""The fixtures and the pytest option of the testing kit, see `metastore.testing`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _HANDED_DOWN = "metastore_kept_databases"
 
 @pytest.fixture
 def clock() -> Clock:
-    """A clock that the test moves: what the stores take the time from."""
+    """The clock of the stores, which the test moves."""
     return Clock()
 
 
@@ -54,7 +54,7 @@ async def store(
 
 @pytest.fixture
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty store in a file, which nobody has opened."""
+    """The URL of an empty store in a file that is not open."""
     path = _kept_database(request)
     if path is None:
         path = tmp_path / "metadata.db"
@@ -89,12 +89,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("metastore").addoption(
         "--keep-db",
         action="store_true",
-        help="keep the database of every test for its shell",
+        help="keep the database of every test for inspection",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the folder for the databases, or take the one that pytest-xdist's controller made."""
+    """Create the folder for the databases, or use the one of pytest-xdist's controller."""
     if config.getoption("keep_db", False):
         handed_down = getattr(config, "workerinput", {}).get(_HANDED_DOWN)
         config.stash[_FOLDER] = Path(handed_down or tempfile.mkdtemp(prefix="metastore-kept-"))
@@ -102,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Hand the folder down to a worker of pytest-xdist."""
+    """Pass the folder to a worker of pytest-xdist."""
     folder = node.config.stash.get(_FOLDER, None)
     if folder is not None:
         node.workerinput[_HANDED_DOWN] = str(folder)
@@ -111,7 +111,7 @@ def pytest_configure_node(node: Any) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Say where the databases are."""
+    """Print where the databases are."""
     folder = config.stash.get(_FOLDER, None)
     if folder is None:
         return
@@ -125,7 +125,7 @@ def pytest_terminal_summary(
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say with a failure where the test's databases are."""
+    """Print with a failure where the test's databases are."""
     report = yield
     if report.failed:
         kept = item.stash.get(_KEPT, [])
@@ -136,7 +136,7 @@ def pytest_runtest_makereport(
 
 
 def _kept_database(request: pytest.FixtureRequest) -> Path | None:
-    """Return a database for the test that outlives it; None without `--keep-db`."""
+    """Return a database that outlives the test; None without `--keep-db`."""
     folder = request.config.stash.get(_FOLDER, None)
     if folder is None:
         return None

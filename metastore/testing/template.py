@@ -14,12 +14,12 @@ __all__ = ["write_template"]
 
 
 def write_template(path: Path) -> None:
-    """Make a migrated, empty database at `path`, where there is no file yet.
+    """Write a migrated, empty database to the new file `path`.
 
-    Copied, which takes a fraction of the time that migrating does.
+    It is a copy of a template, which takes a fraction of the time of migrating.
 
     Raises:
-        FileExistsError: there is a file.
-        StoreReadOnly: the folder takes no new file.
+        FileExistsError: the file exists.
+        StoreReadOnly: the folder does not allow a new file.
     """
     opening.create_empty(opening.url_of_file(path), migrations.upgrade)

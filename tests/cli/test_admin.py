@@ -122,7 +122,7 @@ def test_bootstrap__a_second_time_prints_no_secret(run: Run) -> None:
     token = run("bootstrap").stdout.strip()
     again = run("bootstrap")
     assert (again.exit_code, again.stdout) == (0, "")
-    assert again.stderr == "There is an admin token already; nothing was created.\n"
+    assert again.stderr == "An admin token already exists; nothing was created.\n"
     assert token not in again.output
 
 
@@ -364,7 +364,7 @@ def test_revoke_token__asks_a_person_and_a_yes_ends_the_token(
     terminal: Terminal, url: str, created: Created
 ) -> None:
     code, output = terminal("revoke-token", created["record"]["id"], answer="y")
-    assert (code, "is revoked since" in output) == (0, True)
+    assert (code, "was revoked at" in output) == (0, True)
     with pytest.raises(TokenRejected):
         verify(url, created["token"])
 
@@ -383,7 +383,7 @@ def test_revoke_token__with_yes_it_ends_the_token_unasked(
 ) -> None:
     result = run("revoke-token", created["record"]["id"], "--yes")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "is revoked since" in result.stderr
+    assert "was revoked at" in result.stderr
     with pytest.raises(TokenRejected):
         verify(url, created["token"])
 

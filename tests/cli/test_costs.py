@@ -142,7 +142,7 @@ def test_costs__takes_a_time_without_a_zone_as_utc(url: str, zone: str) -> None:
 
 @pytest.mark.parametrize("time", ["yesterday", "30", "d", "2026-13-01", "999999d"])
 def test_costs__refuses_what_is_no_time(url: str, time: str) -> None:
-    assert "is no time" in run(url, "--since", time, code=2).stderr
+    assert "is not a time" in run(url, "--since", time, code=2).stderr
 
 
 def test_costs__draws_on_a_terminal(url: str) -> None:

@@ -164,7 +164,7 @@ def test_demo__succeeds_and_says_what_happened(first_run: Run) -> None:
     assert "KILLED in the middle of its command" in result.stdout
     assert "take-overs    1\n" in result.stdout
     assert f"stale writes  {LATE_WRITES} refused\n" in result.stdout
-    assert "was found again in the database" in result.stdout
+    assert "Every reported row is in the database" in result.stdout
 
 
 def test_demo__leaves_the_worktrees_of_the_repository_as_they_were(first_run: Run) -> None:
@@ -375,7 +375,7 @@ def test_demo__exits_with_a_code_when_a_claim_is_not_in_the_database(
     result = CliRunner().invoke(main, ["demo", "--db", f"sqlite:///{tmp_path}/metadata.db"])
     assert result.exit_code == 1
     assert result.stderr == "metastore: error: session 1 is not in the database\n"
-    assert "was found again" not in result.stdout
+    assert "Every reported row" not in result.stdout
 
 
 @pytest.mark.parametrize(

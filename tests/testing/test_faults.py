@@ -118,7 +118,7 @@ async def test_fault__health_tells_it(store: MetadataStore, faults: Faults, faul
         health = await store.health()
     assert (health.reachable, health.writable) == (True, False)
     [problem] = health.problems
-    assert problem.startswith("The database takes no writes: ")
+    assert problem.startswith("The database cannot be written: ")
     assert (await store.health()).healthy
 
 

@@ -58,10 +58,10 @@ __all__ = ["SqliteBackend"]
 Result = TypeVar("Result")
 
 PROBE_TIMEOUT = 3.0
-"""How long an inspection waits for a connection of this process to be free, in seconds."""
+"""How long an inspection waits for a free connection of this process, in seconds."""
 
 ERASE_ATTEMPTS = 20
-"""How often the WAL is tried to be emptied while somebody reads from it."""
+"""How many attempts are made to empty the WAL while readers use it."""
 
 ERASE_PAUSE = 0.01
 """How long to wait between two attempts, in seconds."""
@@ -107,13 +107,13 @@ class SqliteBackend:
         connect: Callable[[Connector], Awaitable[Connection]] = connect,
         on_close: Callable[[], None] = lambda: None,
     ) -> SqliteBackend:
-        """Connect to the existing metastore at `url`, whose schema must pass `check`.
+        """Connect to the existing database at `url`, whose schema must pass `check`.
 
-        `connect` makes the connections; a simulation makes them without threads. `on_close` is
-        called when they are closed.
+        `connect` opens the connections; a simulation opens them without threads. `on_close` is
+        called once they are closed.
 
         Raises:
-            StoreCorrupt: it is missing, empty, no metastore, or damaged.
+            StoreCorrupt: it is missing, empty, not a metastore database, or damaged.
             StoreReadOnly: it cannot be opened for writing.
         """
         path = url.path
@@ -177,22 +177,22 @@ class SqliteBackend:
             yield transaction
             await transaction.commit()
         finally:
-            # A generator that the loop's end closes is closed in another context.
+            # A generator closed at the end of the loop runs in another context.
             with contextlib.suppress(ValueError):
                 current_transaction.reset(token)
-            # Whatever happened, cancellation included: the writer is handed on only after a
-            # ROLLBACK, which stands in the thread's queue behind any statement in flight.
+            # Even after a cancellation, the writer is passed on only after a ROLLBACK, which is
+            # queued in the thread behind any statement in flight.
             await transaction.end()
         if transaction.erases:
             await self.erase()
 
     async def erase(self) -> bool:
-        """Take what was deleted or overwritten out of the WAL too. See `Executor.erase`."""
+        """Remove what was deleted or overwritten from the WAL too. See `Executor.erase`."""
         refuse_inside_transaction(self._writer)
         for attempt in range(ERASE_ATTEMPTS):
             if attempt:
                 await asyncio.sleep(ERASE_PAUSE)
-            # What was deleted is committed, and stays so whatever becomes of this.
+            # The deletion is committed, and stays so even if this fails.
             with contextlib.suppress(MetastoreError):
                 await self._writer.take_turn()
                 try:
@@ -204,11 +204,11 @@ class SqliteBackend:
 
     @property
     def changes(self) -> int:
-        """A number that grows with every commit. See `Backend.changes`."""
+        """A counter that grows with every commit. See `Backend.changes`."""
         return self._watcher.changes
 
     async def wait_for_change(self, seen: int, timeout: float) -> None:
-        """Wait for a commit, also another process's. See `Backend.wait_for_change`."""
+        """Wait for a commit, of this or another process. See `Backend.wait_for_change`."""
         self._writer.check_usable()
         await self._watcher.wait(seen, timeout)
 
@@ -219,16 +219,16 @@ class SqliteBackend:
         integrity: bool = False,
         tables: Mapping[str, RowCheck] = NO_TABLES,
     ) -> Facts:
-        """Return how the database is. See `Backend.inspect`."""
+        """Return the state of the database. See `Backend.inspect`."""
         refuse_inside_transaction(self._writer)
         if asyncio.get_running_loop() is not self._loop:
             raise WrongLoop
         if self._writer.closed is None:
             with contextlib.suppress(MetastoreError):
-                # A store whose files were replaced stops here, and says so below.
+                # A store whose files were replaced stops here; the error is reported below.
                 self._writer.check_files()
-        look = partial(inspection.read_settings, check)
-        settings, read_error = await _attempt(self._readers[0].call(look), PROBE_TIMEOUT)
+        read = partial(inspection.read_settings, check)
+        settings, read_error = await _attempt(self._readers[0].call(read), PROBE_TIMEOUT)
         _, write_error = await _attempt(self._probe_write(), PROBE_TIMEOUT)
         damage, unread = None, None
         if integrity and not isinstance(read_error, StoreClosed | StoreReplaced):
@@ -258,7 +258,7 @@ class SqliteBackend:
             self._writer.release_turn()
 
     async def _damage(self, tables: Mapping[str, RowCheck]) -> list[str]:
-        # On a connection of its own: it may take long, and the others have work to do.
+        # On a separate connection: this may take long, and must not block the others.
         connect_to_read = partial(database_file.connect, self.path, read_only=True)
         lane = ReaderLane(await connect(connect_to_read))
         try:
@@ -271,9 +271,9 @@ class SqliteBackend:
     async def close(self) -> None:
         """Close every connection; idempotent, and safe with operations in flight.
 
-        A batch that has begun is finished and answered, what waits behind it gets
-        `StoreClosed`, an open transaction is undone. It ends within seconds: what still runs then
-        is interrupted. In a child of a fork there is nothing to close.
+        A running batch is finished and answered, queued operations get `StoreClosed`, an open
+        transaction is rolled back. It returns within seconds: statements that are still running
+        then are interrupted. In a child of a fork there is nothing to close.
 
         Raises:
             WrongLoop: the store belongs to another loop, which is running.
@@ -291,8 +291,8 @@ class SqliteBackend:
         _open_backends.discard(self)
         self._watcher.close()
         self._refuse(closed)
-        # One after the other: SQLite removes the WAL when the last connection closes, and of two
-        # that close at once neither is the last.
+        # In sequence: SQLite removes the WAL when the last connection closes, and if two close at
+        # once, neither is the last.
         try:
             await asyncio.gather(*(lane.close() for lane in self._readers), self._scans.close())
             await self._writer.close()
@@ -300,7 +300,7 @@ class SqliteBackend:
             self._on_close()
 
     async def _close_from_outside(self) -> None:
-        """Close what a loop left open that has ended, or at least does not run."""
+        """Close connections whose event loop has ended or stopped without closing them."""
         if self._loop.is_running():
             raise WrongLoop
         _open_backends.discard(self)
@@ -317,7 +317,7 @@ class SqliteBackend:
         return [*self._readers, *scans, self._writer]
 
     def _stop(self, refusal: Callable[[], MetastoreError]) -> None:
-        """Refuse every further operation: the database's files are not in place."""
+        """Refuse every further operation: the database's files were replaced."""
         self._refuse(refusal)
         for lane in self._lanes:
             lane.connection.leak()
@@ -337,7 +337,7 @@ class SqliteBackend:
 async def _attempt(
     work: Coroutine[Any, Any, Result], timeout: float | None = None
 ) -> tuple[Result | None, MetastoreError | None]:
-    """Return what `work` returns, or why it failed."""
+    """Return the result of `work`, or its error."""
     try:
         async with asyncio.timeout(timeout):
             return await work, None

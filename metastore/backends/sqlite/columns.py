@@ -1,4 +1,4 @@
-"""How SQLite holds the values of rows: it has no types for times, booleans, days or JSON.
+"""How SQLite stores the values of rows: it has no types for times, booleans, days or JSON.
 
 | annotation | column |
 |---|---|

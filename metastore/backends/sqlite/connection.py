@@ -36,10 +36,10 @@ class Connection(aiosqlite.Connection):
             return made[0]
 
         super().__init__(connect_and_remember, iter_chunk_size=64)
-        # Also when whoever waited for it was cancelled, so that aiosqlite never saw it.
+        # Kept here too: if the caller was cancelled while connecting, aiosqlite never saw it.
         self._made = made
-        # A store that nobody closed must not keep the interpreter from ending. SQLite treats
-        # the end of the thread like a crash: what was not committed is undone.
+        # A store that was never closed must not keep the interpreter alive. To SQLite the end of
+        # the thread is a crash: uncommitted work is rolled back.
         self._thread.daemon = True
 
     def __del__(self) -> None:
@@ -52,15 +52,15 @@ class Connection(aiosqlite.Connection):
         return self._conn
 
     def post(self, function: Callable[[], None]) -> None:
-        """Run `function` in the connection's thread, after whatever was posted before."""
+        """Run `function` in the connection's thread, after everything posted before."""
         self._tx.put_nowait((None, function))
 
     def pause(self, seconds: float) -> None:
-        """Let time pass in the connection's thread, while it waits for another's lock."""
+        """Sleep in the connection's thread while another connection holds the lock."""
         time.sleep(seconds)
 
     def adopt(self, connection: sqlite3.Connection) -> None:
-        """Close another connection of the thread together with this one. Run in the thread."""
+        """Close another connection of this thread together with this one. Run in the thread."""
         self._made.append(connection)
 
     def leak(self) -> None:
@@ -69,7 +69,7 @@ class Connection(aiosqlite.Connection):
             database_file.leak(connection)
 
     def interrupt_now(self) -> None:
-        """Interrupt the statement that the thread is running, if it is running one."""
+        """Interrupt the statement that the thread is running, if any."""
         for connection in self._made:
             with contextlib.suppress(sqlite3.Error):
                 connection.interrupt()
@@ -77,8 +77,8 @@ class Connection(aiosqlite.Connection):
     def stop(self, ended: Callable[[], None] = lambda: None) -> None:
         """Close the connection in its thread, and end the thread, without waiting for either.
 
-        aiosqlite calls this when connecting failed, and would tell a loop that may be gone.
-        `ended` is called in the thread, right before that ends.
+        aiosqlite calls this when connecting fails; its own version would notify a loop that may
+        be gone. `ended` is called in the thread right before it ends.
         """
         self._running = False
 
@@ -99,9 +99,9 @@ class Connection(aiosqlite.Connection):
         await self.close_within(None)
 
     async def close_within(self, timeout: float | None) -> None:
-        """Close the connection; wait at most so many seconds until its thread has ended.
+        """Close the connection; wait at most `timeout` seconds for its thread to end.
 
-        What the thread is doing then, it finishes by itself.
+        After that, the thread finishes on its own.
         """
         if not self._running:
             return
@@ -131,19 +131,19 @@ def open_writer(
     durability: Durability,
     check: SchemaCheck,
 ) -> sqlite3.Connection:
-    """Connect to the existing metastore at `path` for writing.
+    """Connect to the existing database at `path` for writing.
 
     Raises:
-        StoreCorrupt: it is missing, empty, or no metastore.
-        StoreReadOnly: this user may not write it.
+        StoreCorrupt: it is missing, empty, or not a metastore database.
+        StoreReadOnly: this user may not write to it.
     """
     if not database_file.exists(path):
         raise StoreCorrupt("does not exist", path=path)
     if not path.is_file():
-        raise StoreCorrupt("is no file", path=path)
-    # SQLite would open it all the same, and let it be read.
+        raise StoreCorrupt("is not a file", path=path)
+    # SQLite would open it anyway, for reading.
     if not os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-        raise StoreReadOnly(f"the database takes no writes: {path} may not be written")
+        raise StoreReadOnly(f"the database is read-only: {path} is not writable")
     connection = database_file.connect(path, durability=durability)
     try:
         is_metastore = database_file.is_metastore(connection)

@@ -1,9 +1,9 @@
 """The database file: how it is created, recognised and connected to.
 
-While a process is connected it never opens the database, its `-wal` or its `-shm` by itself:
-closing any second descriptor drops the process's POSIX locks, and other processes then write
-into the middle of its transactions. Whatever must touch the file by descriptor happens here,
-before the first connection.
+While a process is connected, it never opens the database, its `-wal` or its `-shm` itself: closing
+any second descriptor drops the process's POSIX locks, and other processes then write into the
+middle of its transactions. Everything that needs a descriptor of the file happens here, before the
+first connection.
 """
 
 from __future__ import annotations
@@ -41,21 +41,20 @@ __all__ = [
 ]
 
 APPLICATION_ID = 0x6D657461
-"""`meta` in ASCII: what `PRAGMA application_id` and `file(1)` show for a metastore."""
+"""`meta` in ASCII: what `PRAGMA application_id` and `file(1)` show for a metastore database."""
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a connection waits for another's lock before it gives up, in milliseconds."""
 
 WAL_SIZE_LIMIT = 16 << 20
-"""What is left of the WAL when it is begun anew, in bytes: large enough to be overwritten, which
-costs less than to grow."""
+"""The size to which a restarted WAL is truncated, in bytes: overwriting is cheaper than growing."""
 
 STATEMENT_CACHE = 512
-"""Prepared statements kept per connection: every statement the program has, with room."""
+"""Prepared statements cached per connection: more than the program has."""
 
 
 def _checks_may_use_json() -> bool:
-    """Tell whether an untrusted schema may hold `json_valid`: SQLite 3.40 takes it for unsafe."""
+    """Return whether an untrusted schema may use `json_valid`, which SQLite 3.40 deems unsafe."""
     connection = sqlite3.connect(":memory:")
     try:
         connection.execute("PRAGMA trusted_schema = OFF")
@@ -71,9 +70,9 @@ _CHECKS_MAY_USE_JSON = _checks_may_use_json()
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is something at `path`.
+    """Return whether `path` exists.
 
-    For a name that is too long for any file, where `Path.exists` raises, there is not.
+    False for a name that is too long for any file, for which `Path.exists` raises.
     """
     return os.path.exists(path)  # noqa: PTH110 - see above
 
@@ -81,14 +80,14 @@ def exists(path: Path) -> bool:
 def create(path: Path) -> bool:
     """Create an empty database file with mode 0600 unless it exists.
 
-    Folders that are missing on the way are made for this user only, 0700. SQLite gives the
-    `-wal` and `-shm` files the mode of the database file.
+    Missing parent folders are created for this user only, 0700. SQLite gives the `-wal` and `-shm`
+    files the mode of the database file.
 
     Returns:
         Whether the file was created.
 
     Raises:
-        StoreReadOnly: the folder takes no new file.
+        StoreReadOnly: the folder does not allow a new file.
     """
     try:
         _make_folder(path.parent)
@@ -102,8 +101,8 @@ def create(path: Path) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    # Path.mkdir gives the mode to the last folder only. That one is tried first, so that a path
-    # that cannot be leaves nothing behind.
+    # Path.mkdir applies the mode to the last folder only. That one is tried first, so that an
+    # impossible path leaves nothing behind.
     missing = []
     for it in (folder, *folder.parents):
         try:
@@ -123,20 +122,19 @@ def connect(
 ) -> sqlite3.Connection:
     """Connect to the existing file `path` with the settings that every connection has.
 
-    `isolation_level=None` leaves BEGIN and COMMIT to us; the file is never created here.
+    `isolation_level=None` leaves BEGIN and COMMIT to the caller. The file is never created here.
     `read_only` makes the connection refuse to write (`PRAGMA query_only`).
 
     Raises:
-        sqlite3.Error: the file is missing, unreadable or no database.
+        sqlite3.Error: the file is missing, unreadable or not a database.
         OpenedBeforeFork: a parent process had it open when this one was forked.
     """
     connection = _connect(path)
     try:
-        # For statements only: the schema holds no function of ours, so that the sqlite3 shell
-        # works on it.
+        # For statements only: the schema uses no custom function, so that the sqlite3 shell works.
         connection.create_function("metastore_sha256", -1, link_hash, deterministic=True)
         if _CHECKS_MAY_USE_JSON:
-            # Nothing in the schema may call what it should not.
+            # A manipulated schema must not call unsafe functions.
             connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA secure_delete = ON")
@@ -153,9 +151,9 @@ def connect(
     return connection
 
 
-# A child of a fork inherits SQLite's table of open files, which says that this process holds locks
-# that only its parent holds. What the child wrote to such a file could be lost, so it must not open
-# one, nor close what it inherited: closing changes memory that is shared with the parent.
+# A child of a fork inherits SQLite's table of open files, which claims locks that only the parent
+# holds. Writes of the child to such a file could be lost, so it must not open one. Nor may it close
+# what it inherited: closing changes memory that is shared with the parent.
 
 FileId = tuple[int, int]
 """Device and inode."""
@@ -165,7 +163,7 @@ _inherited: set[FileId] = set()
 
 
 class _Connection(sqlite3.Connection):
-    """A connection that is known to be open, and to which file."""
+    """A connection that is registered while it is open, with the file it has open."""
 
     file: FileId | None = None
     is_leaked = False
@@ -184,7 +182,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     file = _file_id(os.fspath(path))
     if file in _inherited:
         raise OpenedBeforeFork(path)
-    # Noted before it is open: another thread may fork in between.
+    # Registered before it is open: another thread may fork in between.
     _connecting.extend([file] if file else [])
     try:
         connection = sqlite3.connect(
@@ -213,10 +211,10 @@ def _file_id(path: str) -> FileId | None:
 
 
 def leak(connection: sqlite3.Connection) -> None:
-    """Keep a connection open until the process ends, whoever drops or closes it.
+    """Keep a connection open until the process ends, even if it is dropped or closed.
 
-    Closing deletes the WAL by its name, and undoes what is open in memory that others share. Where
-    the name, or the memory, is not this connection's any more, that would damage theirs.
+    Closing deletes the WAL by name and resets shared memory. If either no longer belongs to this
+    connection, that would damage another's.
     """
     if isinstance(connection, _Connection) and not connection.is_leaked:
         connection.is_leaked = True
@@ -239,14 +237,14 @@ class OpenedFiles:
     """The files that connections to a database have open, and whether they are still in place.
 
     Attributes:
-        wal_bytes: how big the WAL was when it was last looked at.
+        wal_bytes: the size of the WAL at the last check.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        """Note the files of a connection that has read its database.
+        """Remember the files of a connection that has read its database.
 
         Raises:
-            StoreReplaced: another file is in place than was connected to.
+            StoreReplaced: the path now names another file than the connected one.
         """
         self._path = os.fspath(path)
         self._wal = f"{self._path}-wal"
@@ -256,7 +254,7 @@ class OpenedFiles:
         self.check()
 
     def check_same(self, connection: sqlite3.Connection) -> None:
-        """Look whether a new connection has the same database open.
+        """Check that a new connection has the same database open.
 
         Raises:
             StoreReplaced: it has another one.
@@ -265,13 +263,13 @@ class OpenedFiles:
             raise StoreReplaced(self._path, is_missing=False)
 
     def check(self) -> None:
-        """Look whether the files are the ones that were opened: two calls of `stat`.
+        """Check that the files are still the ones that were opened: two calls of `stat`.
 
         Raises:
             StoreReplaced: one was deleted, moved or replaced.
-            StoreFailed: they cannot be looked at.
+            StoreFailed: they cannot be checked.
         """
-        # Written out: this runs before every commit.
+        # Inlined: this runs before every commit.
         path = self._path
         try:
             database = os.stat(path)  # noqa: PTH116 - Path.stat costs twice as much
@@ -284,19 +282,19 @@ class OpenedFiles:
         except (FileNotFoundError, NotADirectoryError):
             raise StoreReplaced(path, is_missing=True) from None
         except OSError as error:
-            raise StoreFailed(f"{path} cannot be looked at: {error.strerror}") from error
+            raise StoreFailed(f"{path} cannot be checked: {error.strerror}") from error
         if (wal.st_dev, wal.st_ino) != self._wal_id:
             raise StoreReplaced(path, is_missing=False)
         self.wal_bytes = wal.st_size
 
 
 def is_metastore(connection: sqlite3.Connection) -> bool:
-    """Tell whether the file belongs to metastore; an empty database belongs to nobody yet.
+    """Return whether this is a metastore database; an empty one is not yet.
 
     Raises:
         StoreCorrupt: the file belongs to another program.
     """
-    # In this order: whoever creates a metastore marks it before the first table is there.
+    # In this order: application_id is set before the first table is created.
     [objects] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     if application_id == APPLICATION_ID:
@@ -308,6 +306,6 @@ def is_metastore(connection: sqlite3.Connection) -> bool:
 
 
 def initialise(connection: sqlite3.Connection) -> None:
-    """Make an empty database metastore's own, in WAL mode. Run outside a transaction."""
+    """Turn an empty database into a metastore database, in WAL mode. Run outside a transaction."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -1,4 +1,4 @@
-"""SQLite's errors in metastore's terms."""
+"""Translates SQLite's errors into metastore's."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ _NO_WRITES = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_NAMELESS_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 _PROBE_BYTES = 64 << 10
-"""What a probe writes, and how near its limit a file counts as full: more than SQLite adds to
-one of its files at a time, and less than any disk or quota of use has to spare."""
+"""The size of a probe, and how close to its limit a file counts as full: more than SQLite adds to
+a file at a time, and less than any useful disk or quota has to spare."""
 
 
 def translate(
@@ -53,16 +53,16 @@ def translate(
     *,
     path: Path | None = None,
 ) -> MetastoreError:
-    """Return the metastore error that `error` is, with `error` as its cause.
+    """Return the metastore error for `error`, with `error` as its cause.
 
-    `connection` is asked which foreign key failed, which SQLite does not say, and which file
-    it has open, unless `path` says that.
+    `connection` is used to find out which foreign key failed, which SQLite does not report, and
+    which file is open, unless `path` is given.
 
     Raises:
-        Exception: `error` itself, where it is no error of the database but of the program.
+        Exception: `error` itself, if it is a bug in the program and not a database error.
     """
     if isinstance(error, UnicodeDecodeError):
-        # The driver could not even decode SQLite's message, which quotes a damaged schema.
+        # The driver could not decode SQLite's message, which quotes a damaged schema.
         return StoreCorrupt("the schema holds text that is not UTF-8", path=path)
     if not isinstance(error, sqlite3.Error):
         raise error
@@ -74,7 +74,7 @@ def translate(
     except sqlite3.Error as worse:
         if worse is error:
             raise
-        # Met while asking which constraint it was.
+        # Raised while finding out which constraint it was.
         translated = _translate(worse, None, call, path)
     translated.__cause__ = error
     return translated
@@ -100,7 +100,7 @@ def _translate(
     if name.startswith("SQLITE_CANTOPEN"):
         return _refused_by_the_system(name, message, path or _file_of(connection))
     if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")):
-        return StoreReadOnly(f"the database takes no writes: {message}")
+        return StoreReadOnly(f"the database is read-only: {message}")
     if name.startswith(_DAMAGE):
         return StoreCorrupt(message, table=table)
     if name.startswith("SQLITE_IOERR"):
@@ -110,8 +110,8 @@ def _translate(
     if name == "SQLITE_INTERRUPT" or "closed database" in message:
         return StoreClosed("the store is closed")
     if name in ("SQLITE_ERROR", "SQLITE_SCHEMA", "SQLITE_MISMATCH") and call is not None:
-        # The statements are fixed and fit the schema, so the schema or what a row holds is not
-        # what the store made: a table that is gone, JSON that is none, a sum that overflows.
+        # The statements are fixed and match the schema, so the schema or a row was damaged: a table
+        # is gone, JSON is malformed, a sum overflows.
         return StoreCorrupt(message, table=table)
     raise error
 
@@ -119,7 +119,7 @@ def _translate(
 def _not_utf_8(
     column: str, connection: sqlite3.Connection | None, call: Call | None
 ) -> StoreCorrupt:
-    """Return the error of text that is not UTF-8, with the row that holds it if that is known."""
+    """Return the error for text that is not UTF-8, with its row if known."""
     table = call.statement.table if call else None
     row_id = None
     if connection is not None and call is not None and not call.statement.writes:
@@ -128,7 +128,7 @@ def _not_utf_8(
 
 
 def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None:
-    """Run a statement that reads once more, and return the first row's id with such text."""
+    """Run a read again, and return the id of the first row with such text."""
     is_bad = False
 
     def read(raw: bytes) -> str:
@@ -155,10 +155,10 @@ def _row_with_bad_text(connection: sqlite3.Connection, call: Call) -> str | None
 
 
 def _refused_by_the_system(name: str, message: str, file: Path | None) -> MetastoreError:
-    """Return what an error of the operating system is: SQLite does not pass its number on.
+    """Classify an error of the operating system, whose number SQLite does not pass on.
 
-    A full quota, a limit on file sizes and a file system that became read-only after an error
-    come under the same code as a failing disk, so the file system is probed at once.
+    A full quota, a file size limit and a file system that turned read-only after an error all have
+    the same code as a failing disk, so the file system is probed at once.
     """
     cause = None
     if file is not None and not name.startswith(_READ_FAILED):
@@ -167,7 +167,7 @@ def _refused_by_the_system(name: str, message: str, file: Path | None) -> Metast
     if cause in _NO_ROOM:
         return StoreFull(f"the database cannot grow: {what}")
     if cause in _NO_WRITES or (cause is None and name.startswith("SQLITE_CANTOPEN")):
-        return StoreReadOnly(f"the database takes no writes: {what}")
+        return StoreReadOnly(f"the database is read-only: {what}")
     return StoreIOError(f"the operating system failed to access the database: {what}")
 
 
@@ -182,7 +182,7 @@ def _file_of(connection: sqlite3.Connection | None) -> Path | None:
 
 
 def _size_limit(file: Path) -> int | None:
-    """Return EFBIG if one of the database's files is as large as this process may make files."""
+    """Return EFBIG if a database file has reached the process's file size limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limit == resource.RLIM_INFINITY:
         return None
@@ -197,9 +197,9 @@ def _size_limit(file: Path) -> int | None:
 
 
 def _probe(folder: Path) -> int | None:
-    """Return the error number that a write into `folder` fails with; None if it does not.
+    """Return the error number with which a write to `folder` fails; None if it succeeds.
 
-    The file that is written never has a name, so nothing of it can stay behind.
+    The file has no name, so nothing is left behind.
     """
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -217,7 +217,7 @@ def _probe(folder: Path) -> int | None:
 
 
 def _free_space(folder: Path) -> int | None:
-    """Return ENOSPC if the file system has no room; what a quota leaves is not known."""
+    """Return ENOSPC if the file system is full; a quota is not visible here."""
     try:
         usage = os.statvfs(folder)
     except OSError as error:
@@ -233,7 +233,7 @@ def _constraint(
     if name in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY"):
         found = _COLUMN.findall(detail)
         return AlreadyExists(found[0][0] if found else table, [column for _, column in found])
-    # A RESTRICT that fires is reported as a trigger.
+    # SQLite reports a firing RESTRICT as a trigger.
     if name == "SQLITE_CONSTRAINT_FOREIGNKEY" or message.startswith("FOREIGN KEY"):
         return _missing_parent(connection, call) or _needed_by(connection, call)
     if name == "SQLITE_CONSTRAINT_NOTNULL":
@@ -251,21 +251,21 @@ def _constraint(
 
 
 def _value_type(constraint: str, call: Call) -> str | None:
-    """Return the type of the value that a CHECK named `<table>_<column>_check` refused."""
+    """Return the type of the value that violates a CHECK named `<table>_<column>_check`."""
     return _type_of(
         constraint.removeprefix(f"{call.statement.table}_").removesuffix("_check"), call
     )
 
 
 def _type_of(column: str, call: Call) -> str | None:
-    """Return the type of the value that a statement was given for a column."""
+    """Return the type of the value that a statement has for a column."""
     if isinstance(call.parameters, tuple) and column in call.statement.parameters:
         return type(call.rows[0][column]).__name__
     return None
 
 
 def _missing_parent(connection: sqlite3.Connection, call: Call) -> InvalidReference | None:
-    """Return which foreign key of the statement's table names no row, if one does."""
+    """Return which foreign key of the statement's table has no parent row, if any."""
     table = call.statement.table
     rows = call.rows
     keys = connection.execute(
@@ -279,7 +279,7 @@ def _missing_parent(connection: sqlite3.Connection, call: Call) -> InvalidRefere
 
 
 def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
-    """Return which foreign key still names the row that the statement was to delete."""
+    """Return which foreign key still refers to the row to delete."""
     table = call.statement.table
     row = call.rows[0]
     if "id" not in row:
@@ -291,7 +291,7 @@ def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
         (table,),
     ).fetchall()
     for child, column, parent_column in keys:
-        # The statement names its row by the primary key; the child may refer to another column.
+        # The statement has the primary key of the row; the child may refer to another column.
         [value] = connection.execute(
             f'SELECT "{parent_column}" FROM "{table}" WHERE id = ?', (row["id"],)
         ).fetchone() or (None,)

@@ -1,4 +1,4 @@
-"""What is asked of an SQLite database to tell how it is."""
+"""Inspects the state of an SQLite database."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ __all__ = [
 ]
 
 PROBE_BUSY_TIMEOUT_MS = 1_000
-"""How long the attempt to write waits for another process's lock, in milliseconds."""
+"""How long the write probe waits for another process's lock, in milliseconds."""
 
 MOST_DAMAGE = 100
-"""Lines that a search for damage returns at most."""
+"""The most lines that a damage report has."""
 
 MOST_DAMAGED_ROWS = 50
-"""Lines among them that name a row: what else is broken is to be seen as well."""
+"""The most lines of it that name rows, so that other damage is reported too."""
 
 LARGE_WAL = 64 << 20
-"""The size of a WAL, in bytes, that checkpoints do not let it reach in ordinary operation."""
+"""A size of the WAL, in bytes, that checkpoints prevent in normal operation."""
 
 LOW_DISK = 128 << 20
-"""The free space on the disk, in bytes, below which there is little time left."""
+"""The free disk space, in bytes, below which a warning is due."""
 
 _SYNCHRONOUS = ("off", "normal", "full", "extra")
 
 
 class Settings(NamedTuple):
-    """What a connection says of its database and of itself.
+    """The settings of a connection and its database.
 
     Attributes:
-        schema_error: why the schema is not the code's; None if it is.
-        trusts_schema: whether functions that SQLite takes for unsafe may be called by the schema.
+        schema_error: why the schema does not match the code; None if it does.
+        trusts_schema: whether the schema may call functions that SQLite deems unsafe.
     """
 
     journal_mode: str
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(check: SchemaCheck, connection: sqlite3.Connection) -> Settings:
-    """Read from the database, and `check` its schema.
+    """Read the settings, and `check` the schema.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -82,11 +82,11 @@ def read_settings(check: SchemaCheck, connection: sqlite3.Connection) -> Setting
 
 
 def probe_write(connection: sqlite3.Connection) -> None:
-    """Begin to write, and undo it.
+    """Begin a write and roll it back.
 
     Raises:
-        sqlite3.Error: the database takes no writes.
-        StoreFull: it may not grow any more.
+        sqlite3.Error: the database cannot be written.
+        StoreFull: it has reached its size limit.
     """
     [busy_timeout] = connection.execute("PRAGMA busy_timeout").fetchone()
     shorter = min(busy_timeout, PROBE_BUSY_TIMEOUT_MS)
@@ -107,12 +107,13 @@ def probe_write(connection: sqlite3.Connection) -> None:
 
 
 def damage(tables: Mapping[str, RowCheck], connection: sqlite3.Connection) -> list[str]:
-    """Read the whole database and return what is broken, one line each.
+    """Read the whole database and return the damage, one line each.
 
-    The rows of `tables` come first: a line that names a row helps the most to mend it.
+    The rows of `tables` come first: a line that names a row is the most useful for a repair.
     """
     lines: list[str] = []
-    # SQLite takes text as it is; a row whose text is not UTF-8 is still to be read and named.
+    # SQLite stores any bytes as text; a row with text that is not UTF-8 must still be read and
+    # named.
     connection.text_factory = _text
     for table, check in tables.items():
         lines += _damaged_rows(connection, table, check)
@@ -128,7 +129,7 @@ def _text(raw: bytes) -> object:
 
 
 class NotUtf8(bytearray):
-    """What a column holds as text although it is not UTF-8."""
+    """The text of a column that is not UTF-8."""
 
 
 def _damaged_rows(connection: sqlite3.Connection, table: str, check: RowCheck) -> list[str]:
@@ -156,7 +157,7 @@ def _damaged_rows(connection: sqlite3.Connection, table: str, check: RowCheck) -
 def _broken(connection: sqlite3.Connection) -> list[str]:
     lines: list[str] = []
     try:
-        # Row by row: SQLite may find what is broken, and then stumble over it.
+        # Row by row: SQLite may report damage first, and fail on it afterwards.
         for (text,) in connection.execute(f"PRAGMA integrity_check({MOST_DAMAGE})"):
             lines += text.splitlines()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
@@ -171,13 +172,13 @@ def _orphans(connection: sqlite3.Connection) -> list[str]:
         return [str(error)]
     counts = Counter((child, parent) for child, _, parent, _ in rows)
     return [
-        f"{count} of {child} without the row of {parent} that they refer to"
+        f"{count} rows of {child} refer to missing rows of {parent}"
         for (child, parent), count in counts.items()
     ]
 
 
 class Files(NamedTuple):
-    """What the file system says of a database's files. What could not be found out is None."""
+    """What the file system knows about the database files. None if unknown."""
 
     modes: dict[str, int]
     database_bytes: int | None
@@ -186,7 +187,7 @@ class Files(NamedTuple):
 
 
 def files(path: Path) -> Files:
-    """Look at the database's files by name: nothing may open them beside the driver."""
+    """Inspect the database files by name: only the driver may open them."""
     found = {}
     for suffix in ("", "-wal", "-shm"):
         with contextlib.suppress(OSError):
@@ -203,7 +204,7 @@ def files(path: Path) -> Files:
 
 
 def details(settings: Settings | None, files: Files) -> dict[str, Any]:
-    """Return what is known of a database, by name, see `Facts.details`."""
+    """Return facts about a database by name, see `Facts.details`."""
     return {
         "wal_bytes": files.wal_bytes,
         "free_disk_bytes": files.free_disk_bytes,
@@ -214,34 +215,34 @@ def details(settings: Settings | None, files: Files) -> dict[str, Any]:
 
 
 def problems(settings: Settings | None, files: Files, folder: Path) -> Iterator[str]:
-    """Say what is wrong with a database's files and settings, and what to do about it."""
+    """Yield the problems of the database files and settings, and what to do about them."""
     for path, mode in files.modes.items():
         if mode & 0o077:
             yield f"Others may read {path} (its mode is {mode:04o}). Run: chmod 600 '{path}'."
     if settings is not None and settings.journal_mode != "wal":
         yield (
-            f"The journal mode is {settings.journal_mode} and not wal, so that readers and writers "
-            "block each other. Move the database to a local file system that can share memory."
+            f"The journal mode is {settings.journal_mode} and not wal, so readers and writers "
+            "block each other. Move the database to a local file system with shared memory."
         )
     if files.wal_bytes is not None and files.wal_bytes >= LARGE_WAL:
         yield (
-            f"The WAL has {_megabytes(files.wal_bytes)}: no checkpoint can finish while somebody "
-            "reads an old state. Close what reads for long, such as a sqlite3 shell inside a "
+            f"The WAL has {_megabytes(files.wal_bytes)}: no checkpoint can finish while a reader "
+            "holds an old snapshot. Close long reads, such as a sqlite3 shell inside a "
             "transaction; the file is removed when the last process closes the database."
         )
     if files.free_disk_bytes is not None and files.free_disk_bytes < LOW_DISK:
         yield (
             f"Only {_megabytes(files.free_disk_bytes)} are free in {folder}, and on a full "
-            "disk every write is refused. Make room."
+            "disk every write is refused. Free some space."
         )
 
 
 def notes(settings: Settings | None) -> Iterator[str]:
-    """Say what is informational about a database's settings."""
+    """Yield informational remarks on the settings."""
     if settings is not None and settings.synchronous not in ("full", "extra"):
         yield (
-            f"synchronous is {settings.synchronous}: when the machine goes down, the last commits "
-            "may be lost. Open the store with durability='full' if they must not be."
+            f"synchronous is {settings.synchronous}: if the machine goes down, the last commits "
+            "may be lost. Open the store with durability='full' to prevent that."
         )
 
 

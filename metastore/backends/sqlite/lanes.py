@@ -1,8 +1,8 @@
-"""Lanes: a connection and the operations that wait for it.
+"""Lanes: a connection and the queue of operations for it.
 
 Operations that arrive while the connection's thread is busy share the next hop. Writes that
-share one are committed together: each caller gets its own result or error, and nobody is
-answered before COMMIT has returned.
+share a hop are committed together (group commit): each caller gets its own result or error, and
+nobody is answered before COMMIT has returned.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 ]
 
 MAX_BATCH = 256
-"""Operations that share one commit at most."""
+"""The most operations that share one commit."""
 
 MAX_QUEUE = 4096
-"""Operations that wait for a connection at most; beyond it, callers wait before they queue."""
+"""The most operations queued for a connection; beyond it, callers wait before they queue."""
 
 MAX_HOLD = 0.020
 """How long a batch runs before it commits and lets other processes write, in seconds."""
@@ -56,20 +56,19 @@ CHECKPOINT_AFTER = 4_000
 """Row changes after which the WAL is checkpointed."""
 
 CHECKPOINT_PATIENCE = 0.020
-"""How long a checkpoint waits for the write lock before it is put off, in seconds."""
+"""How long a checkpoint waits for the write lock before it is postponed, in seconds."""
 
 CLOSE_GRACE = 1.0
 """How long `close` lets a statement in flight run before it interrupts it, in seconds."""
 
 CLOSE_LIMIT = 2.0
-"""How long `close` then waits for each of its steps before it leaves the thread to itself, in
-seconds."""
+"""How long `close` then waits for each of its steps before it abandons the thread, in seconds."""
 
 ASK_AGAIN = (0.0001, 0.0005)
-"""The shortest and the longest pause before the write lock is asked for again, in seconds."""
+"""The shortest and longest pause before the write lock is retried, in seconds."""
 
 INTERRUPT_INTERVAL = 0.05
-"""How often `close` interrupts what is still running, in seconds."""
+"""The interval at which `close` interrupts running statements, in seconds."""
 
 Result = TypeVar("Result")
 
@@ -77,14 +76,14 @@ _logger = logging.getLogger(__name__)
 
 
 class Holder(Protocol):
-    """Whoever has the writer to itself: an open transaction."""
+    """The exclusive user of the writer: an open transaction."""
 
     def abort(self, reason: str) -> object:
-        """Refuse further statements, undo what was not committed, hand the writer on."""
+        """Refuse further statements, roll back what was not committed, pass the writer on."""
 
 
 class Operation:
-    """What one caller asked for, and what became of it."""
+    """The request of one caller, and its outcome."""
 
     __slots__ = ("answers", "asked_at", "calls", "error", "future", "is_single")
 
@@ -105,15 +104,15 @@ class Operation:
 
     @property
     def is_atomic(self) -> bool:
-        """Whether SQLite itself undoes all of it on an error: one statement, run once."""
+        """Whether SQLite itself rolls it back on an error: one statement, run once."""
         return len(self.calls) == 1 and not isinstance(self.calls[0].parameters, list)
 
     def fail(self, error: BaseException) -> None:
-        """Note an error that is not this operation's own."""
+        """Record an error that this operation did not cause."""
         self.error = failure(error)
 
     def settle(self) -> None:
-        """Tell the caller, unless it has gone away."""
+        """Answer the caller, unless it has gone away."""
         if self.future.done():
             return
         if self.error is not None:
@@ -123,7 +122,7 @@ class Operation:
 
 
 class Lane:
-    """A connection and the operations that wait for it.
+    """A connection and the queue of operations for it.
 
     Operations that become ready in the same turn of the event loop, or while the thread is
     busy, share the next hop.
@@ -134,9 +133,9 @@ class Lane:
         self.closed: Callable[[], MetastoreError] | None = None
         self.hops = 0
         self._loop = asyncio.get_running_loop()
-        # Without the loop around it, for each operation asks. Simulated loops tell their own time.
-        tells_real_time = type(self._loop).time is asyncio.BaseEventLoop.time
-        self.time = time.monotonic if tells_real_time else self._loop.time
+        # Every operation reads it, so skip the loop's wrapper. Simulated loops have their own time.
+        has_real_time = type(self._loop).time is asyncio.BaseEventLoop.time
+        self.time = time.monotonic if has_real_time else self._loop.time
         self._queue: deque[Operation] = deque()
         self._busy = False
         self._idle = asyncio.Event()
@@ -144,21 +143,21 @@ class Lane:
         self._room: deque[asyncio.Future[None]] = deque()
 
     def run(self, call: Call) -> Awaitable[list[Values]]:
-        """Queue one statement; the result, to be awaited, is its rows."""
-        # The future itself where there is room: a coroutine around it costs a tenth of a `get`.
+        """Queue one statement; await the result for its rows."""
+        # The bare future if there is room: a coroutine around it costs a tenth of a `get`.
         future = self._loop.create_future()
         return self._submit(Operation((call,), future, self.time(), is_single=True))
 
     def run_all(self, calls: tuple[Call, ...]) -> Awaitable[list[list[Values]]]:
-        """Queue statements as one operation; the result, to be awaited, is their answers."""
+        """Queue statements as one operation; await the result for their answers."""
         return self._submit(self.operation(calls))
 
     def operation(self, calls: tuple[Call, ...]) -> Operation:
-        """Make an operation that is asked for now."""
+        """Make an operation requested now."""
         return Operation(calls, self._loop.create_future(), self.time())
 
     def check_usable(self) -> None:
-        """Refuse what the lane cannot run, before anything is queued.
+        """Refuse a request that the lane cannot run, before it is queued.
 
         Raises:
             StoreClosed: the lane is closed.
@@ -198,7 +197,7 @@ class Lane:
             raise
 
     def _grant_room(self) -> None:
-        """Let the first of the callers in who wait for room, if there is some."""
+        """Admit the first caller that waits for room, if there is room."""
         while self._room and len(self._queue) < MAX_QUEUE:
             room = self._room.popleft()
             if not room.done():
@@ -211,7 +210,7 @@ class Lane:
         self._queue.append(operation)
         if not self._busy:
             self._set_busy()
-            # Deferred, so that every task that is ready in this turn of the loop joins.
+            # Deferred, so that every task ready in this turn of the loop joins the batch.
             self._loop.call_soon(self._flush)
 
     def _set_busy(self) -> None:
@@ -223,7 +222,7 @@ class Lane:
         self._idle.set()
 
     def _flush(self) -> None:
-        """Send the next batch to the thread, or rest."""
+        """Send the next batch to the thread, or go idle."""
         batch = self._next_batch()
         if batch:
             self._post_batch(batch)
@@ -250,14 +249,14 @@ class Lane:
     ) -> None:
         """Run `work` in the thread, then `done` on the loop, whatever `work` raises.
 
-        What it raises is the error of each of its `operations`.
+        An exception of `work` becomes the error of each of `operations`.
         """
         self.hops += 1
 
         def hop() -> None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001 - the callers are told
+            except BaseException as error:  # noqa: BLE001 - the callers get it
                 for operation in operations:
                     operation.fail(error)
             self._call_on_loop(done)
@@ -272,22 +271,22 @@ class Lane:
         try:
             self._loop.call_soon_threadsafe(function)
         except RuntimeError:
-            # A loop that was closed meanwhile has nobody left to be told.
+            # The loop was closed meanwhile: nobody is left to answer.
             return
 
     def _after_hop(self) -> None:
-        """Do in the thread what nobody waits for, once the callers have been answered."""
+        """Do maintenance in the thread, after the callers have been answered."""
 
     async def call(self, work: Callable[[sqlite3.Connection], Result]) -> Result:
         """Run `work` on the connection, in its thread, and return what it returns.
 
-        It does not wait in the queue: it comes between two batches, or two statements of an
-        open transaction.
+        It bypasses the queue: it runs between two batches, or two statements of an open
+        transaction.
 
         Raises:
             StoreClosed: the lane is closed.
             WrongLoop: the lane belongs to another event loop.
-            MetastoreError: the database refused.
+            MetastoreError: the database returned an error.
         """
         self.check_usable()
         operation = self.operation(())
@@ -296,7 +295,7 @@ class Lane:
         def run() -> None:
             try:
                 results.append(work(self.connection.raw))
-            except Exception as error:  # noqa: BLE001 - the caller is told
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 operation.error = error_for_caller(error, self.connection.raw, None)
 
         self.post(run, operation.settle, (operation,))
@@ -312,7 +311,7 @@ class Lane:
         self._flush()
 
     def refuse(self, refusal: Callable[[], MetastoreError]) -> None:
-        """Refuse whatever is asked from now on, and what waits in the queue."""
+        """Refuse every later request, and everything in the queue."""
         if self.closed is None:
             self.closed = refusal
         settle(self._queue, self.closed())
@@ -322,17 +321,17 @@ class Lane:
                 room.set_result(None)
 
     async def close(self) -> None:
-        """Refuse what waits, let the hop in flight end, close the connection.
+        """Refuse what is queued, let the hop in flight end, close the connection.
 
-        A statement that is still running after `CLOSE_GRACE` is interrupted. What does not end
-        within `CLOSE_LIMIT` after that is left to its thread, which closes the connection then.
+        A statement still running after `CLOSE_GRACE` is interrupted. If it does not end within
+        `CLOSE_LIMIT` after that, its thread is abandoned, and closes the connection later.
         """
         self.refuse(closed)
         self._before_close()
         if not await self._becomes_idle(CLOSE_GRACE):
             deadline = self.time() + CLOSE_LIMIT
             while self.time() < deadline:
-                # Again and again: an interrupt between two statements has no effect.
+                # Repeatedly: an interrupt between two statements has no effect.
                 self.connection.interrupt_now()
                 if await self._becomes_idle(INTERRUPT_INTERVAL):
                     break
@@ -349,19 +348,19 @@ class Lane:
 
 
 def closed() -> StoreClosed:
-    """Return what is raised once the store has been closed."""
+    """Return the error for requests to a closed store."""
     return StoreClosed("the store is closed")
 
 
 def settle(operations: Iterable[Operation], error: MetastoreError) -> None:
-    """Tell the callers of `operations` that they failed."""
+    """Fail `operations` with `error`, and answer their callers."""
     for operation in operations:
         operation.fail(error)
         operation.settle()
 
 
 def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
-    """Run a statement and fetch what it returns: no cursor outlives the hop."""
+    """Run a statement and fetch its rows: no cursor outlives the hop."""
     statement = call.statement
     parameters = call.parameters if statement.places is None else call.bound
     if isinstance(parameters, list):
@@ -374,18 +373,18 @@ def execute(connection: sqlite3.Connection, call: Call) -> list[Values]:
 def error_for_caller(
     error: Exception, connection: sqlite3.Connection, call: Call | None
 ) -> BaseException:
-    """Return what the caller of a failed statement gets."""
+    """Return the error that the caller of a failed statement gets."""
     try:
         return translate(error, connection, call)
     except sqlite3.Error as untranslated:
-        # A fault of the program, which the driver names best.
+        # A bug in the program, which the driver describes best.
         return untranslated
-    except Exception as unforeseen:  # noqa: BLE001 - whatever it is, it belongs to the caller
+    except Exception as unforeseen:  # noqa: BLE001 - the caller gets it, whatever it is
         return failure(unforeseen)
 
 
 def failure(error: BaseException) -> MetastoreError:
-    """Return an error of its own for each caller of what failed with `error`."""
+    """Return a separate copy of `error` for each caller, as `StoreFailed` if it is a stray one."""
     if isinstance(error, MetastoreError):
         return copy.copy(error)
     failed = StoreFailed(f"the backend failed: {error!r}")
@@ -394,10 +393,10 @@ def failure(error: BaseException) -> MetastoreError:
 
 
 class ReaderLane(Lane):
-    """A connection that only reads. Operations of a batch see the same snapshot.
+    """A connection that only reads. The operations of a batch see the same snapshot.
 
-    It is taken when the batch begins to run, after each of its callers has asked, and so holds
-    whatever they were told before that was written.
+    The snapshot is taken when the batch starts to run, after all its callers have asked, so it sees
+    every write acknowledged to them.
     """
 
     def _run_batch(self, batch: list[Operation]) -> None:
@@ -406,7 +405,7 @@ class ReaderLane(Lane):
             self._read(connection, batch)
             return
         try:
-            # SQLite's locks are taken once, not for each statement.
+            # Take SQLite's locks once, not for each statement.
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("BEGIN")
             self._read(connection, batch)
@@ -419,7 +418,7 @@ class ReaderLane(Lane):
             [call] = operation.calls
             try:
                 operation.answers = [execute(connection, call)]
-            except Exception as error:  # noqa: BLE001 - one reader's error is its own
+            except Exception as error:  # noqa: BLE001 - it concerns this reader only
                 operation.error = error_for_caller(error, connection, call)
 
     async def data_version(self) -> int:
@@ -442,11 +441,11 @@ class ReaderLane(Lane):
 
 
 class BatchLostError(Exception):
-    """The whole transaction of a batch is gone; the reason is the cause."""
+    """A batch lost its whole transaction; `__cause__` is the reason."""
 
 
 class WriterLane(Lane):
-    """The connection that writes. Operations of a batch are committed together."""
+    """The connection that writes. The operations of a batch are committed together."""
 
     def __init__(self, connection: Connection, path: Path) -> None:
         super().__init__(connection)
@@ -461,11 +460,11 @@ class WriterLane(Lane):
         self._busy_since: float | None = None
         self._unfinished: list[Operation] = []
 
-    # A transaction waits in the queue like any operation. When it comes to the front, the
-    # writer is its own until it ends.
+    # A transaction waits in the queue like any operation. When its turn comes, it has the writer
+    # to itself until it ends.
 
     async def take_turn(self) -> None:
-        """Wait for the writer and keep it. `release_turn` hands it on."""
+        """Wait for exclusive use of the writer. `release_turn` passes it on."""
         self.check_usable()
         turn = self.operation(())
         while len(self._queue) >= MAX_QUEUE:
@@ -480,7 +479,7 @@ class WriterLane(Lane):
             raise
 
     def release_turn(self) -> None:
-        """Hand the writer on."""
+        """Pass the writer on."""
         self.holder = None
         self._flush()
 
@@ -525,7 +524,7 @@ class WriterLane(Lane):
         try:
             self._run_together(connection, batch)
         except BatchLostError:
-            # No caller is told of a neighbour's fault: each tries for itself.
+            # No caller gets a neighbour's error: each operation is retried alone.
             for operation in batch:
                 operation.error = None
                 if self.closed is None:
@@ -536,11 +535,11 @@ class WriterLane(Lane):
     def _run_together(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
         """Run a batch in one transaction. A failed operation fails only its caller.
 
-        What was not run within `MAX_HOLD` leaves the batch, to be put back into the queue.
+        Operations that did not run within `MAX_HOLD` leave the batch, to be requeued.
 
         Raises:
-            BatchLostError: the transaction did not survive; nothing of the batch is stored.
-            StoreReplaced: the database's files are not in place; the same.
+            BatchLostError: the transaction was lost; nothing of the batch is stored.
+            StoreReplaced: the database's files were replaced; nothing of the batch is stored.
         """
         self._begin_for(connection, batch)
         if not batch:
@@ -555,7 +554,7 @@ class WriterLane(Lane):
                     break
                 self.run_in_transaction(connection, operation)
                 # Some errors (disk full, I/O, interrupt) end the whole transaction. The next
-                # statement would then commit by itself, and its neighbours be lost.
+                # statement would then commit by itself, without those before it.
                 if not connection.in_transaction:
                     raise BatchLostError from operation.error
             self.check_files()
@@ -569,8 +568,8 @@ class WriterLane(Lane):
     def _begin_for(self, connection: sqlite3.Connection, batch: list[Operation]) -> None:
         """Begin the transaction of a batch.
 
-        While another process holds the write lock, each operation is told so, and leaves the
-        batch, when it has waited as long as the busy timeout.
+        While another process holds the write lock, an operation that has waited for the busy
+        timeout fails with `StoreBusy` and leaves the batch.
         """
         while batch:
             try:
@@ -586,19 +585,19 @@ class WriterLane(Lane):
                 return
 
     def _has_waited(self, error: sqlite3.Error) -> Callable[[Operation], bool]:
-        """Return which operations a failed BEGIN fails: those who have waited, if it is busy."""
+        """Return which operations a failed BEGIN fails: if busy, those past their timeout."""
         if not _is_busy(error) or self.closed is not None:
             return lambda _: True
         now = self.time()
         return lambda operation: self._deadline(operation.asked_at) <= now
 
     def run_in_transaction(self, connection: sqlite3.Connection, operation: Operation) -> None:
-        """Run one operation inside a transaction that goes on whatever becomes of it."""
+        """Run one operation inside a transaction that continues even if the operation fails."""
         if operation.is_atomic:
             [call] = operation.calls
             try:
                 operation.answers = [execute(connection, call)]
-            except Exception as error:  # noqa: BLE001 - the caller is told
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 operation.error = error_for_caller(error, connection, call)
             return
         connection.execute("SAVEPOINT operation")
@@ -621,7 +620,7 @@ class WriterLane(Lane):
             if self._run_calls(connection, operation):
                 self.check_files()
                 connection.execute("COMMIT")
-        except Exception as error:  # noqa: BLE001 - the caller is told
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             operation.error = error_for_caller(error, connection, call)
         finally:
             roll_back(connection)
@@ -633,12 +632,12 @@ class WriterLane(Lane):
 
     @staticmethod
     def _run_calls(connection: sqlite3.Connection, operation: Operation) -> bool:
-        """Run the operation's statements in order; tell whether they are to be kept."""
+        """Run the operation's statements in order; return whether to keep their changes."""
         operation.answers = []
         for call in operation.calls:
             try:
                 rows = execute(connection, call)
-            except Exception as error:  # noqa: BLE001 - the caller is told
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 operation.error = error_for_caller(error, connection, call)
                 return False
             operation.answers.append(rows)
@@ -646,25 +645,25 @@ class WriterLane(Lane):
                 return False
         return True
 
-    # Waiting for the write lock. SQLite's own way starves: it sleeps for ever longer, up to
-    # 100 ms, and whoever has the lock takes it again meanwhile. Who asks often, at random times,
-    # finds the moment between two batches of another, however many ask.
+    # Waiting for the write lock. SQLite's busy handler starves: it sleeps longer and longer, up to
+    # 100 ms, and the holder retakes the lock meanwhile. Asking often, at random intervals, hits the
+    # gap between two batches of another process, however many compete.
 
     def begin(self, connection: sqlite3.Connection, asked_at: float) -> None:
-        """Begin a transaction that writes, for a caller who asked for it at `asked_at`.
+        """Begin a write transaction for a caller who asked at `asked_at`.
 
         Raises:
-            sqlite3.Error: the lock did not come free in time, or the database refused.
+            sqlite3.Error: the lock was not free in time, or BEGIN failed.
         """
-        # Left open only where a ROLLBACK failed.
+        # Open only if an earlier ROLLBACK failed.
         roll_back(connection)
         begin = partial(connection.execute, "BEGIN IMMEDIATE")
         self._when_free(connection, begin, self._deadline(asked_at))
 
     def _deadline(self, asked_at: float) -> float:
-        """Return until when a caller waits for the lock.
+        """Return when a caller stops waiting for the lock.
 
-        The time counts from when it asked, or from when the lock was first found taken, however
+        The timeout runs from its request, or from when the lock was first found taken, however
         many batches have failed since.
         """
         since = self.time() if self._busy_since is None else self._busy_since
@@ -673,7 +672,7 @@ class WriterLane(Lane):
     def _when_free(
         self, connection: sqlite3.Connection, work: Callable[[], Result], deadline: float
     ) -> Result:
-        """Run `work`, which takes the write lock, when no other connection has it."""
+        """Run `work`, which takes the write lock, once no other connection holds it."""
         connection.execute("PRAGMA busy_timeout = 0")
         try:
             while True:
@@ -695,11 +694,11 @@ class WriterLane(Lane):
             connection.execute(f"PRAGMA busy_timeout = {self.busy_timeout_ms}")
 
     def check_files(self) -> None:
-        """Stop the store when a file of its database is not in place. Run before a commit.
+        """Stop the store if a file of its database was replaced. Runs before a commit.
 
         Raises:
             StoreReplaced: a file was deleted, moved or replaced.
-            StoreFailed: the files cannot be looked at.
+            StoreFailed: the files cannot be checked.
         """
         try:
             self.files.check()
@@ -716,7 +715,7 @@ class WriterLane(Lane):
         """Checkpoint the WAL when it has grown."""
         connection = self.connection.raw
         changes = connection.total_changes
-        # When SQLite begins the log anew it cuts it down to half of this.
+        # When SQLite restarts the WAL, it truncates it to half of this.
         is_large = self.files.wal_bytes >= 2 * database_file.WAL_SIZE_LIMIT
         if not is_large and changes - self._checkpointed_at < CHECKPOINT_AFTER:
             return
@@ -726,7 +725,7 @@ class WriterLane(Lane):
                 self._checkpointed_at = changes
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
-        """Copy the WAL into the database file while nobody writes.
+        """Checkpoint the WAL while nobody writes.
 
         SQLite before 3.51.3 may damage the file when one connection checkpoints while another
         writes, so a second connection checkpoints while this one holds the write lock.
@@ -743,11 +742,11 @@ class WriterLane(Lane):
             roll_back(connection)
 
     def empty_wal(self, connection: sqlite3.Connection) -> bool:
-        """Checkpoint the WAL and cut it down to a frame; tell whether no reader was in the way.
+        """Checkpoint the WAL and truncate it to one frame; return whether no reader prevented it.
 
-        Not `wal_checkpoint(TRUNCATE)`, which goes on beside a writer when it does not get the
-        write lock. The first commit after a complete checkpoint begins the WAL anew, and then cuts
-        off what is longer than the limit.
+        Not `wal_checkpoint(TRUNCATE)`, which proceeds beside a writer if it does not get the write
+        lock. The first commit after a complete checkpoint restarts the WAL, and truncates it to
+        `journal_size_limit`.
         """
         self._checkpoint(connection)
         begin = partial(connection.execute, "BEGIN IMMEDIATE")
@@ -780,7 +779,7 @@ def _is_busy(error: sqlite3.Error) -> bool:
 
 
 def roll_back(connection: sqlite3.Connection) -> None:
-    """Undo the open transaction, if there is one."""
+    """Roll back the open transaction, if any."""
     if connection.in_transaction:
         with contextlib.suppress(sqlite3.Error):
             connection.execute("ROLLBACK")

@@ -1,7 +1,7 @@
-"""The folders of databases in memory, and what processes that were killed left of theirs.
+"""The folders of in-memory databases, and the clean-up after killed processes.
 
-A folder belongs to the process that holds the lock on it, which dies with the process. The lock
-is on the folder itself: nothing here opens a database's files, see `database_file`.
+A folder belongs to the process that holds the lock on it, which is released when the process ends.
+The lock is on the folder itself: nothing here opens a database file, see `database_file`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from typing import Self
 __all__ = ["MemoryFolder", "sweep"]
 
 PREFIX = "metastore-memory-"
-"""How the names of the folders begin, and of nothing else: what has it is swept."""
+"""The prefix of the folders' names, and of no other: whatever has it is swept."""
 
 
 MOST_SWEPT = 1_000
-"""How many entries a sweep looks at: whatever is there, opening a store takes no longer."""
+"""How many entries a sweep examines, so that opening a store stays fast."""
 
 
 def shared() -> Path:
-    """Return the folder that all users share: in memory where the machine lets us."""
+    """Return the folder that all users share, in memory if the machine has one."""
     shared_memory = Path("/dev/shm")  # noqa: S108 - each user has a private folder in it
     return shared_memory if shared_memory.is_dir() else Path(tempfile.gettempdir())
 
 
 def place() -> Path:
-    """Return where the folders are: in a folder of this user's own, made if it is not there.
+    """Return the parent of the folders: this user's own folder, created if missing.
 
-    So a sweep sees the folders of this user alone. Where somebody else has taken its name, they are
-    in the shared folder, and just as private.
+    A sweep then sees this user's folders only. If another user has taken that name, the folders
+    are in the shared folder, and just as private.
     """
     own = shared() / f"metastore-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
@@ -47,19 +47,19 @@ def place() -> Path:
 
 
 class MemoryFolder:
-    """A private folder that goes with its owner: when it is left, or swept after a kill."""
+    """A private folder that is removed with its owner: on exit, or by a sweep after a kill."""
 
     def __init__(self) -> None:
         self._lock: int | None = None
         self._owner = os.getpid()
         while self._lock is None:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place()))
-            # A sweep may have come before the lock.
+            # A sweep may have removed it before it was locked.
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
                 self._lock = _lock(self.path)
 
     def remove(self) -> None:
-        """Remove the folder and all in it; a child after a fork leaves it to its parent."""
+        """Remove the folder and its contents; a forked child leaves it to its parent."""
         if self._lock is None or os.getpid() != self._owner:
             return
         shutil.rmtree(self.path, ignore_errors=True)
@@ -74,7 +74,7 @@ class MemoryFolder:
 
 
 def sweep() -> None:
-    """Remove the folders of this user that nobody holds any more."""
+    """Remove this user's folders whose owner has died."""
     with os.scandir(place()) as entries:
         seen = [it.path for it in islice(entries, MOST_SWEPT) if it.name.startswith(PREFIX)]
     for path in map(Path, seen):
@@ -91,14 +91,14 @@ def _lock(path: Path) -> int:
     """Lock the folder and return the descriptor that holds the lock.
 
     Raises:
-        BlockingIOError: somebody holds it.
-        FileNotFoundError: it is gone.
-        OSError: it is no folder, somebody else's, or cannot be locked.
+        BlockingIOError: another process holds the lock.
+        FileNotFoundError: the folder is gone.
+        OSError: it is not a folder, belongs to another user, or cannot be locked.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it until now may have removed it.
+        # Its previous owner may have removed it.
         path.lstat()
     except BaseException:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Faults planted in the writer of an open SQLite database, for tests."""
+"""Faults for tests, planted in the writer of an open SQLite database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SqliteFaults"]
 
 LONGEST_WAIT = timedelta(seconds=2)
-"""How long a test waits for the store's own lock."""
+"""How long a fault waits for the store to release its own lock."""
 
 _IO_ERROR = (sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC", "disk I/O error")
 _FULL = (sqlite3.SQLITE_FULL, "SQLITE_FULL", "database or disk is full")
@@ -31,8 +31,8 @@ _FULL = (sqlite3.SQLITE_FULL, "SQLITE_FULL", "database or disk is full")
 class SqliteFaults:
     """Plants faults underneath an open store, see `PlantedFaults`.
 
-    Functions are posted to the writer's thread, which runs them in their order between the
-    store's own: nothing is awaited, so that no cancellation keeps a fault from being removed.
+    Functions are posted to the writer's thread, which runs them in order, between the store's own.
+    Nothing is awaited, so a cancellation cannot keep a fault from being removed.
     """
 
     def __init__(self, backend: SqliteBackend) -> None:
@@ -58,20 +58,20 @@ class SqliteFaults:
 
     @contextlib.contextmanager
     def full(self) -> Iterator[None]:
-        """Let the disk take nothing more."""
+        """Let the disk be full."""
         with self._setting("max_page_count", 1), self._failing_commits(_FULL):
-            # SQLite takes the number of pages that there are, if that is larger.
+            # SQLite raises the limit to the current number of pages.
             yield
 
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
-        """Let the database take no writes."""
+        """Make the database read-only."""
         with self._setting("query_only", 1):
             yield
 
     @contextlib.contextmanager
     def lost_commit(self, times: int | None) -> Iterator[None]:
-        """Let commits fail with an I/O error."""
+        """Make commits fail with an I/O error."""
         with self._failing_commits(_IO_ERROR, times):
             yield
 
@@ -125,7 +125,7 @@ class SqliteFaults:
 
 
 class _FailingCommits:
-    """A driver's connection that does everything but commit. Used in that connection's thread."""
+    """A driver connection that does everything except commit. Used in that connection's thread."""
 
     def __init__(
         self, real: sqlite3.Connection, error: tuple[int, str, str], times: int | None
@@ -133,18 +133,18 @@ class _FailingCommits:
         self.real = real
         self._error = error
         self._times = times
-        # Of a transaction that is open already, nobody knows what it has changed.
+        # A transaction that is already open may have changed something.
         self._changes = -1 if real.in_transaction else real.total_changes
 
     @classmethod
     def plant(cls, where: Connection, error: tuple[int, str, str], times: int | None) -> None:
-        """Take the place of the driver's connection."""
+        """Replace the driver's connection."""
         planted = cls(where.raw, error, times)
         where._connection = cast("sqlite3.Connection", planted)  # noqa: SLF001 - aiosqlite's own
 
     @classmethod
     def remove(cls, where: Connection) -> None:
-        """Give the place back."""
+        """Restore the driver's connection."""
         planted: object = where.raw
         if isinstance(planted, cls):
             where._connection = planted.real  # noqa: SLF001 - aiosqlite's own
@@ -153,7 +153,7 @@ class _FailingCommits:
         return getattr(self.real, name)
 
     def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        """Execute a statement, unless that would commit."""
+        """Execute a statement; fail if it would commit a change."""
         verb = sql.split(maxsplit=1)[0].upper()
         if verb == "BEGIN":
             self._changes = self.real.total_changes
@@ -164,13 +164,13 @@ class _FailingCommits:
         return self.real.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: Any) -> sqlite3.Cursor:
-        """Execute a statement for each of the rows, unless that would commit."""
+        """Execute a statement for each row; fail if it would commit a change."""
         if not self.real.in_transaction:
             self._try(lambda: self.real.executemany(sql, rows))
         return self.real.executemany(sql, rows)
 
     def _try(self, write: Callable[[], object]) -> None:
-        """Run what would commit by itself, and fail if it had something to commit."""
+        """Run an autocommit statement, and fail if it changed anything."""
         self._changes = self.real.total_changes
         self.real.execute("BEGIN IMMEDIATE")
         try:
@@ -184,7 +184,7 @@ class _FailingCommits:
             return
         if self._times is not None:
             self._times -= 1
-        # As SQLite does it: the transaction is undone when the error is reported.
+        # As SQLite does: the transaction is rolled back when the error is reported.
         self.real.execute("ROLLBACK")
         code, name, message = self._error
         error = sqlite3.OperationalError(message)

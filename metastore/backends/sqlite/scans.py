@@ -1,4 +1,4 @@
-"""The lane of statements that read a lot, so that no short read queues behind them."""
+"""The lane for statements that read a lot, so that no short read queues behind them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["Scans"]
 
 ASK_EVERY = 200_000
-"""Instructions of SQLite's machine, a few milliseconds, after which a scan asks whether to stop."""
+"""SQLite instructions, a few milliseconds, after which a scan checks whether to stop."""
 
 
 class Scans:
-    """Runs scans one by one on a connection of their own, which the first of them opens."""
+    """Runs scans one at a time on their own connection, which the first one opens."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self.closed: Callable[[], MetastoreError] | None = None
@@ -38,7 +38,7 @@ class Scans:
 
         Raises:
             StoreClosed: the store was closed, before or meanwhile.
-            MetastoreError: the database refused.
+            MetastoreError: the database returned an error.
         """
         if self.closed is not None:
             raise self.closed()
@@ -57,14 +57,14 @@ class Scans:
     async def _open(self) -> ScanLane:
         if self._opening is None:
             self._opening = asyncio.ensure_future(self._connected())
-        # Others may wait for the same connection: cancelling one of them must not stop it.
+        # Others may wait for the same connection: cancelling one waiter must not stop it.
         return await asyncio.shield(self._opening)
 
     async def _connected(self) -> ScanLane:
         try:
             self.lane = ScanLane(await self._connect())
         except Exception as error:
-            # The cause may go away: the next scan tries again.
+            # The cause may be temporary: the next scan retries.
             self._opening = None
             if isinstance(error, sqlite3.Error):
                 raise translate(error) from error
@@ -72,7 +72,7 @@ class Scans:
         return self.lane
 
     async def close(self) -> None:
-        """Refuse further scans, interrupt the one that runs, close the connection."""
+        """Refuse further scans, interrupt the running one, close the connection."""
         self.refuse(closed)
         if self._opening is not None:
             await asyncio.wait([self._opening])
@@ -87,10 +87,10 @@ class Scans:
 
 
 class ScanLane(ReaderLane):
-    """A connection for one scan at a time, each with a snapshot of its own.
+    """A connection for one scan at a time, each with its own snapshot.
 
-    A snapshot that several scans shared would be held for as long as all of them take, and the
-    WAL grows until it is given up. A scan stops when its caller has gone, or the store is closed.
+    A shared snapshot would be held until all its scans are done, and the WAL could not be reset
+    meanwhile. A scan stops when its caller is gone or the store is closed.
     """
 
     def _next_batch(self) -> list[Operation]:

@@ -1,4 +1,4 @@
-"""Migrations and schemas on SQLite: connecting to them, running and reading them."""
+"""Migrations and schemas on SQLite: connecting, running, reading."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
 class SqliteSchemaConnection:
     """A connection on which migrations run, see `SchemaConnection`.
 
-    Foreign keys are off on it, as SQLite's procedure for rebuilding a table wants it; what is
-    left without its parent is counted before each commit instead.
+    Foreign keys are off, as SQLite's procedure for rebuilding a table requires; orphaned rows are
+    counted before each commit instead.
     """
 
     def __init__(self, raw: sqlite3.Connection) -> None:
@@ -43,7 +43,7 @@ class SqliteSchemaConnection:
         self.raw.execute("BEGIN IMMEDIATE")
 
     def begin_snapshot(self) -> None:
-        """Begin to read one state of the database."""
+        """Begin a read transaction, which sees one state of the database."""
         self.raw.execute("BEGIN")
 
     def commit(self) -> None:
@@ -51,7 +51,7 @@ class SqliteSchemaConnection:
         self.raw.execute("COMMIT")
 
     def rollback(self) -> None:
-        """Undo the transaction, also one that an error has ended already."""
+        """Roll back the transaction; harmless if an error has already ended it."""
         self.raw.rollback()
 
     def run(self, sql: str) -> None:
@@ -64,7 +64,7 @@ class SqliteSchemaConnection:
             raise StatementFailed(str(error)) from error
 
     def execute(self, sql: str, parameters: Mapping[str, Any]) -> Rows:
-        """Run a statement of the bookkeeping. See `SchemaConnection.execute`."""
+        """Run a bookkeeping statement. See `SchemaConnection.execute`."""
         return self.raw.execute(sql, parameters)
 
     def tables(self) -> list[str]:
@@ -81,7 +81,7 @@ class SqliteSchemaConnection:
         return Counter((child, parent) for child, _, parent, _ in rows)
 
     def objects(self, ignore_tables: Collection[str]) -> Objects:
-        """Return what the schema holds. See `schema_comparison.objects`."""
+        """Return the objects of the schema. See `schema_comparison.objects`."""
         rows = self.raw.execute(
             "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
         )
@@ -99,11 +99,11 @@ class SqliteSchemaConnection:
 
 
 class SqliteSchema:
-    """How SQLite's schemas are migrated and compared, see `Schema`."""
+    """How SQLite schemas are migrated and compared, see `Schema`."""
 
     forbidden: Mapping[str, str] = MappingProxyType(
         {
-            "PRAGMA": "a pragma belongs to the connection, and some do nothing in a transaction",
+            "PRAGMA": "pragmas belong to the connection, and some do nothing in a transaction",
             "ATTACH": "a migration changes one database",
             "DETACH": "a migration changes one database",
             "VACUUM": "it cannot run inside a transaction",
@@ -119,7 +119,7 @@ class SqliteSchema:
     def split(self, text: str) -> Iterator[SqlStatement]:
         """Split a file where SQLite itself sees a statement end.
 
-        Triggers, strings and comments hold semicolons of their own.
+        Triggers, strings and comments may contain semicolons.
         """
         begin = position = 0
         while begin < len(text):
@@ -134,7 +134,7 @@ class SqliteSchema:
             begin = position
 
     def script(self, id_: str, sql: str) -> str:
-        """Return what is run for one migration, for a reader."""
+        """Return the script of one migration, for people to read."""
         return (
             f"BEGIN IMMEDIATE;\n\n{sql.strip()}\n\n"
             f"-- PRAGMA foreign_key_check must return no row; {id_} is recorded.\nCOMMIT;\n"
@@ -143,14 +143,14 @@ class SqliteSchema:
     def connect(
         self, url: DatabaseUrl, known_ids: Collection[str], *, create: bool, adopt: bool = False
     ) -> SqliteSchemaConnection | None:
-        """Connect to a metastore to change its schema. See `Schema.connect`."""
+        """Connect to a metastore database to change its schema. See `Schema.connect`."""
         path = _file(url)
         if create:
             database_file.create(path)
         elif not database_file.exists(path):
             return None
         if not path.is_file():
-            raise StoreCorrupt("is no file", path=path)
+            raise StoreCorrupt("is not a file", path=path)
         if adopt or path.stat().st_size == 0:
             _protect(path)
         with self.typed_errors(url):
@@ -169,16 +169,16 @@ class SqliteSchema:
     def connect_to_read(
         self, url: DatabaseUrl, known_ids: Collection[str]
     ) -> SqliteSchemaConnection | None:
-        """Connect to look at a schema. See `Schema.connect_to_read`."""
+        """Connect to read a schema. See `Schema.connect_to_read`."""
         path = _file(url)
         if not database_file.exists(path):
             return None
         if not path.is_file():
-            raise StoreCorrupt("is no file", path=path)
+            raise StoreCorrupt("is not a file", path=path)
         with self.typed_errors(url):
             connection = database_file.connect(path, read_only=True)
             try:
-                # One that yoyo migrated alone is read, so that it can be compared and adopted.
+                # A database that only yoyo migrated can be read, to be compared and adopted.
                 ours = _is_metastore(connection, path, known_ids, adopt=True)
                 if ours or _has_table(connection, "_yoyo_migration"):
                     return SqliteSchemaConnection(connection)
@@ -189,7 +189,7 @@ class SqliteSchema:
             return None
 
     def connect_to_model(self) -> SqliteSchemaConnection:
-        """Connect to an empty database in which a schema is made for comparison."""
+        """Connect to an empty scratch database, to build a schema for comparison."""
         return SqliteSchemaConnection(sqlite3.connect(":memory:", isolation_level=None))
 
     @contextlib.contextmanager
@@ -205,7 +205,7 @@ class SqliteSchema:
 
 
 def read_state(connection: sqlite3.Connection) -> SchemaState:
-    """Return what a database says of its schema, whoever made that.
+    """Return the state of a schema, whichever program made it.
 
     Raises:
         sqlite3.Error: it cannot be read.
@@ -243,12 +243,12 @@ def _protect(path: Path) -> None:
 def _is_metastore(
     connection: sqlite3.Connection, path: Path, known_ids: Iterable[str], *, adopt: bool
 ) -> bool:
-    """Tell whether the file is a metastore; with `adopt`, one that yoyo migrated is none yet.
+    """Return whether this is a metastore database; with `adopt`, one that yoyo migrated is not yet.
 
     Raises:
         StoreCorrupt: it belongs to another program, or, without `adopt`, to yoyo alone.
     """
-    # One snapshot: another migrator may be making this database a metastore.
+    # One snapshot: another migrator may be initialising this database.
     connection.execute("BEGIN")
     try:
         return database_file.is_metastore(connection)
@@ -269,9 +269,9 @@ def _is_metastore(
 
 
 def _claim(connection: sqlite3.Connection) -> None:
-    """Make an empty database metastore's.
+    """Turn an empty database into a metastore database.
 
-    The switch to WAL does not wait for another connection's lock as statements do.
+    Unlike a statement, the switch to WAL does not wait for another connection's lock.
     """
     deadline = time.monotonic() + database_file.BUSY_TIMEOUT_MS / 1000
     while True:
@@ -292,7 +292,7 @@ def _store_error(
     connection: sqlite3.Connection | None = None,
     path: Path | None = None,
 ) -> MetastoreError | None:
-    """Return what the store calls an error that is no fault of a statement; None for others."""
+    """Return the store's error for a failure that no statement caused; None for others."""
     try:
         translated = translate(error, connection, path=path)
     except sqlite3.Error:

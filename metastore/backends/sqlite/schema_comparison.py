@@ -1,4 +1,4 @@
-"""Two schemas of SQLite, compared object by object."""
+"""Compares two SQLite schemas, object by object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["compare", "fingerprint", "objects"]
 
-# Strings and quoted names first: what looks like a comment inside them is none.
+# Strings and quoted names first: they may contain what looks like a comment.
 _TOKEN = re.compile(
     r"""
       (?P<string>'(?:[^']|'')*')
@@ -34,11 +34,11 @@ _TOKEN = re.compile(
 def objects(
     rows: Iterable[Sequence[str]], ignore_tables: Collection[str]
 ) -> dict[tuple[str, str], SchemaObject]:
-    """Return the objects of the rows of a schema, by type and name.
+    """Return the objects in the rows of a schema, by type and name.
 
-    SQLite's own tables, and the indexes that a table's constraints imply, are left out, and so
-    is all that belongs to `ignore_tables`. Triggers and views are never SQLite's own, whatever
-    somebody who can write to the schema has named them.
+    SQLite's own tables, the implicit indexes of constraints, and everything that belongs to
+    `ignore_tables` are left out. Triggers and views are never SQLite's own, whatever name an
+    attacker who can write to the schema gave them.
     """
     found = (SchemaObject(*row) for row in rows)
     return {
@@ -50,7 +50,7 @@ def objects(
 
 
 def fingerprint(found: Objects) -> str:
-    """Return a hash over a schema: the same for two in which `compare` finds no difference."""
+    """Return a hash of a schema, equal for two schemas that `compare` finds equal."""
     digest = sha256()
     for it in found.values():
         digest.update(encode(it.type, it.name, it.table, _normal(it.sql)))
@@ -60,8 +60,8 @@ def fingerprint(found: Objects) -> str:
 def compare(live: Objects, expected: Objects) -> list[Difference]:
     """Return the differences between a live schema and the expected one.
 
-    Comments, white space, the case of names and whether names are quoted make none. A table is
-    compared definition by definition, so that a changed CHECK is named as such.
+    Comments, white space, the case of names and their quotes are ignored. Tables are compared
+    definition by definition, so that a changed CHECK is reported as such.
     """
     differences = []
     for key in sorted(live.keys() | expected.keys()):
@@ -95,24 +95,24 @@ def _compare_tables(live: SchemaObject, expected: SchemaObject) -> Iterator[Diff
 
 
 def _definitions(sql: str) -> list[str]:
-    """Return the columns and constraints of a CREATE TABLE, and what stands behind them."""
+    """Return the columns and constraints of a CREATE TABLE, and its options."""
     definitions: list[list[str]] = [[]]
     depth = 0
     for token in _tokens(sql):
-        depth += (token == "(") - (token == ")")  # noqa: S105 - a bracket, no secret
+        depth += (token == "(") - (token == ")")  # noqa: S105 - a bracket, not a secret
         opens = token == "(" and depth == 1  # noqa: S105
         closes = token == ")" and depth == 0  # noqa: S105
         if opens or closes or (token == "," and depth == 1):  # noqa: S105
             definitions.append([])
         else:
             definitions[-1].append(token)
-    # What stands first is CREATE TABLE and the name, which the caller has compared.
+    # The first part is CREATE TABLE and the name, which the caller has compared.
     return [" ".join(definition) for definition in definitions[1:] if definition]
 
 
 @lru_cache(maxsize=1024)
 def _normal(sql: str) -> str:
-    # Every checkpoint and verification asks again for the same few hundred texts.
+    # Every checkpoint and verification normalises the same few hundred texts.
     return " ".join(_tokens(sql))
 
 

@@ -1,4 +1,4 @@
-"""Empty databases, made by copying one that was migrated; those in memory begin as such."""
+"""Empty databases, copied from a migrated template; databases in memory start as such a copy."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["is_missing", "open_in_memory", "shell_command", "write"]
 
 
 def is_missing(url: DatabaseUrl) -> bool:
-    """Tell whether there is no database at `url` yet: nothing at all, or an empty file."""
+    """Return whether there is no database at `url` yet: no file, or an empty one."""
     path = _path(url)
     return not database_file.exists(path) or (path.is_file() and path.stat().st_size == 0)
 
 
 def write(url: DatabaseUrl, upgrade: Upgrade) -> None:
-    """Make an empty database. See `opening.create_empty`."""
+    """Create an empty database. See `opening.create_empty`."""
     path = _path(url)
     if not database_file.create(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -43,10 +43,10 @@ def write(url: DatabaseUrl, upgrade: Upgrade) -> None:
 async def open_in_memory(
     upgrade: Upgrade, *, durability: Durability, readers: int, check: SchemaCheck
 ) -> SqliteBackend:
-    """Open a new, empty database that ends with its backend.
+    """Open a new, empty database that is removed with its backend.
 
-    A file in memory-backed storage behaves in everything like the file of production: a reader
-    beside the writer, snapshots, WAL. SQLite's own memory databases do not.
+    A file in memory-backed storage behaves exactly like a file in production: a reader beside the
+    writer, snapshots, WAL. SQLite's own in-memory databases do not.
     """
     folder = MemoryFolder()
     try:
@@ -72,7 +72,7 @@ def _prepare(url: DatabaseUrl, upgrade: Upgrade) -> None:
 
 @cache
 def _template(upgrade: Upgrade) -> bytes:
-    """Return a migrated, empty database: made once for each process."""
+    """Return a migrated, empty database, made once per process."""
     with MemoryFolder() as folder:
         path = folder.path / "template.db"
         upgrade(of_file(path))

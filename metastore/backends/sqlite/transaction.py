@@ -1,4 +1,4 @@
-"""A transaction that stays open while its body awaits."""
+"""Transactions that stay open while their body awaits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["OpenTransaction", "current_transaction", "refuse_inside_transaction"
 
 
 class OpenTransaction:
-    """An open transaction, which has the writer to itself. BEGIN goes with the first statement."""
+    """An open transaction, which owns the writer. Its first statement sends BEGIN along."""
 
     def __init__(self, lane: WriterLane, guard: Guard | None) -> None:
         self._lane = lane
@@ -39,7 +39,7 @@ class OpenTransaction:
         return self._ended is None
 
     def holds(self, lane: WriterLane) -> bool:
-        """Tell whether a write on `lane` would wait for this transaction."""
+        """Return whether a write on `lane` would wait for this transaction."""
         return self.is_open and self._lane is lane
 
     async def run(self, call: Call) -> list[Values]:
@@ -53,36 +53,36 @@ class OpenTransaction:
         return answers
 
     async def erase(self) -> bool:
-        """Have the log emptied after the commit. See `Executor.erase`."""
+        """Have the WAL emptied after the commit. See `Executor.erase`."""
         self.erases = True
         return False
 
     async def check_guard(self) -> None:
-        """Ask whether what guards the transaction holds, in the transaction itself."""
+        """Check the guard of the transaction, in the transaction itself."""
         if self._guard is not None and not await self.run(self._guard.check()):
             raise self._guard.error()
 
     async def commit(self) -> None:
-        """Commit, if the guard still holds; raise its error, having undone all, if not."""
+        """Commit if the guard still holds; otherwise roll back and raise its error."""
         if self._begun:
             calls = () if self._guard is None else (self._guard.check(),)
             answers = await self._hop(calls, self._commit)
-            # Committed or undone: no hop is needed to hand the writer on.
+            # Committed or rolled back: passing the writer on needs no hop.
             self._begun = False
             if self._guard is not None and not answers[-1]:
                 raise self._guard.error()
         self._ended = "the transaction has ended"
 
     async def end(self) -> None:
-        """Undo what was not committed and hand the writer on."""
+        """Roll back what was not committed and pass the writer on."""
         ended = self.abort("the transaction has ended")
         if ended is not None:
             await asyncio.shield(ended)
 
     def abort(self, reason: str) -> asyncio.Future[None] | None:
-        """Refuse further statements, undo what was not committed, hand the writer on.
+        """Refuse further statements, roll back what was not committed, pass the writer on.
 
-        Nothing here awaits: it goes through however often the task is cancelled.
+        Nothing here awaits, so it completes however often the task is cancelled.
         """
         self._ended = self._ended or reason
         if self._released:
@@ -133,7 +133,7 @@ class OpenTransaction:
                 self._lane.check_files()
             connection.execute("COMMIT" if held else "ROLLBACK")
             self._begun_in_thread = False
-        except Exception as error:  # noqa: BLE001 - the caller is told
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             operation.error = error_for_caller(error, connection, None)
             roll_back(connection)
 
@@ -141,11 +141,11 @@ class OpenTransaction:
     _lost: BaseException | None = None
 
     def _begin(self, connection: sqlite3.Connection, operation: Operation) -> bool:
-        """Begin, unless it has begun; tell whether the transaction is there."""
+        """Begin, unless already begun; return whether the transaction is open."""
         if not self._begun_in_thread:
             try:
                 self._lane.begin(connection, operation.asked_at)
-            except Exception as error:  # noqa: BLE001 - the caller is told
+            except Exception as error:  # noqa: BLE001 - the caller gets it
                 operation.error = error_for_caller(error, connection, None)
                 return False
             self._begun_in_thread = True

@@ -1,4 +1,4 @@
-"""SQLite's URLs."""
+"""SQLite URLs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["of_file", "parse"]
 
 
 def parse(text: str) -> DatabaseUrl:
-    """Return the database that a URL names which begins with `sqlite://`.
+    """Parse a URL that begins with `sqlite://`.
 
-    A relative path and symbolic links are followed here, once: the result names the same file
-    wherever the process goes, and whatever becomes of the links.
+    Relative paths and symbolic links are resolved here, once: the result names the same file even
+    if the process changes its directory or a link is moved.
 
     Raises:
-        InvalidValue: it is of no known form.
+        InvalidValue: its form is unknown.
     """
     rest = text.removeprefix("sqlite://")
     if not rest:
@@ -40,14 +40,14 @@ def parse(text: str) -> DatabaseUrl:
 
 
 def of_file(path: Path | str) -> DatabaseUrl:
-    """Return the database that a file is."""
+    """Return the URL of the database in a file."""
     return parse(f"sqlite:///{path}")
 
 
 def _resolved(name: str) -> Path:
-    """Return the file itself: SQLite keeps the WAL beside that, not beside a link to it."""
+    """Return the file itself: SQLite keeps the WAL beside it, not beside a link to it."""
     if os.path.exists(name):  # noqa: PTH110 - Path.exists raises where a name is too long
         return Path(os.path.realpath(name))
-    # Of a link that leads nowhere, the link: a new database is not made in its stead.
+    # A dangling link is kept as it is: no new database is created behind it.
     folder, name = os.path.split(os.path.abspath(name))  # noqa: PTH100 - the same
     return Path(os.path.realpath(folder), name)

@@ -1,4 +1,4 @@
-"""Tells waiters of commits, this process's and others'."""
+"""Wakes waiters after commits of this process and of others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 __all__ = ["Watcher"]
 
 POLL_INTERVAL = 0.015
-"""How often a process that waits for another's commit looks for one, in seconds."""
+"""How often a waiting process polls for commits of others, in seconds."""
 
 WAKE_DELAY = 0.003
-"""How long a wake-up waits for more commits, in seconds."""
+"""How long a wake-up is delayed to collect more commits, in seconds."""
 
 
 class Watcher:
-    """Tells waiters that something was committed, here or by another process."""
+    """Wakes waiters when this or another process has committed something."""
 
     def __init__(self, reader: ReaderLane) -> None:
         self.changes = 0
@@ -33,7 +33,7 @@ class Watcher:
         self._wake_scheduled = False
 
     def bump(self) -> None:
-        """Note a commit. A burst of them wakes the waiters once."""
+        """Note a commit. A burst of commits wakes the waiters once."""
         self.changes += 1
         if self._waiters and not self._wake_scheduled:
             self._wake_scheduled = True
@@ -46,9 +46,9 @@ class Watcher:
                 waiter.set_result(None)
 
     async def wait(self, seen: int, timeout: float) -> None:
-        """Return when `changes` is not `seen`, at the latest after `timeout` seconds."""
+        """Return once `changes` differs from `seen`, at the latest after `timeout` seconds."""
         if self.changes != seen:
-            # Even then not at once: whoever waits in a loop must not spin while others commit.
+            # Not immediately: a waiter in a loop must not spin while others commit.
             await asyncio.sleep(min(WAKE_DELAY, timeout))
             return
         waiter = self._loop.create_future()
@@ -63,8 +63,8 @@ class Watcher:
             self._waiters.discard(waiter)
 
     async def _poll(self) -> None:
-        # The version last seen is kept while nobody waits, so that a commit between a waiter's
-        # look at the tables and its wait is noticed.
+        # The last version is kept while nobody waits, so that a commit between a waiter's query and
+        # its wait is noticed.
         with contextlib.suppress(StoreClosed):
             while self._waiters:
                 version = await self._reader.data_version()
@@ -75,7 +75,7 @@ class Watcher:
         self._poller = None
 
     def close(self) -> None:
-        """Wake everybody and poll no more."""
+        """Wake all waiters and stop polling."""
         self._wake()
         if self._poller is not None:
             self._poller.cancel()

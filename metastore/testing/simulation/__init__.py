@@ -1,4 +1,4 @@
-"""Deterministic simulation: several processes on one database, every interleaving from a seed."""
+"""Deterministic simulation: several processes on one database, interleaved by a seed."""
 
 from metastore.testing.simulation.faults import Fault, FaultKind
 from metastore.testing.simulation.process import Process

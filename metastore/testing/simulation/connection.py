@@ -27,11 +27,11 @@ _VERB = re.compile(r"(?:\s|--[^\n]*\n)*(\w+)")
 
 
 class StatementKind(NamedTuple):
-    """What the scheduler has to know of a statement.
+    """What the scheduler needs to know about a statement.
 
     Attributes:
         verb: its first word.
-        tables: the tables that it writes by itself; what its triggers do is not among them.
+        tables: the tables that it writes itself, not those that its triggers write.
     """
 
     verb: str
@@ -40,7 +40,7 @@ class StatementKind(NamedTuple):
 
 @cache
 def kind_of(sql: str) -> StatementKind:
-    """Return what kind of statement `sql` is."""
+    """Classify a statement."""
     verb = _VERB.match(sql)
     return StatementKind(
         verb.group(1).upper() if verb else "", frozenset(_WRITTEN.findall(sql)) - {"SET"}
@@ -48,7 +48,7 @@ def kind_of(sql: str) -> StatementKind:
 
 
 class SimulatedConnection:
-    """What lanes use of `connection.Connection`, without a thread of its own."""
+    """The part of `connection.Connection` that lanes use, without a thread of its own."""
 
     def __init__(self, process: Process, raw: sqlite3.Connection, name: str) -> None:
         self.process = process
@@ -60,11 +60,11 @@ class SimulatedConnection:
         self._driver = raw
         self._adopted: list[sqlite3.Connection] = []
         self._statements = _Statements(self, raw)
-        # What the scheduler looks at: the hop in flight until `wakes_at`, and those after it.
+        # For the scheduler: the hop in flight, suspended until `wakes_at`, and those queued.
         self.strand: Strand | None = None
         self.posted: deque[Callable[[], None]] = deque()
 
-    # What lanes use.
+    # Used by lanes.
 
     @property
     def raw(self) -> sqlite3.Connection:
@@ -72,11 +72,11 @@ class SimulatedConnection:
         return cast("sqlite3.Connection", self._statements)
 
     def post(self, function: Callable[[], None]) -> None:
-        """Run `function` after whatever was posted before."""
+        """Run `function` after everything posted before."""
         self.posted.append(function)
 
     def pause(self, seconds: float) -> None:
-        """Let virtual time pass: others go on meanwhile."""
+        """Let virtual time pass, while others continue."""
         scheduler = self.process.scheduler
         self.wakes_at = scheduler.time + seconds * scheduler.sluggishness
         if self.strand is None:
@@ -93,7 +93,7 @@ class SimulatedConnection:
             database_file.leak(connection)
 
     def stop(self) -> None:
-        """Close the connection after whatever was posted before."""
+        """Close the connection after everything posted before."""
         self.post(self._close)
 
     async def close(self) -> None:
@@ -101,7 +101,7 @@ class SimulatedConnection:
         await self.close_within(None)
 
     async def close_within(self, timeout: float | None) -> None:
-        """Close the connection; wait at most so many seconds until that has happened."""
+        """Close the connection; wait at most `timeout` seconds for it."""
         if self.is_closed:
             return
         loop = self.process.loop
@@ -117,20 +117,20 @@ class SimulatedConnection:
                 await closed.wait()
 
     def interrupt_now(self) -> None:
-        """Interrupt the statement that runs. None does: hops are suspended between two."""
+        """Do nothing: hops are suspended between statements, so none is running."""
 
     async def interrupt(self) -> None:
         """Interrupt the statement that runs. See `interrupt_now`."""
 
     def _close(self) -> None:
-        # The stage keeps them for the next run.
+        # The stage reuses them in the next run.
         for connection in (self._driver, *self._adopted):
             roll_back(connection)
         self._driver = self._statements.driver = CLOSED
         self._adopted.clear()
         self.is_closed = True
 
-    # What the scheduler uses.
+    # Used by the scheduler.
 
     @property
     def holds_lock(self) -> bool:
@@ -138,13 +138,13 @@ class SimulatedConnection:
         return not self.is_closed and self._driver.in_transaction
 
     def step(self) -> None:
-        """Run the hop until it is suspended or ends, the next one if none has begun."""
+        """Run the hop in flight, or else the next one, until it is suspended or ends."""
         self.wakes_at = 0.0
         if self.strand is None:
             self.hop_began_at = self.process.uptime
             hop = self.posted.popleft()
             if not self.process.scheduler.may_suspend(self):
-                # On the scheduler's own thread: to change threads may cost more than the hop.
+                # On the scheduler's own thread: switching threads may cost more than the hop.
                 with contextlib.suppress(Exception, Killed):
                     hop()
                 return
@@ -169,7 +169,7 @@ class SimulatedConnection:
         self.check_alive()
 
     def check_alive(self) -> None:
-        """Go on only in a process that lives.
+        """Continue only in a live process.
 
         Raises:
             Killed: the process is dead.
@@ -178,7 +178,7 @@ class SimulatedConnection:
             raise Killed
 
     def kill(self) -> None:
-        """Drop the connection as the end of a process does: what was not committed is undone."""
+        """Drop the connection as the death of a process does: uncommitted work is rolled back."""
         self.is_dead = True
         self.posted.clear()
         if not self.is_closed:
@@ -186,13 +186,13 @@ class SimulatedConnection:
             self._close()
 
     def unwind(self) -> None:
-        """Let the hop in flight of a dead process end, wherever it was."""
+        """Let the hop in flight of a dead process end."""
         while self.strand is not None:
             self.step()
 
 
 class _Fetched:
-    """A cursor whose statement has run to its end."""
+    """A cursor whose statement has completed."""
 
     __slots__ = ("_rows", "lastrowid")
 
@@ -250,7 +250,7 @@ class _Statements:
         autocommit = not driver.in_transaction
         cursor: Any = statement(sql, parameters)
         if autocommit and kind.tables:
-            # Until its rows are fetched the statement has not committed.
+            # The statement commits only once its rows are fetched.
             cursor = _Fetched(cursor)
         self._written |= kind.tables
         if not driver.in_transaction:

@@ -1,4 +1,4 @@
-"""Chance and time from one seed, for as long as a simulation runs."""
+"""Randomness and time from one seed, while a simulation runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["Tuning", "repeatable"]
 
 
 class Tuning:
-    """The constants of the backend that a simulation makes small, so that little time shows much.
+    """Constants of the backend that a simulation shrinks, so that more happens in less time.
 
     Attributes:
         busy_timeout: how long a connection waits for the write lock, in seconds.
-        poll_interval: how often a process looks for commits of others, in seconds.
+        poll_interval: how often a process polls for commits of others, in seconds.
         checkpoint_after: the row changes after which the WAL is checkpointed.
     """
 
@@ -40,7 +40,7 @@ class Tuning:
 
 @contextlib.contextmanager
 def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage) -> Iterator[None]:
-    """Give the program chance and ids from `seed` within the body, and connections of `stage`."""
+    """Within the body, take randomness and ids from `seed`, and connections from `stage`."""
     chance = random.Random(seed)  # noqa: S311 - no secret
     serials = itertools.count(chance.getrandbits(30) << 32)
     connect = database_file.connect
@@ -61,10 +61,10 @@ def repeatable(seed: str, now: Callable[[], float], tuning: Tuning, stage: Stage
     ]
     originals = [(module, name, getattr(module, name)) for module, name, _ in patches]
     random.seed(seed)
-    # The collector would end forgotten generators at times of its own.
+    # The collector would finalise forgotten generators at unpredictable times.
     gc.disable()
     try:
-        # Not mock.patch, which takes as long as dozens of steps.
+        # Not mock.patch, which costs as much as dozens of steps.
         for module, name, value in patches:
             setattr(module, name, value)
         yield

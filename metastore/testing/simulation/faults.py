@@ -1,4 +1,4 @@
-"""What can befall a simulated process."""
+"""The faults of simulated processes."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ class FaultKind(StrEnum):
     """The kinds of faults."""
 
     KILL = "kill"
-    """The process dies where it is: nothing of it runs any more, and another takes its place."""
+    """The process dies between two statements, and a new one takes its place."""
     LOST_ANSWER = "lost_answer"
-    """The process dies right after its next COMMIT: it is stored, and nobody was told."""
+    """The process dies right after its next COMMIT, before any caller is answered."""
     LOST_COMMIT = "lost_commit"
     """The process dies right before its next COMMIT."""
     STOP = "stop"
-    """The process does not run for a while, as after SIGSTOP or on a laptop that is closed."""
+    """The process is suspended for a while, as after SIGSTOP or on a closed laptop."""
     CLOCK = "clock"
-    """The clock of the process jumps by `seconds`, ahead or back."""
+    """The clock of the process jumps by `seconds`, forward or back."""
     BUSY = "busy"
     """Another program holds the write lock for a while."""
     FULL = "full"
     """The disk is full when the next write of the process commits."""
     DISK_ERROR = "disk_error"
-    """A write in the middle of a transaction fails, and SQLite undoes the transaction."""
+    """A write in the middle of a transaction fails, and SQLite rolls it back."""
     OS_ERROR = "os_error"
-    """The next statement of the process meets an OSError in its thread."""
+    """The next statement of the process raises an OSError in its thread."""
     MEMORY_ERROR = "memory_error"
-    """The next statement of the process meets a MemoryError in its thread."""
+    """The next statement of the process raises a MemoryError in its thread."""
     CANCEL = "cancel"
-    """What the process runs is cancelled."""
+    """A task of the process is cancelled."""
     CLOSE = "close"
     """The store is closed while it is in use, and opened again."""
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """A fault that strikes at a time.
+    """A fault at a point in time.
 
     Attributes:
-        at: the virtual time, in seconds from the beginning.
+        at: the virtual time, in seconds from the start.
         process: the number of the process that it strikes.
         seconds: how long it lasts, or how far a clock jumps.
     """
@@ -92,7 +92,7 @@ def draw_faults(
 
 
 def error_of(kind: FaultKind) -> Exception:
-    """Return what a fault makes a statement raise."""
+    """Return the error that a fault makes a statement raise."""
     if kind is FaultKind.OS_ERROR:
         return OSError(5, "simulated")
     if kind is FaultKind.MEMORY_ERROR:

@@ -1,4 +1,4 @@
-"""An event loop that is turned by hand, in virtual time."""
+"""An event loop that is advanced step by step, in virtual time."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _TURNS = 4
 """How many turns a loop runs in one step of the scheduler."""
 
 _ROUNDS = 50
-"""How often the tasks of a dead process are cancelled; some await in their `finally`."""
+"""How many times the tasks of a dead process are cancelled; some await in their `finally`."""
 
 
 class _Future(asyncio.Future[Any]):
-    """A future that sets and dictionaries order alike in every run, not by its address."""
+    """A future whose hash is the same in every run, unlike its address."""
 
     _loop: SimulatedLoop
 
@@ -57,7 +57,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class _Handle(asyncio.Handle):
-    """A handle that asks no loop whether it is being debugged."""
+    """A handle that does not ask the loop for its debug mode."""
 
     __slots__ = ()
 
@@ -86,15 +86,15 @@ class _Timer(asyncio.TimerHandle):
 
 
 class _Clock(Protocol):
-    """What tells the virtual time."""
+    """The source of virtual time."""
 
     time: float
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
-    """The event loop of a simulated process. It runs one turn whenever the scheduler says so."""
+    """The event loop of a simulated process, which the scheduler advances."""
 
-    # What BaseEventLoop calls its own; typeshed does not know of it.
+    # Private attributes of BaseEventLoop, which typeshed does not declare.
     _ready: deque[asyncio.Handle]
     _scheduled: list[asyncio.TimerHandle]
     _timer_cancelled_count: int
@@ -110,7 +110,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.set_exception_handler(lambda _, context: self.unhandled.append(context))
 
     def time(self) -> float:
-        """Return the virtual time. It is monotonic: no jump of a clock moves it."""
+        """Return the virtual time, which is monotonic and independent of clock jumps."""
         return self._clock.time
 
     def call_soon(  # type: ignore[override]
@@ -123,7 +123,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._ready.append(handle)
         return handle
 
-    # Nobody blocks in a selector, so that nobody needs to be woken.
+    # Nothing blocks in a selector, so nothing needs to be woken.
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_at(  # type: ignore[override]
@@ -133,7 +133,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        """Call `callback` when the time has come."""
+        """Call `callback` at the time `when`."""
         if self._closed:
             raise RuntimeError("Event loop is closed")
         timer = _Timer(when, callback, args, self, context)
@@ -157,9 +157,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return timers[0].when() if timers else None
 
     def turn(self) -> None:
-        """Run what is ready, and what that makes ready, as far as `_TURNS` go.
+        """Run up to `_TURNS` turns, until nothing is ready.
 
-        Nothing is lost by that: processes meet in the database only.
+        Several turns lose no interleavings: processes only interact through the database.
         """
         outside = events._get_running_loop()  # noqa: SLF001 - a test may have a loop of its own
         # The scheduler restores what was set before the run.
@@ -177,7 +177,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             events._set_running_loop(outside)  # noqa: SLF001 - the same
 
     def _run_due(self) -> None:
-        """Do what `_run_once` of asyncio does, without input, output and slow callbacks."""
+        """Do what asyncio's `_run_once` does, without I/O and slow-callback checks."""
         ready, timers, now = self._ready, self._scheduled, self._clock.time
         while timers and timers[0]._when < now:  # type: ignore[attr-defined]  # noqa: SLF001
             timer = heapq.heappop(timers)
@@ -189,17 +189,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 handle._run()  # noqa: SLF001
 
     def end(self) -> None:
-        """Cancel what is left of a dead process until nothing is, and close the loop.
+        """Cancel the remaining tasks of a dead process, and close the loop.
 
-        A dead process runs no `finally`; here each does, where nothing comes of it, for a
-        coroutine that is dropped half-way complains.
+        A dead process runs no `finally`. Here each one runs, without effect, because Python
+        complains about coroutines that are dropped half-way.
         """
         for _ in range(_ROUNDS):
             tasks = asyncio.all_tasks(self)
             if not tasks:
                 break
             for task in tasks:
-                # One that never began would leave what it was given unawaited.
+                # A task that never started would leave its argument unawaited.
                 if inspect.getcoroutinestate(cast("Any", task.get_coro())) != inspect.CORO_CREATED:
                     task.cancel()
             self.turn()

@@ -1,4 +1,4 @@
-"""A simulated process: a store, a clock, an event loop, and what befalls them."""
+"""A simulated process: a store, a clock, an event loop, and their faults."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 __all__ = ["Process", "Program"]
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
-"""What a clock without skew shows at virtual time zero."""
+"""The time of a clock without skew at virtual time zero."""
 
 PASSING_ERRORS = (MetastoreError, OSError, MemoryError)
-"""What ends a program that a supervisor would start again."""
+"""Errors after which a supervisor would restart a program."""
 
 
 class Process:
-    """One of the processes that share the database. It lives in one life after another.
+    """One of the processes that share the database. When it dies, it is started again.
 
     Attributes:
         number: its number, from 0.
-        life: how often it was started.
+        life: how many times it was started.
         loop: its event loop.
-        skew: how far its clock is off.
-        jumps: how often its clock has jumped.
-        stops: how often it was stopped.
-        stopped_until: when it goes on, while it is stopped.
+        skew: the error of its clock.
+        jumps: how many times its clock has jumped.
+        stops: how many times it was stopped.
+        stopped_until: when it resumes, while it is stopped.
     """
 
     loop: SimulatedLoop
@@ -73,7 +73,7 @@ class Process:
     def __str__(self) -> str:
         return f"p{self.number}.{self.life}"
 
-    # What programs use.
+    # Used by programs.
 
     @property
     def store(self) -> MetadataStore:
@@ -82,7 +82,7 @@ class Process:
         return self._store
 
     def clock(self) -> datetime:
-        """Return what time it is for the process."""
+        """Return the time by the process's clock."""
         return START + self.skew + timedelta(seconds=self.scheduler.time)
 
     @property
@@ -99,23 +99,23 @@ class Process:
         return task
 
     def second_loop(self) -> SimulatedLoop:
-        """Return a loop beside the store's, as another thread of the process would run it."""
+        """Return a second loop, as another thread of the process would run it."""
         if len(self.loops) == 1:
             self.loops.append(self._new_loop())
         return self.loops[1]
 
     def fail_next(self, parameter: object, error: Exception) -> None:
-        """Let the next statement of this life that has such a parameter raise `error`.
+        """Let the next statement of this life with this parameter raise `error`.
 
         Unlike the other faults this one is aimed: at the renewals of one lease by its token, say.
         """
         self._aimed = parameter, error
         self.scheduler.strikes += 1
 
-    # What the scheduler uses.
+    # Used by the scheduler.
 
     def start(self, program: Program) -> None:
-        """Begin a life: open a store and run `program`."""
+        """Start a life: open a store and run `program`."""
         self.life += 1
         self.is_alive = True
         self.is_doomed = False
@@ -182,17 +182,17 @@ class Process:
             self.scheduler.fail(f"{self}: the program raised {error!r}", error)
 
     def end(self) -> None:
-        """Let go of everything, when the run is over."""
+        """Release everything at the end of the run."""
         if self.is_alive:
             self.kill()
         for backend in self._backends:
             backend.forbid()
         self.scheduler.bury(self.loops)
 
-    # What befalls it.
+    # Faults.
 
     def strike(self, kind: FaultKind, seconds: float) -> None:
-        """Let a fault happen, or get ready for the statement that it waits for."""
+        """Apply a fault, or arm it for the statement that it waits for."""
         match kind:
             case FaultKind.KILL:
                 self.kill()
@@ -214,13 +214,13 @@ class Process:
                 self._armed.append(kind)
 
     def go_on(self) -> None:
-        """Let a stopped process run again."""
+        """Resume a stopped process."""
         if self._stopped_at is not None:
             self._stopped_for += self.scheduler.time - self._stopped_at
             self._stopped_at = self.stopped_until = None
 
     def kill(self) -> None:
-        """End the life: connections drop, and nothing of it ever runs again."""
+        """End this life: its connections are dropped, and none of its code runs again."""
         self.is_alive = False
         self.go_on()
         for connection in self.connections:
@@ -238,7 +238,7 @@ class Process:
     def before(
         self, connection: SimulatedConnection, kind: StatementKind, parameters: Collection[object]
     ) -> None:
-        """Stand before a statement, in its hop: others may run now, and faults strike."""
+        """Hook before a statement, in its hop: others may run, and faults may strike."""
         scheduler = self.scheduler
         scheduler.pass_time(kind.verb)
         if scheduler.switches(connection):
@@ -264,7 +264,7 @@ class Process:
                 raise error_of(fault)
 
     def after_commit(self, connection: SimulatedConnection, tables: frozenset[str]) -> None:
-        """Stand behind a commit, in its hop: nobody has been told of it yet."""
+        """Hook after a commit, in its hop: no caller has been answered yet."""
         scheduler = self.scheduler
         scheduler.committed(self, connection, tables)
         if self._armed and self._armed[0] is FaultKind.LOST_ANSWER:
@@ -275,7 +275,7 @@ class Process:
     def _fail(self, connection: SimulatedConnection) -> None:
         fault = self._armed.popleft()
         self.scheduler.record(self, fault)
-        # As SQLite does it: the transaction is undone when the error is reported.
+        # As SQLite does: the transaction is rolled back when the error is reported.
         roll_back(connection.raw)
         raise error_of(fault)
 

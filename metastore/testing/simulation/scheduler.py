@@ -1,4 +1,4 @@
-"""What happens next: the one place that decides, from one seed."""
+"""The scheduler, which decides from one seed what happens next."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ COMMIT = 0.0004
 """The virtual time that a commit takes, in seconds."""
 
 SLACK = 0.4
-"""How much longer than promised anything may take: the scheduler is in no hurry, either."""
+"""How much longer than promised an operation may take, because the scheduler may delay it."""
 
 PATIENCE = 60.0
-"""How long a run may go on behind the last fault, in virtual seconds, before it is said to hang."""
+"""How long a run may continue after the last fault, in virtual seconds, until it counts as hung."""
 
 
 class Judge(Protocol):
-    """Looks at the database after every commit, and at the end."""
+    """Checks the database after every commit, and at the end."""
 
     def committed(
         self, process: Process, connection: SimulatedConnection, tables: frozenset[str]
     ) -> None:
-        """Look at what `process` has just committed; raise what is wrong with it."""
+        """Check what `process` has just committed; raise on a violation."""
 
     def ended(self) -> None:
-        """Look at what is there at the end; raise what is wrong with it."""
+        """Check the final state; raise on a violation."""
 
 
 class Scheduler:
     """Runs processes on one database, one step after another, in virtual time.
 
     Attributes:
-        time: the virtual time, in seconds from the beginning; it is monotonic.
+        time: the virtual time, in seconds from the start; it is monotonic.
         path: the database.
-        random: what decides. Nothing else may draw from it.
-        sluggishness: how many times as long as asked a pause takes.
+        random: the source of its decisions. Nothing else may draw from it.
+        sluggishness: the factor by which pauses take longer than requested.
         failure: the first thing that went wrong.
         steps: how many steps there were.
         strikes: how many faults have struck.
@@ -94,10 +94,10 @@ class Scheduler:
         self._outsider: sqlite3.Connection | None = None
         self._program: Program | None = None
 
-    # What processes and judges use.
+    # Used by processes and judges.
 
     def record(self, *what: object) -> None:
-        """Note something in the trace, by which two runs are compared."""
+        """Add an entry to the trace, by which runs are compared."""
         if self._is_over or self.trace is None:
             return
         line = f"{self.time:.6f} {' '.join(map(str, what))}"
@@ -106,11 +106,11 @@ class Scheduler:
 
     @property
     def trace_hash(self) -> str:
-        """What two runs with a trace have in common if, and only if, they were the same."""
+        """A digest of the trace, equal for two runs if and only if they were the same."""
         return self._digest.hexdigest()
 
     def fail(self, what: str | AssertionError, cause: BaseException | None = None) -> None:
-        """Note that something went wrong: the run ends with the step."""
+        """Record a failure: the run ends after this step."""
         if self.failure is None and not self._is_over:
             self.failure = AssertionError(what) if isinstance(what, str) else what
             self.failure.__cause__ = cause
@@ -118,7 +118,7 @@ class Scheduler:
     def committed(
         self, process: Process, connection: SimulatedConnection, tables: frozenset[str]
     ) -> None:
-        """Let the judge look at a commit."""
+        """Let the judge check a commit."""
         self.record(connection.name, "committed", *sorted(tables))
         if self.judge is not None and self.failure is None and not self._is_over:
             try:
@@ -127,7 +127,7 @@ class Scheduler:
                 self.failure = error
 
     def may_suspend(self, connection: SimulatedConnection) -> bool:
-        """Decide whether a hop that begins can be suspended; it must be where it has to wait."""
+        """Decide whether a new hop can be suspended; it must be if it has to wait."""
         if (
             self.random.random() < self._switch_rate
             or connection.process.is_armed
@@ -145,19 +145,19 @@ class Scheduler:
         return connection.can_suspend and self.random.random() < self._switch_rate
 
     def pass_time(self, verb: str) -> None:
-        """Let the time pass that a statement takes."""
+        """Advance time by the duration of a statement."""
         self.time += COMMIT if verb == "COMMIT" else STEP
 
     def at(self, time: float, act: Callable[[], None]) -> None:
-        """Do something at a time."""
+        """Schedule `act` for `time`."""
         heappush(self._agenda, (time, next(self._order), act))
 
     def bury(self, loops: Iterable[SimulatedLoop]) -> None:
-        """Keep what a dead process left: ended now, its tasks would run their `finally`."""
+        """Keep the loops of a dead process: if closed now, its tasks would run their `finally`."""
         self._buried.extend(loops)
 
     def connect(self) -> sqlite3.Connection:
-        """Return a connection of an outsider, good until the next run begins."""
+        """Return an independent connection, valid until the next run starts."""
         connection = database_file.connect(self.path, durability="normal")
         connection.execute("PRAGMA busy_timeout = 0")
         return connection
@@ -173,7 +173,7 @@ class Scheduler:
         """Run `program` in every process until all have ended; `judge` makes the judge.
 
         Raises:
-            AssertionError: something did not hold.
+            AssertionError: a check failed.
         """
         self._program = program
         hooks = sys.get_asyncgen_hooks()
@@ -214,7 +214,7 @@ class Scheduler:
         return ", ".join(str(it) for it in self.processes if not it.is_done)
 
     def _step(self) -> bool:
-        """Run something that is ready, or let time pass until something is."""
+        """Run something that is ready, or advance time until something is."""
         now = self.time
         ready: list[tuple[Process, SimulatedConnection | SimulatedLoop]] = []
         at: float | None
@@ -236,7 +236,7 @@ class Scheduler:
                     ready.append((process, loop))
                 elif soonest is None or at < soonest:
                     soonest = at
-            # Not a method of theirs: most connections have nothing to do, at every step.
+            # Inlined: at every step, most connections have nothing to do.
             for connection in process.connections:
                 if connection.strand is not None:
                     if connection.wakes_at <= now:
@@ -246,7 +246,7 @@ class Scheduler:
                 elif connection.posted:
                     ready.append((process, connection))
         if ready:
-            # Not choice(): this is the hottest line of all.
+            # Not choice(): this is the hottest line.
             self._run_one(*ready[int(self.random.random() * len(ready))])
         elif soonest is None:
             return False
@@ -272,7 +272,7 @@ class Scheduler:
             self._restart_later(process)
 
     def _report(self, process: Process, context: dict[str, Any]) -> None:
-        """Fail for what only the loop was told of, unless a fault explains it."""
+        """Fail on an exception that only the loop saw, unless a fault explains it."""
         error = context.get("exception")
         self.record(process, context.get("message"), type(error).__name__)
         if not isinstance(error, PASSING_ERRORS):
@@ -298,7 +298,7 @@ class Scheduler:
         process.start(self._program)
 
     def _hold_lock(self, seconds: float) -> None:
-        """Let an outsider take the write lock, as soon as it is free, and keep it for a while."""
+        """Take the write lock for a while, from outside, as soon as it is free."""
         if self._outsider is None:
             self._outsider = self.connect()
         if self._outsider.in_transaction:
@@ -312,7 +312,7 @@ class Scheduler:
             self.at(self.time + seconds, lambda: roll_back(outsider))
 
     def _dispose(self) -> None:
-        """End everything; nothing of it is judged any more."""
+        """End everything, without further checks."""
         self._is_over = True
         for process in self.processes:
             process.end()

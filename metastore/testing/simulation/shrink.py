@@ -1,4 +1,4 @@
-"""Make a list that fails as short as possible."""
+"""Shrinks a failing list to a minimal one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def shape_of(error: BaseException | None) -> str | None:
-    """Return what tells one failure from another: its words, without names and numbers."""
+    """Return what identifies a failure: its words, without names and numbers."""
     if error is None:
         return None
     words = re.sub(r"\S*\d\S*", "", str(error)).split()
@@ -24,7 +24,7 @@ def shape_of(error: BaseException | None) -> str | None:
 def shrink(
     items: Sequence[Item], still_fails: Callable[[list[Item]], bool], *, attempts: int = 400
 ) -> list[Item]:
-    """Return a part of `items` that still fails, and from which nothing more can be left out.
+    """Return a minimal part of `items` that still fails.
 
     Halves are left out first, then quarters, in the end single items. With `attempts` used up,
     the shortest list so far is returned.
@@ -40,7 +40,7 @@ def shrink(
                 shortest = without
             else:
                 start += size
-        # What could not be left out at first may be, without what came behind it.
+        # An item that was needed at first may not be without those after it.
         if attempts == 0 or (size == 1 and len(shortest) == before):
             break
         size = max(1, size // 2)

@@ -31,11 +31,11 @@ FAULTS = 6
 """How many faults strike in a run, at most."""
 
 UNTIL = 3.0
-"""Until when they strike, in virtual seconds."""
+"""The time after which no fault strikes, in virtual seconds."""
 
 
 class SimulationFailed(AssertionError):
-    """Something did not hold in a simulated run.
+    """A check failed, or a program hung, in a simulated run.
 
     Attributes:
         seed: the seed of the run; it fails with this seed every time.
@@ -64,23 +64,23 @@ def simulate(
 ) -> None:
     """Run `program` in each of several processes on one database, once for each seed.
 
-    The seed decides what happens next, and which faults strike when. Time is virtual: a run
-    takes milliseconds however long its programs sleep. A process that was killed is started
-    again, and its program from its beginning; so is a program that lets a `MetastoreError`
-    through, as a supervisor would. Any other exception, an `assert` above all, fails the run.
+    The seed decides what happens next, and which faults strike when. Time is virtual: a run takes
+    milliseconds however long its programs sleep. A killed process is restarted, and its program
+    runs from the start; the same goes for a program that lets a `MetastoreError`, an `OSError` or a
+    `MemoryError` escape, as if a supervisor restarted it. Any other exception, such as a failed
+    `assert`, fails the run.
 
     Args:
-        program: gets its `Process`, whose `store` is open.
+        program: called with its `Process`, whose `store` is open.
         processes: how many processes run it.
-        seeds: the runs. A seed that failed fails again.
+        seeds: one run each. A seed that failed fails again.
         faults: the kinds of faults that may strike.
         prepare: fills the database, without faults, before the first run.
-        check: is called after every commit with a connection to the database, and must raise
-            when something is wrong.
+        check: called after every commit with a connection to the database; raises on a violation.
 
     Raises:
-        SimulationFailed: something did not hold, or a program hung; names the seed and the
-            fewest faults that it takes.
+        SimulationFailed: a check failed, or a program hung; carries the seed and the fewest faults
+            that reproduce it.
     """
     with Stage(image_of(prepare)) as stage:
         _simulate(program, processes, seeds, faults, stage, check)
@@ -132,7 +132,7 @@ def _failure(
     check: Check | None,
     trace: list[str] | None = None,
 ) -> Exception | None:
-    """Return what went wrong in a run."""
+    """Return the failure of a run, if any."""
     try:
         run_once(
             program,
@@ -149,7 +149,7 @@ def _failure(
 
 
 class _Check:
-    """The judge of `simulate`: a function of the user's."""
+    """The judge of `simulate`: the user's `check` function."""
 
     def __init__(self, connection: sqlite3.Connection, check: Check) -> None:
         self._connection = connection
@@ -172,10 +172,10 @@ def run_once(
     judge: Callable[[Scheduler], Judge] | None = None,
     trace: list[str] | None = None,
 ) -> Scheduler:
-    """Run `program` once on `stage`, which begins anew; return what ran it.
+    """Run `program` once on `stage`, which is reset; return the scheduler.
 
     Raises:
-        AssertionError: something did not hold.
+        AssertionError: a check failed.
     """
     chance = random.Random(f"{seed} clocks")  # noqa: S311 - no secret
     skews = [timedelta(seconds=chance.uniform(-0.02, 0.02)) for _ in range(processes)]

@@ -1,4 +1,4 @@
-"""A database file on which one run after another begins anew."""
+"""A database file that is reset for each run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 __all__ = ["CLOSED", "Stage"]
 
 CLOSED = sqlite3.connect(":memory:", check_same_thread=False)
-"""What stands in for a connection that a run has closed, and the stage keeps."""
+"""The stand-in for a connection that a run has closed and the stage reuses."""
 
 CLOSED.close()
 
 
 class Stage:
-    """A database that begins each run as the same image, with the connections of earlier runs.
+    """A database that starts each run from the same image, and reuses connections of earlier runs.
 
     A connection reads the whole schema before its first statement, and compiles each statement
     once: in a run of a tenth of a second that would be a quarter of the work. So connections
@@ -72,7 +72,7 @@ class Stage:
         return connection
 
     def reset(self) -> None:
-        """Make the database what it was at first. Nothing may use its connections any more."""
+        """Reset the database to its image. Nothing may be using its connections."""
         if not self._is_set:
             self._set_up()
             return
@@ -88,15 +88,15 @@ class Stage:
                 self._cleaner.execute("PRAGMA busy_timeout = 0")
             if self._write_over(self._cleaner):
                 return
-        # A statement that still reads, or another schema: begin with a new file.
+        # A statement is still reading, or the schema changed: start with a new file.
         self.close()
         self._set_up()
 
     def _write_over(self, cleaner: sqlite3.Connection) -> bool:
-        # A schema of the same version may be another one: no connection would read it again.
+        # A changed schema may have the same version, so no connection would read it again.
         if _schema_version(cleaner) != self._schema_version:
             return False
-        # Begun anew, the log makes the other connections drop their caches when they read next.
+        # A restarted WAL makes the other connections drop their caches at the next read.
         if not _emptied_log(cleaner):
             return False
         os.pwrite(self._descriptor, self._image, 0)
@@ -108,7 +108,7 @@ class Stage:
         return int.from_bytes(self._image[40:44], "big")
 
     def content(self) -> bytes:
-        """Return what the last run has made of the database, and close its connections."""
+        """Return the database as the last run left it, and close its connections."""
         self._disconnect()
         return self.path.read_bytes()
 
@@ -138,7 +138,7 @@ class Stage:
 
 
 def _park(connection: sqlite3.Connection) -> bool:
-    """Undo what is open on a connection; tell whether it can be used again."""
+    """Roll back what is open on a connection; return whether it can be reused."""
     if getattr(connection, "is_leaked", False):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Threads of which exactly one runs: whoever holds the baton.
+"""Threads of which exactly one runs at a time: the one that holds the baton.
 
 A hop is a plain function deep inside SQLite's driver, and only a thread can be suspended there.
 The scheduler passes the baton to a strand and gets it back when the strand has suspended itself
@@ -17,11 +17,11 @@ __all__ = ["Killed", "Strand"]
 
 
 class Killed(BaseException):
-    """Raised where a hop was suspended, and wherever it goes on to, once its process is dead."""
+    """Raised in a suspended hop, and at each of its later statements, once its process is dead."""
 
 
 class Strand:
-    """A thread that runs one function at a time, as far as the scheduler lets it.
+    """A thread that runs one function at a time, under the control of the scheduler.
 
     Strands are pooled: starting a thread costs more than the hop it runs.
     """
@@ -38,7 +38,7 @@ class Strand:
 
     @classmethod
     def of(cls, work: Callable[[], None]) -> Strand:
-        """Return a strand that will run `work`; nothing has run yet."""
+        """Return a strand that will run `work`, not yet started."""
         strand = cls._idle.pop() if cls._idle else cls()
         strand._work = work  # noqa: SLF001 - its own class
         return strand
@@ -70,6 +70,6 @@ class Strand:
             except BaseException:  # noqa: BLE001, S110 - what a thread of aiosqlite does with it
                 pass
             finally:
-                # Before the baton goes back: what the hop referred to must not live on here.
+                # Before passing the baton back, so that objects of the hop do not live on here.
                 work = self._work = None
             self._back.release()
