@@ -12,7 +12,7 @@ import sqlite3
 from typing import TYPE_CHECKING, NamedTuple
 
 from metastore import migrations
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 from metastore.backends.sqlite.schema import SqliteSchemaConnection
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """metastore: the metadata database of an execution service, in plain SQL."""
 
-from metastore.audit import Finding
+from metastore.audit.links import Finding
 from metastore.environment import clean_environment
 from metastore.errors import (
     AlreadyExists,
@@ -39,7 +39,7 @@ from metastore.errors import (
     WrongLoop,
 )
 from metastore.health import Health, LeaseCount
-from metastore.paging import Page
+from metastore.paging import Page, every
 from metastore.repositories.artifacts import Artifact, ArtifactType
 from metastore.repositories.audit_chains import AuditChain, AuditedTable, AuditReport
 from metastore.repositories.auth_tokens import AuthToken, IssuedToken
@@ -183,4 +183,5 @@ __all__ = [
     "WorktreeState",
     "WrongLoop",
     "clean_environment",
+    "every",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "SMALL_ROWS",
     "Cut",
     "Plan",
+    "cut",
     "delete",
     "repeat",
 ]
@@ -47,6 +48,11 @@ class Cut(TypedDict):
 
     limit: int
     byte_limit: int
+
+
+def cut() -> Cut:
+    """Return the parameters of a statement that deletes one piece."""
+    return {"limit": PIECE_ROWS, "byte_limit": PIECE_BYTES}
 
 
 class Plan(NamedTuple):

@@ -96,32 +96,44 @@ class AlreadyExists(MetastoreError):
 
 
 class InvalidReference(MetastoreError):
-    """A foreign key names a row that does not exist, or a row still referenced was to be deleted.
+    """A foreign key names a row that does not exist, or a row cannot be deleted: one names it.
 
     Attributes:
         table: the table that holds the foreign key.
-        column: the column of the foreign key, or None where the database does not say which.
-        references: the table it refers to, or None likewise.
+        column: the column of the foreign key; None if unknown.
+        references: the table that it refers to; None if unknown.
+        is_needed: whether a row of `references` was to be deleted and is still referenced.
     """
 
     def __init__(
-        self, table: str, column: str | None = None, references: str | None = None
+        self,
+        table: str,
+        column: str | None = None,
+        references: str | None = None,
+        *,
+        is_needed: bool = False,
     ) -> None:
         self.table = table
         self.column = column
         self.references = references
+        self.is_needed = is_needed
         where = f"{table}.{column}" if column else table
-        target = references or "another table"
-        super().__init__(f"{where} refers to a row of {target} that is missing or still needed")
+        if references is None:
+            reason = f"a row that {table} refers to does not exist, or a row of it is still in use"
+        elif is_needed:
+            reason = f"the row of {references} is still referenced by {where}"
+        else:
+            reason = f"{where} refers to a row of {references} that does not exist"
+        super().__init__(reason)
 
 
 class InvalidValue(MetastoreError):
     """A value that the store refuses; nothing was stored.
 
     Attributes:
-        table: the table the value was meant for, or None where it was meant for no table.
+        table: the table the value was meant for, or None if it was meant for no table.
         column: the column, parameter or constraint that refuses it.
-        value_type: the name of the value's Python type, or None where the database refused it.
+        value_type: the name of the value's Python type, or None if the database refused it.
             The value itself is left out: it may be a secret.
     """
 
@@ -138,12 +150,12 @@ class InvalidValue(MetastoreError):
 
 
 class DimensionMismatch(InvalidValue):
-    """The vector has another number of dimensions than those of its scope.
+    """The vector does not have the number of dimensions that its scope has.
 
     Attributes:
         scope: the scope.
-        expected: the number of dimensions of the vectors in it.
-        actual: the number of dimensions of this one.
+        expected: the number of dimensions of the vectors in the scope.
+        actual: the number of dimensions of the refused vector.
     """
 
     def __init__(self, scope: str, *, expected: int, actual: int) -> None:
@@ -153,17 +165,32 @@ class DimensionMismatch(InvalidValue):
         super().__init__(
             "embedding_index",
             "dimensions",
-            f"must be {expected}, as in all of scope {scope!r}, not {actual}",
+            f"must be {expected}, as for every vector in scope {scope!r}, not {actual}",
         )
 
 
+_WORK = {
+    "step": "start a step",
+    "command": "run a command",
+    "checkpoint": "take a checkpoint",
+    "lock": "lock its project",
+    "session": "be used by a session",
+    "tool execution": "call a tool",
+    "add": "add a task",
+    "reserving": "reserve budget",
+    "deleted": "be deleted",
+    "replaced": "be replaced",
+}
+"""What a row cannot do, by the kind of work or the state that was asked for."""
+
+
 class InvalidTransition(MetastoreError):
-    """The row's state does not allow the transition, or takes no more work.
+    """The row's state does not allow the transition, or the work that was asked of it.
 
     Attributes:
-        table: the row's table. Where a parent refuses work, it is the parent's: starting a step
-            of a session that has ended names `sessions`.
-        from_state: the state the row is in.
+        table: the table of the row. If a parent refuses work, this is the parent's table: starting
+            a step of a session that has ended names `sessions`.
+        from_state: the state of the row.
         to_state: the state that was asked for, or the kind of work: `step`, `command`, `lock`.
         row: the row as it is now.
     """
@@ -175,16 +202,29 @@ class InvalidTransition(MetastoreError):
         self.from_state = from_state
         self.to_state = to_state
         self.row = row
-        verb = "takes no" if is_work else "cannot become"
-        super().__init__(f"a row of {table} that is {from_state} {verb} {to_state}")
+        noun = table.removesuffix("s").replace("_", " ")
+        state, other = (_IN_WORDS.get(it, it) for it in (from_state, to_state))
+        if is_work or to_state in _WORK:
+            verb = _WORK.get(to_state, f"start a {to_state}")
+        elif from_state == to_state:
+            super().__init__(f"the {noun} is already {state}")
+            return
+        else:
+            verb = f"become {other}"
+        article = "an" if state[0] in "aeiou" else "a"
+        super().__init__(f"{article} {state} {noun} cannot {verb}")
+
+
+_IN_WORDS = {"in_progress": "active", "timeout": "timed-out"}
+"""States whose names are no adjectives."""
 
 
 class VersionConflict(MetastoreError):
-    """The row moved since the caller read it.
+    """The row has changed since the caller read it.
 
     Attributes:
-        table: the row's table.
-        expected: the version the caller had read.
+        table: the table of the row.
+        expected: the version that the caller had read.
         row: the row as it is now.
     """
 
@@ -192,17 +232,17 @@ class VersionConflict(MetastoreError):
         self.table = table
         self.expected = expected
         self.row = row
-        super().__init__(f"a row of {table} is no longer at version {expected}")
+        super().__init__(f"the row of {table} is no longer at version {expected}")
 
 
 class LeaseUnavailable(MetastoreError):
-    """The worktree is held by another, moved since it was read, or none became free in time.
+    """The worktree is held, retired or has changed since it was read, or none became free in time.
 
-    Or there was no task to claim, and came none in time.
+    Or there was no task to claim, and none arrived in time.
 
     Attributes:
         resource: the table of what was asked for, `worktrees` or `tasks`.
-        worktree: the row as it is now; None where any worktree of a repository would have done.
+        worktree: the row as it is now; None if any worktree of a repository would have done.
         repository_id: the repository whose worktrees were asked for; None for tasks.
     """
 
@@ -220,8 +260,13 @@ class LeaseUnavailable(MetastoreError):
             super().__init__("there is no task to claim")
         elif worktree is None:
             super().__init__(f"no worktree of repository {repository_id} is free")
+        elif worktree.state == "retired":
+            super().__init__(f"worktree {worktree.id} is retired")
         elif worktree.lease_owner is None:
-            super().__init__(f"worktree {worktree.id} moved to version {worktree.version}")
+            super().__init__(
+                f"worktree {worktree.id} has changed since it was read: it is free, and at "
+                f"version {worktree.version}"
+            )
         else:
             super().__init__(
                 f"worktree {worktree.id} is held by {worktree.lease_owner!r} "
@@ -242,7 +287,14 @@ class LeaseLost(MetastoreError):
         self.resource = resource
         self.resource_id = resource_id
         self.fencing_number = fencing_number
-        super().__init__(f"lease {fencing_number} on {resource} {resource_id} is no longer held")
+        held = {
+            "worktrees": "the lease on worktree",
+            "project_locks": "the lock of project",
+            "tasks": "the claim on task",
+        }.get(resource, f"the lease on {resource}")
+        super().__init__(
+            f"{held} {resource_id} with fencing number {fencing_number} is no longer held"
+        )
 
 
 class LockHeld(MetastoreError):
@@ -250,7 +302,7 @@ class LockHeld(MetastoreError):
 
     Attributes:
         project_id: the locked project.
-        lock: the lock as it is now; None where it was set free in between.
+        lock: the lock as it is now; None if it was released meanwhile.
     """
 
     def __init__(self, project_id: str, lock: Any | None) -> None:
@@ -282,7 +334,7 @@ class BudgetExceeded(MetastoreError):
         self.reserved = reserved
         self.requested = requested
         super().__init__(
-            f"job {job_id} has {resource} {limit}: {spent} spent and {reserved} reserved "
+            f"job {job_id} has a {resource} of {limit}: {spent} spent and {reserved} reserved "
             f"leave no room for {requested}"
         )
 
@@ -294,7 +346,7 @@ class LimitExceeded(MetastoreError):
         job_id: the job.
         limit: the column of memory_limits that sets the limit.
         maximum: what it allows.
-        actual: what the write would have made of it.
+        actual: what the write would have needed.
     """
 
     def __init__(self, job_id: str, *, limit: str, maximum: int, actual: int) -> None:
@@ -302,11 +354,11 @@ class LimitExceeded(MetastoreError):
         self.limit = limit
         self.maximum = maximum
         self.actual = actual
-        super().__init__(f"job {job_id} has {limit} {maximum}, and {actual} would be more")
+        super().__init__(f"job {job_id} has a {limit} of {maximum}; this write needs {actual}")
 
 
 class ExportRefused(MetastoreError):
-    """A file cannot be exported to its path without touching what is there.
+    """A file cannot be exported: its path is taken by something that must not be replaced.
 
     Attributes:
         path: the file's path in the sandbox.
@@ -316,11 +368,11 @@ class ExportRefused(MetastoreError):
     def __init__(self, path: str, reason: str) -> None:
         self.path = path
         self.reason = reason
-        super().__init__(f"{path!r} is not exported: {reason}")
+        super().__init__(f"{path!r} was not exported: {reason}")
 
 
 class JobCancelled(MetastoreError):
-    """The job was called off: nothing of it is begun any more, its agent is to end it.
+    """The job was cancelled: it starts nothing more, and its agent has to end it.
 
     Attributes:
         job: the job as it is now.
@@ -328,11 +380,11 @@ class JobCancelled(MetastoreError):
 
     def __init__(self, job: Any) -> None:
         self.job = job
-        super().__init__(f"job {job.id} was called off; it is {job.status}")
+        super().__init__(f"job {job.id} was cancelled; its status is {job.status}")
 
 
 class PriceUnknown(MetastoreError):
-    """No price list tells what a model call costs, so the caller must.
+    """No price list has the price of a model call, so the caller must pass its cost.
 
     Attributes:
         provider: who was asked.
@@ -348,7 +400,7 @@ class PriceUnknown(MetastoreError):
 
 
 class TokenRejected(MetastoreError):
-    """The token opens nothing. Unknown, expired, revoked and mistyped look the same from outside.
+    """The token is not accepted. Unknown, expired, revoked and mistyped ones look the same.
 
     Attributes:
         scope: the scope that was asked for, or None.
@@ -356,14 +408,14 @@ class TokenRejected(MetastoreError):
 
     def __init__(self, scope: str | None = None) -> None:
         self.scope = scope
-        super().__init__("the token is not valid for this")
+        super().__init__("the token is not valid for this request")
 
 
 class SecretKeyUnavailable(MetastoreError):
     """There is no key to encrypt or decrypt a secret with; nothing was stored.
 
     Attributes:
-        key_id: the fingerprint of the key that a secret needs; None where any would do.
+        key_id: the fingerprint of the key that a secret needs; None if any would do.
     """
 
     def __init__(self, reason: str, *, key_id: str | None = None) -> None:
@@ -380,9 +432,7 @@ class SecretRejected(MetastoreError):
 
     def __init__(self, key_id: str) -> None:
         self.key_id = key_id
-        super().__init__(
-            f"a ciphertext under key {key_id} was altered, or was not made for this row"
-        )
+        super().__init__(f"a ciphertext under key {key_id} was altered, or belongs to another row")
 
 
 class MigrationFailed(MetastoreError):
@@ -474,7 +524,7 @@ class SchemaTooNew(MetastoreError):
 
 
 class TransactionActive(MetastoreError):
-    """The task holds an open transaction and used the store beside it, which would wait for ever.
+    """The task holds an open transaction and used the store beside it, which would never return.
 
     Use the transaction's own repositories (`tx.events`, not `store.events`) inside its body.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from metastore import migrations
-from metastore.audit import Finding  # noqa: TC001 - msgspec reads the annotation
+from metastore.audit.links import Finding  # noqa: TC001 - msgspec reads the annotation
 from metastore.backends import opening
 from metastore.backends.base import NO_TABLES, KnownFault
 from metastore.errors import (
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from metastore.repositories.cost_entries import CostDiscrepancy
 
 __all__ = ["Health", "LeaseCount", "diagnose", "examine"]
+
+COUNT_TIMEOUT = 30.0
+"""How long counting the leases and reading the schema may take, in seconds."""
 
 
 class LeaseCount(msgspec.Struct, frozen=True):
@@ -111,19 +115,23 @@ async def examine(
     tables = row_checks(repository_types(), backend.columns) if integrity else NO_TABLES
     facts = await backend.inspect(check=check, integrity=integrity, tables=tables)
     head = migrations.head(url.dialect)
-    leases = count_error = tampering = audit_error = None
+    leases = tampering = audit_error = None
+    count_error: MetastoreError | None = None
     schema: list[Finding] = []
     discrepancies: list[CostDiscrepancy] = []
     if facts.read_error is None and facts.schema_error is None:
         try:
-            await repositories.lease_limits.check()
-            leases = {
-                repository.leased: LeaseCount(*await repository.count_held())
-                for repository in leasable(repositories)
-            }
-            schema = await repositories.audit_chains.schema_findings()
+            async with asyncio.timeout(COUNT_TIMEOUT):
+                await repositories.lease_limits.check()
+                leases = {
+                    repository.leased: LeaseCount(*await repository.count_held())
+                    for repository in leasable(repositories)
+                }
+                schema = await repositories.audit_chains.schema_findings()
             if integrity:
                 discrepancies = await repositories.cost_entries.discrepancies()
+        except TimeoutError:
+            count_error = StoreBusy(f"that took more than {COUNT_TIMEOUT:g} s")
         except MetastoreError as error:
             count_error = error
         if audit:

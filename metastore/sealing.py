@@ -11,7 +11,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from metastore.audit import encode
+from metastore.audit.links import encode
 from metastore.errors import InvalidValue
 
 if TYPE_CHECKING:

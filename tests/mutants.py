@@ -28,8 +28,9 @@ COPIED = ("metastore", "sql", "migrations", "tests", "docs", "pyproject.toml", "
 AT_ONCE = 2
 """How many mutants are tried at once, each in a copy of its own."""
 
-TIMEOUT = 180
-"""How long the tests of one mutant may take, in seconds; a fault may make them hang."""
+TIMEOUT = 300
+"""How long the tests of one mutant may take, in seconds. One that takes longer was not caught: its
+tests may just have been slow, and whoever meets a hang wants a test that ends."""
 
 
 class Mutant(NamedTuple):
@@ -67,7 +68,7 @@ TASKS = "tests/repositories/test_tasks.py"
 LOCKS = "tests/repositories/test_project_locks.py"
 BUDGETS = "tests/repositories/test_budget_reservations.py"
 ENDED = "tests/test_ended.py"
-AVAILABILITY = "tests/repositories/test_availability.py"
+AVAILABILITY = "tests/test_availability.py"
 
 MUTANTS = [
     Mutant(
@@ -213,9 +214,9 @@ MUTANTS = [
     ),
     Mutant(
         "a ticket that was cancelled stays",
-        "metastore/repositories/lease_waiters.py",
-        "            if taken is None:\n                # A",
-        "            if False:\n                # A",
+        "metastore/leasing/queue.py",
+        "if taken is None:\n            # A",
+        "if False:\n            # A",
         AVAILABILITY,
     ),
     Mutant(
@@ -283,35 +284,35 @@ MUTANTS = [
     ),
     Mutant(
         "the deadline counts from the end of a renewal",
-        "metastore/leases.py",
+        "metastore/leasing/holding.py",
         "deadline = begun + self._ttl",
         "deadline = loop.time() + self._ttl",
         "tests/test_leases.py",
     ),
     Mutant(
         "a lost lease takes the place of the body's error",
-        "metastore/leases.py",
+        "metastore/leasing/holding.py",
         "if was_lost and isinstance(error, asyncio.CancelledError) and not renewer.others_cancelled:",
         "if was_lost:",
         f"tests/test_leases.py {TASKS}",
     ),
     Mutant(
         "a cancellation by another is taken for a lost lease",
-        "metastore/leases.py",
+        "metastore/leasing/holding.py",
         " and not renewer.others_cancelled:",
         ":",
         "tests/test_leases.py",
     ),
     Mutant(
         "renewals that end unexpectedly are not noticed",
-        "metastore/leases.py",
+        "metastore/leasing/holding.py",
         "            self._lost = True\n            self.cause = error\n            self._body.cancel()",
         "            self.cause = error",
         "tests/test_leases.py",
     ),
     Mutant(
         "what was cancelled twice is not released",
-        "metastore/leases.py",
+        "metastore/leasing/holding.py",
         "    except asyncio.CancelledError:\n        await give_back(ending, backend=backend)\n        raise",
         "    except asyncio.CancelledError:\n        ending.cancel()\n        raise",
         "tests/test_leases.py",
@@ -569,9 +570,9 @@ MUTANTS = [
     ),
     Mutant(
         "`admin list-tokens` prints one page",
-        "metastore/cli/admin.py",
-        "        if after is None:\n            return tokens",
-        "        return tokens",
+        "metastore/paging.py",
+        "        if page.next is None:\n            return\n",
+        "        return\n",
         "tests/cli/test_admin.py",
     ),
     Mutant(
@@ -655,28 +656,28 @@ MUTANTS = [
     ),
     Mutant(
         "an unhashed event behind chained ones is accepted",
-        "metastore/audit.py",
+        "metastore/audit/links.py",
         "if late or self._unchained > self._start.unchained or self.links:",
         "if late or self._unchained > self._start.unchained:",
         "tests/repositories/test_audit_chains.py tests/batteries/test_attacks.py",
     ),
     Mutant(
         "the suffix of a purge is not checked",
-        "metastore/audit.py",
+        "metastore/audit/links.py",
         'if end.last != end.link + self._suffixes.get(end.length, ""):',
         "if False:",
         "tests/repositories/test_audit_chains.py tests/batteries/test_attacks.py",
     ),
     Mutant(
         "what a checkpoint noted is not compared",
-        "metastore/audit.py",
+        "metastore/audit/links.py",
         "if self._marks.get(count, self._last) != self._last:",
         "if False:",
         "tests/batteries/test_attacks.py",
     ),
     Mutant(
         "a removed stub is no finding",
-        "metastore/audit.py",
+        "metastore/audit/links.py",
         'return ("removed", "the chain is gone") if chain.entries or chain.heads else ("", "")',
         'return ("", "")',
         "tests/batteries/test_attacks.py",
@@ -927,25 +928,11 @@ MUTANTS = [
         "tests/backends/test_loops.py",
     ),
     Mutant(
-        "what closing leaves unfinished is run",
-        LANES,
-        "            if self.closed is not None:\n                self.refuse(self.closed)",
-        "            pass",
-        f"{BOUNDS} {BACKEND}",
-    ),
-    Mutant(
         "the watcher does not poll again after a pause",
         "metastore/backends/sqlite/watcher.py",
         "                await asyncio.sleep(POLL_INTERVAL)\n        self._poller = None",
         "                await asyncio.sleep(POLL_INTERVAL)",
-        f"{BACKEND} tests/repositories/test_events.py",
-    ),
-    Mutant(
-        "a scan is not interrupted by close",
-        "metastore/backends/sqlite/scans.py",
-        "if self.closed is not None:\n                # The closing",
-        "if False:\n                # The closing",
-        "tests/backends/test_sqlite_scans.py",
+        BACKEND,
     ),
     Mutant(
         "a sweep removes the folders of the living",
@@ -1025,13 +1012,6 @@ MUTANTS = [
         "tests/test_migrations.py",
     ),
     Mutant(
-        "a CHECK of money is dropped",
-        "migrations/sqlite/0016-create-cost-entries.sql",
-        "CHECK (",
-        "CHECK (1 OR ",
-        "tests/test_seeds_jobs.py tests/repositories/test_cost_entries.py tests/test_seeds.py",
-    ),
-    Mutant(
         "NaN is stored as null",
         "metastore/codec.py",
         "if it - it:",
@@ -1102,6 +1082,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         # Bytecode is told stale by its source's time, and files change faster than clocks tick.
         self._times = count(1_000_000_000)
         for name in COPIED:
@@ -1135,7 +1116,7 @@ class Copy:
         try:
             code, output = self.test(mutant.tests.split(), "-x")
         except subprocess.TimeoutExpired:
-            return "caught: it hangs"
+            return f"no end in {TIMEOUT} s"
         finally:
             self._write(file, text)
         if code == 1:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from metastore import SessionStatus, every
+
 if TYPE_CHECKING:
+    from metastore import MetadataStore
     from metastore.backends.base import Executor
     from metastore.repositories.sessions import Sessions
     from metastore.repositories.steps import Steps
@@ -42,6 +45,31 @@ def positional_parameters(steps: Steps, sessions: Sessions) -> None:
 def wrong_types(steps: Steps, sessions: Sessions) -> None:
     steps._sql.get_step(id=1)  # type: ignore[arg-type]
     sessions._sql.get_session(id=None)  # type: ignore[arg-type]
+
+
+async def misspelt_names(store: MetadataStore) -> None:
+    await store.jobs.list_by_status("planned")  # type: ignore[arg-type]
+    await store.sessions.list_by_status("running")  # type: ignore[arg-type]
+    await store.tasks.list_by_status("paused")  # type: ignore[arg-type]
+    await store.workflows.list_by_status("Draft")  # type: ignore[arg-type]
+    await store.tool_executions.list_by_status("timed_out")  # type: ignore[arg-type]
+    await store.artifacts.list_by_type("logs")  # type: ignore[arg-type]
+    await store.events.append("", "", "", "warn")  # type: ignore[arg-type]
+    await store.sessions.create(session_type="test")  # type: ignore[arg-type]
+    await store.sessions.create(session_type="debug", mode="fast")  # type: ignore[arg-type]
+    await store.client_sessions.open(client_id="", connection_type="ws")  # type: ignore[arg-type]
+    await store.configurations.set("", 1, "int")  # type: ignore[arg-type]
+    await store.deletions.list("events")  # type: ignore[arg-type]
+    await store.audit_chains.list("sessions")  # type: ignore[arg-type]
+    await store.lease_waiters.list_by_resource("leases", "")  # type: ignore[arg-type]
+    await store.jobs.list_by_status(SessionStatus.PENDING)  # type: ignore[arg-type]
+
+
+async def wrong_arguments_of_every_page(store: MetadataStore) -> None:
+    every(store.jobs.list_by_status, "planned")  # type: ignore[arg-type]
+    every(store.jobs.list_by_status)  # type: ignore[call-arg]
+    every(store.jobs.list_by_status, "failed", after=1)  # type: ignore[arg-type]
+    every(store.jobs.get, "")  # type: ignore[arg-type]
 
 
 async def wrong_rows(executor: Executor, events: EventsStatements) -> None:

@@ -173,7 +173,13 @@ async def test_session__that_ended_takes_no_work(
         await do(repos, it)
     assert (refused.value.table, refused.value.from_state) == ("sessions", state)
     assert (refused.value.to_state, refused.value.row) == (name, ended)
-    assert str(refused.value) == f"a row of sessions that is {state} takes no {name}"
+    verb = {
+        "step": "start a step",
+        "command": "run a command",
+        "checkpoint": "take a checkpoint",
+        "lock": "lock its project",
+    }[name]
+    assert str(refused.value) == f"a {state} session cannot {verb}"
     assert await everything(store) == before
     # The other session has not ended.
     assert (await do(repos, other)).id in {row.id for row in await everything(store)}

@@ -24,6 +24,7 @@ from metastore import MetadataStore, NewEvent, TransactionActive, health, migrat
 from metastore.backends.sqlite import backend, inspection
 from metastore.backends.sqlite.known_faults import known_faults
 from metastore.errors import InvalidValue
+from metastore.repositories.tasks import Tasks
 from metastore.testing import Clock, Factories, Faults, expire
 from metastore.testing.template import write_template
 from tests.patience import PATIENCE
@@ -528,3 +529,44 @@ async def test_health__adds_the_costs_up(file_store: MetadataStore, path: Path) 
     [problem] = (await file_store.health(integrity=True)).problems
     assert job.id in problem
     assert (await file_store.health()).healthy
+
+
+ENDLESS = """
+CREATE VIEW {} AS WITH RECURSIVE
+n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT {} FROM n WHERE x < 0
+"""
+
+
+@pytest.mark.parametrize("searches", [{}, {"integrity": True}, {"audit": True}])
+@pytest.mark.parametrize("table", ["worktrees", "tasks", "events", "cost_entries"])
+async def test_diagnose__of_a_view_that_never_ends(
+    store_url: str, path: Path, table: str, searches: dict[str, bool]
+) -> None:
+    """Somebody else's database may have one in the place of any table."""
+    async with MetadataStore.open(store_url, migrate=True):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        columns = [it[1] for it in connection.execute(f"PRAGMA table_info({table})")]
+
+    listed = ", ".join(f"x AS {column}" for column in columns)
+    outside(path, f"DROP TABLE {table}", ENDLESS.format(table, listed))
+    async with asyncio.timeout(20):
+        report = await diagnose(store_url, **searches)
+    assert not report.healthy
+    assert f"{table}: is a view where a table belongs" in "".join(report.problems)
+    found = [it for it in report.damage or () if it.startswith(table)]
+    expected = [f"{table}: is a view where a table belongs"]
+    assert found == (expected if "integrity" in searches else [])
+
+
+async def test_diagnose__of_what_cannot_be_counted_in_time(
+    file_store: MetadataStore, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(*_: object) -> object:
+        return await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(health, "COUNT_TIMEOUT", 0.1)
+    monkeypatch.setattr(Tasks, "count_held", endless)
+    async with asyncio.timeout(20):
+        report = await diagnose(store_url)
+    assert "cannot be counted: that took more than 0.1 s" in the_problem(report)

@@ -17,7 +17,15 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pytest
 from aiosql.types import QueryDatum, SQLOperationType
@@ -26,7 +34,7 @@ import metastore
 from docs import query_plans
 from docs.schema_page import migrated, parse_table
 from docs.statement_types import class_name
-from metastore import NewEvent, resources, statements
+from metastore import NewEvent, deletion, paging, resources, statements
 from metastore.backends.sqlite.columns import COLUMNS
 from metastore.codec import Row, _columns
 from metastore.repositories import RepositorySet, base
@@ -275,7 +283,9 @@ def test_stems__a_repository_names_its_table(table: str) -> None:
     repository = REPOSITORIES[table]
     assert repository.table == table
     assert repository.__module__ == f"metastore.repositories.{table}"
-    assert repository.row_type.__module__ == repository.__module__
+    module = sys.modules[repository.__module__]
+    assert getattr(module, repository.row_type.__name__) is repository.row_type
+    assert repository.row_type.__name__ in module.__all__
 
 
 def test_stems__the_store_and_a_transaction_offer_the_same() -> None:
@@ -546,9 +556,11 @@ class _Asked(dict[str, None]):
 
 @each_statement
 def test_statement__is_prepared_with_the_parameters_it_declares(
-    schema: sqlite3.Connection, name: str
+    schema: sqlite3.Connection, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statement = STATEMENTS[name]
+    monkeypatch.setattr(statements, "NUMBERED", True)
+    table, _, of = name.partition(".")
+    statement = Statement(table, _read(table)[of], REPOSITORIES[table].row_type, COLUMNS)
     asked = _Asked()
     schema.execute(f"EXPLAIN {statement.sql}", asked)
     # By number, from 1, as they are bound.
@@ -649,7 +661,8 @@ def _returned(schema: sqlite3.Connection, statement: Statement) -> tuple[str, ..
     """Return the names of the columns that a statement returns."""
     if not statement.writes:
         asked = f"SELECT * FROM ({statement.sql}) LIMIT 0"
-        return tuple(column for column, *_ in schema.execute(asked, _Asked()).description)
+        bound = _Asked() if statement.places is None else [None] * len(statement.places)
+        return tuple(column for column, *_ in schema.execute(asked, bound).description)
     _, _, returning = statement.sql.partition("RETURNING")
     return tuple(column.strip() for column in returning.split(",") if column.strip())
 
@@ -677,11 +690,19 @@ def _module(table: str) -> ast.Module:
     return ast.parse(_text(Path(inspect.getfile(REPOSITORIES[table]))))
 
 
+@cache
+def _users(table: str) -> list[ast.Module]:
+    """Return the modules that run the statements of a table: its repository, and what that asks."""
+    texts = [_text(path) for path in PACKAGE.rglob("*.py")]
+    return [ast.parse(text) for text in texts if re.search(rf"\b{class_name(table)}\b", text)]
+
+
 @each_table
 def test_repository__uses_every_statement_of_its_file(table: str) -> None:
     used = {
         node.attr
-        for node in ast.walk(_module(table))
+        for module in _users(table)
+        for node in ast.walk(module)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._sql"
     }
     assert used == _read(table).keys()
@@ -705,6 +726,8 @@ def test_repository__passes_no_keywords_that_mypy_cannot_see(table: str) -> None
         for node in nodes
         if isinstance(node, ast.FunctionDef) and node.returns is not None
     }
+    for shared, called in ((deletion.cut, "deletion.cut"), (paging.older_than, "older_than")):
+        types[called] = str(inspect.signature(shared).return_annotation)
     untyped = {
         call.lineno: ast.unparse(keyword.value)
         for call in nodes
@@ -856,3 +879,33 @@ def test_query_plans__no_statement_scans_or_sorts(schema: sqlite3.Connection) ->
 def _is_slow(line: str) -> bool:
     # `line` is the one row that says how many wait ahead.
     return bool(re.search(r"SCAN (?!CONSTANT ROW|l$|line$)|TEMP B-TREE|AUTOMATIC", line))
+
+
+NAMED = [
+    (module, name.removesuffix("Name"))
+    for module in sorted({repository.__module__ for repository in REPOSITORIES.values()})
+    for name in vars(sys.modules[module])
+    if name.endswith("Name") and get_origin(vars(sys.modules[module])[name]) is Literal
+]
+
+
+@pytest.mark.parametrize(("module", "enumeration"), NAMED)
+def test_names__are_the_values_of_their_enumeration(module: str, enumeration: str) -> None:
+    """A type checker takes either; one that is missing from the other would go unnoticed."""
+    members = getattr(sys.modules[module], enumeration)
+    assert get_args(getattr(sys.modules[module], f"{enumeration}Name")) == tuple(members)
+
+
+def test_names__stand_for_every_enumeration_that_a_method_takes() -> None:
+    assert len(NAMED) == 14
+    for repository in REPOSITORIES.values():
+        for name, method in inspect.getmembers(repository, inspect.isfunction):
+            # Its callers are the repositories of what is leased.
+            if name.startswith("_") or name == "wait_in_queue":
+                continue
+            for parameter in inspect.signature(method).parameters.values():
+                column = _columns(repository.row_type).get(parameter.name)
+                if column and isinstance(column.type, type) and issubclass(column.type, StrEnum):
+                    kind = column.type.__name__
+                    taken = str(parameter.annotation).split(" | ")
+                    assert {kind, f"{kind}Name"} <= set(taken), f"{repository.__name__}.{name}"

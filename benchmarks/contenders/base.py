@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from uuid_utils import uuid7
 
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path

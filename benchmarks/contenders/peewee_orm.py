@@ -35,7 +35,7 @@ from benchmarks.contenders.base import (
     new_token,
     utc_now,
 )
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
 from benchmarks.contenders.base import BUSY_TIMEOUT, encode_time
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 
 if TYPE_CHECKING:
     from pathlib import Path

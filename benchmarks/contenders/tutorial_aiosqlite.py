@@ -10,7 +10,7 @@ import aiosqlite
 
 from benchmarks.contenders import statements as sql
 from benchmarks.contenders.base import BUSY_TIMEOUT, check_budget, new_id
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -166,18 +166,14 @@ def revoke_token(token_id: str, yes: bool, url: DatabaseUrl, as_json: bool) -> N
 
 
 async def _all_tokens(store: MetadataStore, user_name: str | None) -> list[AuthToken]:
-    tokens: list[AuthToken] = []
-    after: str | None = None
-    while True:
-        page = (
-            await store.auth_tokens.list(after=after, limit=1000)
-            if user_name is None
-            else await store.auth_tokens.list_by_user(user_name, after=after, limit=1000)
-        )
-        tokens += page.items
-        after = page.next
-        if after is None:
-            return tokens
+    from metastore.paging import every
+
+    tokens = (
+        every(store.auth_tokens.list)
+        if user_name is None
+        else every(store.auth_tokens.list_by_user, user_name)
+    )
+    return [token async for token in tokens]
 
 
 def _print_issued(issued: IssuedToken, as_json: bool, *, replaced: AuthToken | None = None) -> None:

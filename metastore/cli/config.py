@@ -25,7 +25,7 @@ from metastore.secrets import Secret
 
 if TYPE_CHECKING:
     from metastore.backends.base import DatabaseUrl
-    from metastore.repositories.configurations import Configuration
+    from metastore.repositories.configurations import Configuration, ConfigurationTypeName
     from metastore.store import MetadataStore
 
 __all__ = ["config"]
@@ -51,7 +51,7 @@ def config() -> None:
 def set_(
     key: str,
     value: str | None,
-    value_type: str,
+    value_type: ConfigurationTypeName,
     description: str | None,
     secret: bool,
     if_version: int | None,
@@ -233,11 +233,6 @@ def _parsed(text: Secret[str], value_type: str) -> Secret[Any]:
 
 
 async def _all_settings(store: MetadataStore) -> list[Configuration]:
-    rows: list[Configuration] = []
-    after: str | None = None
-    while True:
-        page = await store.configurations.list(after=after, limit=1000)
-        rows += page.items
-        after = page.next
-        if after is None:
-            return rows
+    from metastore.paging import every
+
+    return [row async for row in every(store.configurations.list)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from metastore import MetadataStore, SessionStatus, WorktreeState
+from metastore import MetadataStore, SessionStatus, WorktreeState, every
 from metastore.demo import check
 from metastore.demo.competition import LATE_WRITES, Competition, DemoError
 from metastore.demo.ledger import Ledger
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from docs.examples import runner as example_runner
-    from metastore import Repository, Worktree
+    from metastore import Repository
     from metastore.backends.base import DatabaseUrl
     from metastore.demo.competition import Display, Victim
 else:
@@ -170,27 +170,24 @@ class Demo:
 
     async def _clear_up(self, store: MetadataStore, repository: Repository, top: Path) -> None:
         """Remove what a run that was killed left behind."""
-        left: dict[str, Worktree] = {}
-        after: str | None = None
-        while True:
-            page = await store.worktrees.list_by_repository(repository.id, after=after)
-            left |= {row.id: row for row in page.items if row.state == WorktreeState.READY}
-            after = page.next
-            if after is None:
-                break
+        left = [
+            row
+            async for row in every(store.worktrees.list_by_repository, repository.id)
+            if row.state == WorktreeState.READY
+        ]
         if not left:
             return
         self._display.say(f"Removing {len(left)} worktrees that an earlier run has left")
-        for worktree in left.values():
+        for worktree in left:
             await example_runner.retire(store, worktree)
             path = Path(worktree.path)
             if path.parent.name.startswith(example_runner.FOLDER_PREFIX):
                 shutil.rmtree(path.parent, ignore_errors=True)
             with contextlib.suppress(example_runner.GitError):
                 await example_runner.git("worktree", "remove", "-f", "-f", path, cwd=top)
-        active = await store.sessions.list_by_status(SessionStatus.IN_PROGRESS, limit=1000)
-        for session in active.items:
-            if session.worktree_id in left:
+        retired = {worktree.id for worktree in left}
+        async for session in every(store.sessions.list_by_status, SessionStatus.IN_PROGRESS):
+            if session.worktree_id in retired:
                 await example_runner.abandon(store, session.id, "its run of the demo was killed")
 
 

@@ -10,27 +10,21 @@ import asyncio
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from metastore import CommandStatus, NotFound, SessionStatus
+from metastore import CommandStatus, NotFound, SessionStatus, every
+from metastore.paging import MAX_PAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from metastore import Artifact, Command, MetadataStore, Page, Session
+    from metastore import Artifact, Command, MetadataStore, Session
     from metastore.demo.ledger import Ledger
 
 __all__ = ["RUN", "Tally", "verify"]
 
 RUN = "demo_run"
 """The key in a session's metadata that names its run."""
-
-LARGEST_PAGE = 1000
-
-Item = TypeVar("Item")
-Cursor = TypeVar("Cursor", str, int)
 
 
 class Tally(msgspec.Struct):
@@ -90,7 +84,7 @@ async def _sessions_of(store: MetadataStore, run: str) -> dict[str, Session]:
     sessions: dict[str, Session] = {}
     after: str | None = None
     while True:
-        page = await store.sessions.list_recent(after=after, limit=LARGEST_PAGE)
+        page = await store.sessions.list_recent(after=after, limit=MAX_PAGE)
         found = {row.id: row for row in page.items if row.metadata.get(RUN) == run}
         sessions |= found
         after = page.next
@@ -99,21 +93,8 @@ async def _sessions_of(store: MetadataStore, run: str) -> dict[str, Session]:
             return sessions
 
 
-async def _all(
-    read: Callable[[Cursor | None], Awaitable[Page[Item, Cursor]]],
-) -> list[Item]:
-    items: list[Item] = []
-    after: Cursor | None = None
-    while True:
-        page = await read(after)
-        items += page.items
-        after = page.next
-        if after is None:
-            return items
-
-
 async def _commands_of(store: MetadataStore, session: Session, tally: Tally) -> dict[str, Command]:
-    commands = (await store.commands.list_by_session(session.id, limit=LARGEST_PAGE)).items
+    commands = [it async for it in every(store.commands.list_by_session, session.id)]
     for command in commands:
         tally.commands[command.status] += 1
         tally.exit_codes["none" if command.exit_code is None else str(command.exit_code)] += 1
@@ -125,9 +106,7 @@ async def _commands_of(store: MetadataStore, session: Session, tally: Tally) -> 
 async def _artifacts_of(
     store: MetadataStore, session: Session, tally: Tally
 ) -> dict[str, Artifact]:
-    artifacts = await _all(
-        lambda after: store.artifacts.list_by_session(session.id, after=after, limit=LARGEST_PAGE)
-    )
+    artifacts = [it async for it in every(store.artifacts.list_by_session, session.id)]
     for artifact in artifacts:
         tally.artifacts[artifact.artifact_type] += 1
         tally.artifact_bytes += artifact.size_bytes or 0
@@ -137,9 +116,7 @@ async def _artifacts_of(
 async def _check_events(
     store: MetadataStore, session: Session, claimed: list[str], tally: Tally
 ) -> None:
-    events = await _all(
-        lambda after: store.events.list_by_session(session.id, after=after or 0, limit=LARGEST_PAGE)
-    )
+    events = [it async for it in every(store.events.list_by_session, session.id)]
     tally.events += len(events)
     found = [event.id for event in events]
     if missing := set(claimed).difference(found):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from metastore.statement_types import ArtifactsStatements
 
-__all__ = ["Artifact", "ArtifactType", "Artifacts"]
+__all__ = ["Artifact", "ArtifactType", "ArtifactTypeName", "Artifacts"]
 
 
 class ArtifactType(StrEnum):
@@ -31,13 +31,19 @@ class ArtifactType(StrEnum):
     BACKUP = "backup"
 
 
+ArtifactTypeName = Literal[
+    "log", "coverage", "junit_xml", "crash_dump", "test_file", "report", "diff", "backup"
+]
+"""The same as text, so that a type checker sees a misspelt one."""
+
+
 class Artifact(Row, frozen=True):
     """A file that a session produced.
 
     Attributes:
         content_path: where it is.
-        size_bytes: its size when it was noted, in bytes.
-        sha256: its digest when it was noted, 64 hexadecimal digits.
+        size_bytes: its size in bytes when it was recorded.
+        sha256: its SHA-256 when it was recorded, 64 hexadecimal digits.
     """
 
     id: Id
@@ -62,26 +68,26 @@ class Artifacts(TableRepository[Artifact]):
     async def create(
         self,
         *,
-        session_id: str,
-        artifact_type: str,
+        session_id: Id,
+        artifact_type: ArtifactType | ArtifactTypeName,
         name: str,
         content_path: str,
-        command_id: str | None = None,
+        command_id: Id | None = None,
         size_bytes: int | None = None,
         sha256: str | None = None,
         metadata: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Artifact:
-        """Note a file, and what it was when it was noted.
+        """Record a file, with its size and digest at this moment.
 
         Raises:
             InvalidReference: there is no such session or command.
             AlreadyExists: an artifact has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_artifact(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 command_id=command_id,
                 artifact_type=artifact_type,
@@ -94,42 +100,50 @@ class Artifacts(TableRepository[Artifact]):
             )
         )
 
-    async def get(self, artifact_id: str) -> Artifact:
+    async def get(self, artifact_id: Id) -> Artifact:
         """Return an artifact.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no artifact has this id.
+            InvalidValue: `artifact_id` is not a valid id.
         """
         return await self._one(self._sql.get_artifact(id=artifact_id), artifact_id)
 
     async def list_by_session(
-        self, session_id: str, *, after: str | None = None, limit: int = 50
+        self, session_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Artifact, str]:
-        """Return a page of a session's artifacts, oldest first."""
-        rows = await self._all(
-            self._sql.list_artifacts_by_session(
-                session_id=session_id, after_id=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def list_by_type(
-        self, artifact_type: str, *, after: str | None = None, limit: int = 50
-    ) -> Page[Artifact, str]:
-        """Return a page of the artifacts of one type, oldest first."""
-        rows = await self._all(
-            self._sql.list_artifacts_by_type(
-                artifact_type=artifact_type,
-                after_id=after,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def delete(self, artifact_id: str) -> None:
-        """Forget a file; the file itself stays.
+        """Return a page of a session's artifacts, oldest first.
 
         Raises:
-            NotFound: there is none with this id.
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_artifacts_by_session(
+            session_id=session_id, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def list_by_type(
+        self,
+        artifact_type: ArtifactType | ArtifactTypeName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
+    ) -> Page[Artifact, str]:
+        """Return a page of the artifacts of one type, oldest first.
+
+        Raises:
+            InvalidValue: `artifact_type`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_artifacts_by_type(
+            artifact_type=artifact_type, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def delete(self, artifact_id: Id) -> None:
+        """Delete the record of a file; the file itself stays.
+
+        Raises:
+            NotFound: no artifact has this id.
+            InvalidValue: `artifact_id` is not a valid id.
         """
         await self._one(self._sql.delete_artifact(id=artifact_id), artifact_id)

@@ -32,7 +32,7 @@ from metastore.errors import (
     TokenRejected,
     TransactionActive,
 )
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.secrets import Secret
 
@@ -86,7 +86,7 @@ _MAX_SCOPE = 255
 
 
 class TokenStatus(StrEnum):
-    """What has become of a token."""
+    """The status of a token."""
 
     ACTIVE = "active"
     REPLACED = "replaced"
@@ -125,7 +125,7 @@ class AuthToken(Row, frozen=True):
         `sessions` itself, `*` everything. A token without scopes opens nothing.
 
         Raises:
-            InvalidValue: `scope` is none that can be asked for: it is malformed, or has a `*`.
+            InvalidValue: `scope` is malformed, or has a `*`.
         """
         _check_scope(scope)
         return any(
@@ -139,7 +139,7 @@ class AuthToken(Row, frozen=True):
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > moment)
 
     def status(self, moment: datetime) -> TokenStatus:
-        """Return what has become of the token at `moment`; a replaced one may be live still."""
+        """Return the status of the token at `moment`; a replaced one may still be live."""
         if self.revoked_at is not None:
             return TokenStatus.REVOKED
         if not self.is_live(moment):
@@ -185,7 +185,7 @@ class AuthTokens(TableRepository[AuthToken]):
         name: str,
         scopes: Iterable[str] = (),
         ttl: timedelta | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> IssuedToken:
         """Issue a token for a user; `name` says what it is for.
 
@@ -194,14 +194,14 @@ class AuthTokens(TableRepository[AuthToken]):
 
         Raises:
             AlreadyExists: a token has this `id`.
-            InvalidValue: a value is refused; a scope is of the form `sessions:read`,
+            InvalidValue: an argument is invalid; a scope is of the form `sessions:read`,
                 `sessions:*` or `*`.
         """
         secret = _Secret()
         now = self._now()
         record = await self._created(
             self._sql.create_auth_token(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 user_name=user_name,
                 name=name,
                 token_prefix=secret.prefix,
@@ -221,7 +221,7 @@ class AuthTokens(TableRepository[AuthToken]):
         Of any number of callers at once, in any processes, one gets a token.
 
         Raises:
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         secret = _Secret()
         now = self._now()
@@ -239,11 +239,12 @@ class AuthTokens(TableRepository[AuthToken]):
         )
         return None if record is None else IssuedToken(secret.token, record)
 
-    async def get(self, token_id: str) -> AuthToken:
+    async def get(self, token_id: Id) -> AuthToken:
         """Return what is stored of a token.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no token has this id.
+            InvalidValue: `token_id` is not a valid id.
         """
         return await self._one(self._sql.get_auth_token(id=token_id), token_id)
 
@@ -251,14 +252,14 @@ class AuthTokens(TableRepository[AuthToken]):
         """Return the record of a live token that opens `scope`.
 
         With `scope` None the token only says who its user is. A mistyped token is refused
-        without a look at the database. The use is noted in `last_used_at` at most once a
+        without asking the database. The use is recorded in `last_used_at` at most once a
         minute, and not at all while the store takes no writes: that locks nobody out. In a
         `Secret` the token stays out of the tracebacks of its callers.
 
         Raises:
             TokenRejected: the token opens nothing of the kind. Whether it is mistyped, unknown,
-                expired, revoked or lacks the scope is not told.
-            InvalidValue: `scope` is none that can be asked for.
+                expired, revoked or lacks the scope is not revealed.
+            InvalidValue: `scope` is malformed, or has a `*`.
         """
         token_hash = _hash_if_well_formed(token.reveal() if isinstance(token, Secret) else token)
         # Tracebacks may show the variables of their frames.
@@ -282,8 +283,8 @@ class AuthTokens(TableRepository[AuthToken]):
         unused_since = now - NOTE_USE_EVERY
         if record.last_used_at is not None and record.last_used_at > unused_since:
             return record
-        # Within a transaction of the caller's the store reads but does not write. Verifying
-        # there must not fail once a minute.
+        # Inside a caller's transaction the store cannot write. Verifying there must not fail once
+        # a minute.
         with contextlib.suppress(
             StoreBusy, StoreFull, StoreIOError, StoreReadOnly, TransactionActive
         ):
@@ -295,7 +296,7 @@ class AuthTokens(TableRepository[AuthToken]):
             return noted or record
         return record
 
-    async def rotate(self, token_id: str, *, grace: timedelta = DEFAULT_GRACE) -> IssuedToken:
+    async def rotate(self, token_id: Id, *, grace: timedelta = DEFAULT_GRACE) -> IssuedToken:
         """Issue a token in place of another, which goes on working for `grace`.
 
         The new token has the user, name and scopes of the old one, and as long to live as that
@@ -335,33 +336,40 @@ class AuthTokens(TableRepository[AuthToken]):
         [record] = self._decode(answers[0])
         return IssuedToken(secret.token, record)
 
-    async def revoke(self, token_id: str) -> AuthToken:
+    async def revoke(self, token_id: Id) -> AuthToken:
         """End a token for good and return its record. Repeating it changes nothing.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no token has this id.
+            InvalidValue: `token_id` is not a valid id.
         """
         return await self._one(
             self._sql.revoke_auth_token(id=token_id, revoked_at=self._now()), token_id
         )
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[AuthToken, str]:
-        """Return a page of the tokens, live or not, in the order in which they were issued."""
-        rows = await self._all(
-            self._sql.list_auth_tokens(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[AuthToken, str]:
+        """Return a page of the tokens, live or not, in the order in which they were issued.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_auth_tokens(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def list_by_user(
-        self, user_name: str, *, after: str | None = None, limit: int = 50
+        self, user_name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[AuthToken, str]:
-        """Return a page of one user's tokens, live or not, in the order of their issue."""
-        rows = await self._all(
-            self._sql.list_auth_tokens_by_user(
-                user_name=user_name, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of one user's tokens, live or not, in the order of their issue.
+
+        Raises:
+            InvalidValue: `user_name`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_auth_tokens_by_user(
+            user_name=user_name, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
 
 class _Secret:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, 
 from metastore import codec, deletion
 from metastore.backends.base import RowCheck
 from metastore.errors import InvalidReference, InvalidTransition, NotFound
+from metastore.paging import Cursor, Page, page_of
 from metastore.statements import Catalogue
 
 if TYPE_CHECKING:
@@ -85,9 +86,26 @@ class TableRepository(Generic[AnyRow]):
         )
         return decode
 
+    @staticmethod
+    def _id(id: str | None) -> str:
+        """Return the id that the caller chose for a row, or a fresh one for None.
+
+        "" is not None: a caller that passes it by mistake is refused, and a retry stores nothing.
+        """
+        return codec.new_id() if id is None else id
+
     async def _all(self, call: Call) -> list[AnyRow]:
         """Run a statement that returns rows of the table."""
         return self._decode(await self._run(call))
+
+    async def _page(
+        self, call: Call, limit: int, cursor: Callable[[AnyRow], Cursor]
+    ) -> Page[AnyRow, Cursor]:
+        """Run a statement that reads `checked_limit(limit)` rows, and return a page of them.
+
+        `cursor` returns where the list reads on after a row.
+        """
+        return page_of(self._decode(await self._run(call)), limit, cursor)
 
     async def _find(self, call: Call) -> AnyRow | None:
         """Run a statement that returns one row of the table, or none."""

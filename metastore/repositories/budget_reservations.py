@@ -20,7 +20,7 @@ from metastore.errors import (
     NotFound,
 )
 from metastore.leasing.limits import checked_ttl, latest_credible_expiry
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.jobs import Job, JobStatus
 
@@ -62,7 +62,7 @@ class BudgetReservation(Row, frozen=True):
 
 
 class Budget(msgspec.Struct, frozen=True):
-    """What a job may use, has used and has promised.
+    """The budget of a job: its limits, what is spent and what is reserved.
 
     Attributes:
         limit: what it may spend, in dollars; None is no limit, as for the two below.
@@ -116,7 +116,7 @@ class BudgetReservations(TableRepository[BudgetReservation]):
 
     async def reserve(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         request_id: str,
         amount_usd: money.Amount,
@@ -134,12 +134,12 @@ class BudgetReservations(TableRepository[BudgetReservation]):
 
         Raises:
             BudgetExceeded: a limit leaves no room for it; names the limit and what is used.
-            JobCancelled: the job was called off.
-            InvalidTransition: the job does not run.
-            AlreadyExists: the cost of this request was recorded already: it was made, and
-                `cost_entries.find_by_request` returns what it did cost.
+            JobCancelled: the job was cancelled.
+            InvalidTransition: the job is not running.
+            AlreadyExists: the cost of this request was recorded already: the call was made, and
+                `cost_entries.find_by_request` returns its cost.
             NotFound: there is no such job.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         now = self._now()
         amount = money.to_nano(amount_usd, table=self.table, column="amount_usd")
@@ -172,12 +172,16 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         state.requests_reserved += 1
         return Reserved(reservation, state.budget(share, now))
 
-    async def release(self, job_id: str, request_id: str) -> None:
-        """Give back what was promised to a call that is not made; harmless if there is nothing."""
+    async def release(self, job_id: Id, request_id: str) -> None:
+        """Release the reservation of a call that is not made; harmless if there is none.
+
+        Raises:
+            InvalidValue: `job_id` or `request_id` is invalid.
+        """
         await self._run(self._sql.release_reservation(job_id=job_id, request_id=request_id))
 
-    async def budget(self, job_id: str, *, warn_at: Decimal | float = WARN_AT) -> Budget:
-        """Return what a job may use, has used and has promised.
+    async def budget(self, job_id: Id, *, warn_at: Decimal | float = WARN_AT) -> Budget:
+        """Return the budget of a job: its limits, what is spent and what is reserved.
 
         Raises:
             NotFound: there is no such job.
@@ -198,15 +202,17 @@ class BudgetReservations(TableRepository[BudgetReservation]):
         return self._state(rows[0]).budget(share, now)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[BudgetReservation, str]:
-        """Return a page of a job's reservations by request, also of some that have expired."""
-        rows = await self._all(
-            self._sql.list_reservations_by_job(
-                job_id=job_id, after_request=after, limit=checked_limit(limit)
-            )
+        """Return a page of a job's reservations by request, also of some that have expired.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_reservations_by_job(
+            job_id=job_id, after_request=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.request_id)
+        return await self._page(call, limit, lambda row: row.request_id)
 
     def _state(self, row: Values) -> _State:
         [job] = self._decoder_of(Job, "jobs")([row[:_JOB_COLUMNS]])
@@ -228,7 +234,7 @@ class _State:
         if job.cancelled:
             raise JobCancelled(job)
         if job.status != JobStatus.RUNNING:
-            raise InvalidTransition("jobs", job.status, "reserving", job)
+            raise InvalidTransition("jobs", job.status, "reserving", job, is_work=True)
         if self.recorded:
             raise AlreadyExists("cost_entries", ("job_id", "request_id"))
         limit = money.MAX_NANO if job.budget_nano_usd is None else job.budget_nano_usd

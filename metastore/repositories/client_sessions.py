@@ -1,22 +1,28 @@
-"""client_sessions: who is connected, and who was heard of when."""
+"""client_sessions: which clients are connected, and when each was last heard from."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Label, Row, duration, new_id
+from metastore.codec import Id, JsonObject, Label, Row, duration
 from metastore.errors import InvalidTransition
 from metastore.leasing.limits import CLOCK_SKEW, MAX_TTL
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from metastore.statement_types import ClientSessionsStatements
 
-__all__ = ["HEARTBEAT_INTERVAL", "ClientConnectionType", "ClientSession", "ClientSessions"]
+__all__ = [
+    "HEARTBEAT_INTERVAL",
+    "ClientConnectionType",
+    "ClientConnectionTypeName",
+    "ClientSession",
+    "ClientSessions",
+]
 
 HEARTBEAT_INTERVAL = timedelta(seconds=10)
 """How often a heartbeat is written at most, unless the caller says otherwise."""
@@ -32,13 +38,17 @@ class ClientConnectionType(StrEnum):
     GRPC = "grpc"
 
 
+ClientConnectionTypeName = Literal["websocket", "http", "grpc"]
+"""The same as text, so that a type checker sees a misspelt one."""
+
+
 class ClientSession(Row, frozen=True):
     """A connection of a client.
 
     Attributes:
-        client_id: who is connected; a client may be so more than once.
-        user_id: who is logged in; None if nobody is.
-        last_heartbeat: when the client was heard of, to within the interval of heartbeats.
+        client_id: which client it is; a client may have several sessions.
+        user_id: the user who is logged in, or None.
+        last_heartbeat: when the client was last heard from, to within the heartbeat interval.
     """
 
     id: Id
@@ -63,20 +73,20 @@ class ClientSessions(TableRepository[ClientSession]):
         self,
         *,
         client_id: str,
-        connection_type: str,
+        connection_type: ClientConnectionType | ClientConnectionTypeName,
         user_id: str | None = None,
         metadata: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> ClientSession:
-        """Note that a client has connected.
+        """Record that a client has connected.
 
         Raises:
             AlreadyExists: a session has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.open_client_session(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 client_id=client_id,
                 user_id=user_id,
                 connection_type=connection_type,
@@ -85,25 +95,26 @@ class ClientSessions(TableRepository[ClientSession]):
             )
         )
 
-    async def get(self, session_id: str) -> ClientSession:
+    async def get(self, session_id: Id) -> ClientSession:
         """Return a session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.get_client_session(id=session_id), session_id)
 
     async def heartbeat(
-        self, session_id: str, *, interval: timedelta = HEARTBEAT_INTERVAL
+        self, session_id: Id, *, interval: timedelta = HEARTBEAT_INTERVAL
     ) -> ClientSession:
-        """Note that a client was heard of, and return its session.
+        """Record a heartbeat of a client and return its session.
 
-        However often and from however many processes it is called, one write per `interval` is
-        made for a session; any other call is a read.
+        However often it is called, and from however many processes, it writes at most once per
+        `interval` and session; every other call only reads.
 
         Raises:
             NotFound: there is no session with this id.
-            InvalidTransition: it is closed; the client opens another.
+            InvalidTransition: it is closed; the client has to open another.
             InvalidValue: `interval` is refused.
         """
         duration("interval", interval, longest=MAX_TTL)
@@ -117,12 +128,13 @@ class ClientSessions(TableRepository[ClientSession]):
         )
         return beat or _open(await self._one(current, session_id))
 
-    async def close(self, session_id: str) -> ClientSession:
-        """Note that a client has gone.
+    async def close(self, session_id: Id) -> ClientSession:
+        """Record that a client has disconnected.
 
         Raises:
             NotFound: there is no session with this id.
             InvalidTransition: it is closed already.
+            InvalidValue: `session_id` is not a valid id.
         """
         closed = await self._find(
             self._sql.close_client_session(id=session_id, updated_at=self._now())
@@ -133,7 +145,7 @@ class ClientSessions(TableRepository[ClientSession]):
         return closed
 
     async def close_stale(self, *, older_than: timedelta) -> int:
-        """Close every session that was not heard from for `older_than`; return how many.
+        """Close every session whose client was silent for `older_than`; return how many.
 
         A session whose last heartbeat lies further ahead than clocks may differ counts as stale:
         a clock that was ahead wrote it. A heartbeat that arrives before this replaces it.
@@ -156,41 +168,48 @@ class ClientSessions(TableRepository[ClientSession]):
         )
 
     async def list_active(
-        self, *, after: str | None = None, limit: int = 50
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ClientSession, str]:
-        """Return a page of the open sessions, in the order in which they were opened."""
-        rows = await self._all(
-            self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def list_by_client(
-        self, client_id: str, *, after: str | None = None, limit: int = 50
-    ) -> Page[ClientSession, str]:
-        """Return a page of a client's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_client(
-                client_id=client_id, after_id=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def list_by_user(
-        self, user_id: str, *, after: str | None = None, limit: int = 50
-    ) -> Page[ClientSession, str]:
-        """Return a page of a user's sessions, open or closed, the oldest first."""
-        rows = await self._all(
-            self._sql.list_client_sessions_by_user(
-                user_id=user_id, after_id=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def delete(self, session_id: str) -> None:
-        """Forget a session, open or closed.
+        """Return a page of the open sessions, oldest first.
 
         Raises:
-            NotFound: there is none with this id.
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_active_client_sessions(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
+
+    async def list_by_client(
+        self, client_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[ClientSession, str]:
+        """Return a page of a client's sessions, open or closed, the oldest first.
+
+        Raises:
+            InvalidValue: `client_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_client_sessions_by_client(
+            client_id=client_id, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def list_by_user(
+        self, user_id: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[ClientSession, str]:
+        """Return a page of a user's sessions, open or closed, the oldest first.
+
+        Raises:
+            InvalidValue: `user_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_client_sessions_by_user(
+            user_id=user_id, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def delete(self, session_id: Id) -> None:
+        """Delete a session, open or closed.
+
+        Raises:
+            NotFound: no session has this id.
+            InvalidValue: `session_id` is not a valid id.
         """
         await self._one(self._sql.delete_client_session(id=session_id), session_id)
 

@@ -1,4 +1,4 @@
-"""commands: what a session was asked to run, and how it ended."""
+"""commands: what a session runs, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -23,7 +23,7 @@ __all__ = ["Command", "CommandStatus", "Commands"]
 
 
 class CommandStatus(StrEnum):
-    """How far a command is. The last four are its ends."""
+    """The status of a command. The last four are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -34,13 +34,13 @@ class CommandStatus(StrEnum):
 
 
 class Command(Row, frozen=True):
-    """A command that a session was asked to run.
+    """A command of a session.
 
     Attributes:
         sequence: its place in the session.
         argv: the program and its arguments; no shell splits them.
-        exit_code: what the process ended with; None if it did not end by itself.
-        log_path: where its output is, absolute.
+        exit_code: the exit code of the process; None if it did not exit by itself.
+        log_path: the absolute path of its output.
     """
 
     id: Id
@@ -70,19 +70,19 @@ class Commands(TableRepository[Command]):
     async def create(
         self,
         *,
-        session_id: str,
+        session_id: Id,
         argv: Sequence[str],
         working_directory: str,
         log_path: str | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Command:
-        """Ask for a command, behind the last one of its session.
+        """Append a command to its session, pending.
 
         Raises:
             InvalidReference: there is no such session.
             InvalidTransition: the session has ended; carries the session.
             AlreadyExists: a command has this `id`.
-            InvalidValue: a value is refused: `argv` is empty, `log_path` not absolute.
+            InvalidValue: an argument is invalid: `argv` is empty, `log_path` not absolute.
         """
         if not isinstance(argv, Sequence) or isinstance(argv, str | bytes) or not argv:
             raise InvalidValue(
@@ -90,7 +90,7 @@ class Commands(TableRepository[Command]):
             )
         command = await self._find(
             self._sql.create_command(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 argv=list(argv),
                 working_directory=working_directory,
@@ -104,19 +104,20 @@ class Commands(TableRepository[Command]):
             )
         return command
 
-    async def get(self, command_id: str) -> Command:
+    async def get(self, command_id: Id) -> Command:
         """Return a command.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
+            InvalidValue: `command_id` is not a valid id.
         """
         return await self._one(self._sql.get_command(id=command_id), command_id)
 
-    async def start(self, command_id: str, *, log_path: str | None = None) -> Command:
-        """Begin a pending command; `log_path` if it was not known before.
+    async def start(self, command_id: Id, *, log_path: str | None = None) -> Command:
+        """Start a pending command; `log_path` if it was not known before.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not pending, or its session has ended; carries the one that
                 refuses.
             InvalidValue: `log_path` is not absolute.
@@ -133,11 +134,11 @@ class Commands(TableRepository[Command]):
             session_id = refused.row.session_id
         raise await self._refusal(Sessions(self._scope), session_id, "command")
 
-    async def finish(self, command_id: str, *, exit_code: int) -> Command:
-        """Note that a running command ended by itself: completed with 0, failed otherwise.
+    async def finish(self, command_id: Id, *, exit_code: int) -> Command:
+        """End a running command that exited: it is completed if `exit_code` is 0, else failed.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not running.
             InvalidValue: `exit_code` is no integer.
         """
@@ -150,12 +151,13 @@ class Commands(TableRepository[Command]):
             CommandStatus.FAILED if exit_code else CommandStatus.COMPLETED,
         )
 
-    async def fail(self, command_id: str, *, error_message: str) -> Command:
-        """Note that a command could not run, or that nobody saw how it ended.
+    async def fail(self, command_id: Id, *, error_message: str) -> Command:
+        """Fail a command that could not run, or whose end nobody saw.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no command has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `command_id` or `error_message` is invalid.
         """
         return await self._moved(
             self._sql.fail_command(id=command_id, error_message=error_message, now=self._now()),
@@ -163,12 +165,13 @@ class Commands(TableRepository[Command]):
             CommandStatus.FAILED,
         )
 
-    async def time_out(self, command_id: str, *, error_message: str | None = None) -> Command:
-        """Note that a running command was ended for taking too long.
+    async def time_out(self, command_id: Id, *, error_message: str | None = None) -> Command:
+        """Time out a running command: it was stopped for taking too long.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no command has this id.
             InvalidTransition: it is not running.
+            InvalidValue: `command_id` or `error_message` is invalid.
         """
         return await self._moved(
             self._sql.time_out_command(id=command_id, error_message=error_message, now=self._now()),
@@ -176,12 +179,13 @@ class Commands(TableRepository[Command]):
             CommandStatus.TIMEOUT,
         )
 
-    async def cancel(self, command_id: str) -> Command:
-        """Call a pending or running command off.
+    async def cancel(self, command_id: Id) -> Command:
+        """Cancel a pending or running command.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no command has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `command_id` is not a valid id.
         """
         return await self._moved(
             self._sql.cancel_command(id=command_id, now=self._now()),
@@ -190,16 +194,18 @@ class Commands(TableRepository[Command]):
         )
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Command, int]:
-        """Return a page of a session's commands in their order, from behind sequence `after`."""
-        rows = await self._all(
-            self._sql.list_commands_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.sequence)
+        """Return a page of a session's commands in order, starting after sequence `after`.
 
-    async def _moved(self, call: Call, command_id: str, to_status: CommandStatus) -> Command:
+        Raises:
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_commands_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, lambda row: row.sequence)
+
+    async def _moved(self, call: Call, command_id: Id, to_status: CommandStatus) -> Command:
         current = self._sql.get_command(id=command_id)
         return await self._advanced(call, current, command_id, to_status)

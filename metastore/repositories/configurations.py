@@ -20,7 +20,7 @@ from metastore.errors import (
     StoreCorrupt,
     VersionConflict,
 )
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit, every, page_of
 from metastore.repositories.base import TableRepository
 from metastore.secrets import Secret
 
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from metastore.statement_types import ConfigurationsStatements
     from metastore.statements import Call
 
-__all__ = ["HIDDEN", "Configuration", "ConfigurationType", "Configurations"]
+__all__ = [
+    "HIDDEN",
+    "Configuration",
+    "ConfigurationType",
+    "ConfigurationTypeName",
+    "Configurations",
+]
 
 HIDDEN = "********"
 """What a row shows in place of a secret's value."""
@@ -50,6 +56,10 @@ class ConfigurationType(StrEnum):
     FLOAT = "float"
     BOOLEAN = "boolean"
     JSON = "json"
+
+
+ConfigurationTypeName = Literal["string", "integer", "float", "boolean", "json"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Configuration(Row, frozen=True):
@@ -106,30 +116,30 @@ class Configurations(TableRepository[Configuration]):
         self,
         key: str,
         value: Any,
-        value_type: str | None = None,
+        value_type: ConfigurationType | ConfigurationTypeName | None = None,
         description: str | None = None,
         is_secret: bool = False,
         *,
         if_version: int | None = None,
     ) -> Configuration:
-        """Give a key a value and return its row, in which a secret is hidden.
+        """Set the value of a key and return its row, in which a secret is hidden.
 
-        A description stays as it is unless there is another. What is a secret stays one: to
-        make it a plain value, delete it first.
+        Without `description` the existing one stays. A secret stays a secret: to make it a plain
+        value, delete it first.
 
         Args:
             key: 1 to 255 characters.
-            value: what `value` or `reveal` return; for a secret also as a `Secret`, which keeps it
-                out of the tracebacks of its callers.
+            value: what `value` or `reveal` returns; a secret may be wrapped in a `Secret`, which
+                keeps it out of the tracebacks of its callers.
             value_type: a `ConfigurationType`; None takes it from the type of `value`.
-            description: what it is for, in a person's words.
+            description: what it is for.
             is_secret: Whether it is encrypted, and shown by `reveal` only.
             if_version: the version that the caller has read; 0 if there must be none yet.
 
         Raises:
             VersionConflict: the key is not at `if_version`; carries the row as it is now, or None.
-            InvalidValue: a value is refused, or it or the key is a secret and `is_secret` is not
-                set.
+            InvalidValue: an argument is invalid, or the key or `value` is a secret and `is_secret`
+                is not set.
             SecretKeyUnavailable: there is no key to encrypt a secret with, or none that the
                 database's secrets are encrypted under: they would not all open under one keyring.
         """
@@ -175,11 +185,18 @@ class Configurations(TableRepository[Configuration]):
 
         Raises:
             NotFound: the key has no value.
+            InvalidValue: `key` is invalid.
         """
         return _hidden(await self._one(self._sql.get_configuration(key=key), key))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Configuration, str]:
-        """Return a page of the settings in the order of their keys; secrets are hidden."""
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Configuration, str]:
+        """Return a page of the settings in the order of their keys; secrets are hidden.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
         rows = await self._all(
             self._sql.list_configurations(after_key=after, limit=checked_limit(limit))
         )
@@ -201,13 +218,14 @@ class Configurations(TableRepository[Configuration]):
         return _decoded_secret(row, _opened(row, secrets.keyring()))
 
     async def delete(self, key: str) -> None:
-        """Forget a key. Set again, its versions begin at 1.
+        """Delete a key. If it is set again, its versions start at 1.
 
         Nothing of a secret is left in the log, unless another process reads the database all the
         while; within a transaction from its commit on.
 
         Raises:
             NotFound: it has no value.
+            InvalidValue: `key` is invalid.
         """
         answers = await self._run_all(
             self._sql.overwrite_secret_configuration(key=key),
@@ -222,8 +240,8 @@ class Configurations(TableRepository[Configuration]):
     async def rotate_keys(self, *, batch: int = 100) -> int:
         """Encrypt every secret under the newest key that is not, and return how many there were.
 
-        It commits batch by batch: one that was interrupted goes on where it ended. A secret that
-        does not open is left as it is, and told when the others are done.
+        It commits batch by batch, so that an interrupted rotation resumes where it stopped. If a
+        secret cannot be decrypted, it is left as it is, and the error raised after the others.
 
         Raises:
             InvalidValue: `batch` is not the size of a page.
@@ -274,18 +292,16 @@ class Configurations(TableRepository[Configuration]):
         return rotated
 
     async def dump(self, form: Format = "toml") -> str:
-        """Return every setting but the secrets as one document, which `load` takes."""
+        """Return every setting but the secrets as one document, which `load` takes.
+
+        Raises:
+            InvalidValue: `form` is invalid.
+        """
         _check_format(form)
         document: dict[str, dict[str, Any]] = {}
-        after: str | None = None
-        while True:
-            page = await self.list(after=after, limit=MAX_PAGE)
-            for row in page.items:
-                if not row.is_secret:
-                    document[row.key] = _entry(row, form)
-            after = page.next
-            if after is None:
-                break
+        async for row in every(self.list):
+            if not row.is_secret:
+                document[row.key] = _entry(row, form)
         if form == "json":
             return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
         import tomli_w
@@ -322,7 +338,7 @@ class Configurations(TableRepository[Configuration]):
         kind: ConfigurationType,
         description: str | None,
         keys: secrets.Keyring | None,
-        known_key_id: str | None = None,
+        known_key_id: Id | None = None,
     ) -> Call:
         """Return the statement that makes the version behind `current`."""
         if current is not None and current.is_secret and keys is None:

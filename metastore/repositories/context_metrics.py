@@ -1,4 +1,4 @@
-"""context_metrics: what became of the context of each model call."""
+"""context_metrics: the size of the context of each model call."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 53))]
 
 
 class ContextMetric(Row, frozen=True):
-    """What the assembly of a context came to.
+    """The size of one assembled context.
 
     Attributes:
         step_id: the step it was assembled for, or None.
         tokens_final: tokens that were sent.
         tokens_clipped: tokens that were left out.
-        compact_ops: how often messages were compacted on the way.
+        compact_ops: how often messages were compacted for it.
     """
 
     id: Id
@@ -41,7 +41,7 @@ class ContextMetric(Row, frozen=True):
 
 
 class ContextTotals(msgspec.Struct, frozen=True):
-    """What the contexts of a job add up to.
+    """The totals of a job's contexts.
 
     Attributes:
         contexts: how many there were.
@@ -59,7 +59,7 @@ class ContextTotals(msgspec.Struct, frozen=True):
 
 
 class ContextMetrics(TableRepository[ContextMetric]):
-    """What became of the contexts of all jobs."""
+    """The contexts that the jobs' model calls were sent."""
 
     table = "context_metrics"
     row_type = ContextMetric
@@ -68,24 +68,24 @@ class ContextMetrics(TableRepository[ContextMetric]):
     async def create(
         self,
         *,
-        job_id: str,
+        job_id: Id,
         tokens_final: int,
         tokens_clipped: int = 0,
         compact_ops: int = 0,
         details: JsonObject | None = None,
-        step_id: str | None = None,
-        id: str | None = None,
+        step_id: Id | None = None,
+        id: Id | None = None,
     ) -> ContextMetric:
-        """Note what the assembly of a context came to and return the note.
+        """Record the size of an assembled context and return the metric.
 
         Raises:
             InvalidReference: there is no such job or step.
             AlreadyExists: a metric has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_context_metric(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 step_id=step_id,
                 tokens_final=tokens_final,
@@ -96,37 +96,46 @@ class ContextMetrics(TableRepository[ContextMetric]):
             )
         )
 
-    async def get(self, metric_id: str) -> ContextMetric:
+    async def get(self, metric_id: Id) -> ContextMetric:
         """Return a metric.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no metric has this id.
+            InvalidValue: `metric_id` is not a valid id.
         """
         return await self._one(self._sql.get_context_metric(id=metric_id), metric_id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ContextMetric, str]:
-        """Return a page of a job's metrics, oldest first."""
-        rows = await self._all(
-            self._sql.list_context_metrics_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a job's metrics, oldest first.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_context_metrics_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_step(
-        self, step_id: str, *, after: str | None = None, limit: int = 50
+        self, step_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ContextMetric, str]:
-        """Return a page of a step's metrics, oldest first."""
-        rows = await self._all(
-            self._sql.list_context_metrics_by_step(
-                step_id=step_id, after_id=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.id)
+        """Return a page of a step's metrics, oldest first.
 
-    async def totals(self, job_id: str) -> ContextTotals:
-        """Return what a job's contexts add up to; all zero where it has none."""
+        Raises:
+            InvalidValue: `step_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_context_metrics_by_step(
+            step_id=step_id, after_id=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_id)
+
+    async def totals(self, job_id: Id) -> ContextTotals:
+        """Return the totals of a job's contexts; all zero if it has none.
+
+        Raises:
+            InvalidValue: `job_id` is not a valid id.
+        """
         [values] = await self._run(self._sql.total_context_metrics(job_id=job_id))
         return ContextTotals(*values)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 import msgspec
 
 from metastore import money, prices
-from metastore.codec import Id, Label, Row, listed, new_id
+from metastore.codec import Id, Label, Row, listed
 from metastore.errors import AlreadyExists, InvalidReference, InvalidValue
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import Scope, TableRepository
 from metastore.repositories.jobs import Job
 from metastore.rows import convert
@@ -123,7 +123,7 @@ class CostSummary(msgspec.Struct, frozen=True, gc=False):
     """What one group of calls has cost.
 
     Attributes:
-        provider: the provider of all of them, or None where it was not summed up by; likewise
+        provider: the provider of all of them, or None if the sums are not grouped by it; likewise
             `model`, `job_id` and `day`, which is a day in UTC.
         totals: what they add up to.
     """
@@ -190,7 +190,7 @@ class CostEntries(TableRepository[CostEntry]):
 
     async def record(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         request_id: str,
         provider: str,
@@ -201,13 +201,13 @@ class CostEntries(TableRepository[CostEntry]):
         tokens_cache_write: int = 0,
         tokens_reasoning: int = 0,
         cost_usd: money.Amount | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> RecordedCost:
-        """Record what a call did cost: it replaces its reservation and is added to the job.
+        """Record the cost of a call: it settles its reservation and is added to the job's totals.
 
         Entry, reservation and totals change together or not at all. The same request is charged
-        once: whoever records it again gets the first entry. Calls are recorded whatever the job's
-        limits and state are, for the money is spent; see `RecordedCost.job`.
+        once: recording it again returns the first entry. Calls are recorded whatever the job's
+        limits and status, because the money is spent; see `RecordedCost.job`.
 
         No token belongs to two of `tokens_in`, `tokens_cached` and `tokens_cache_write`, nor of
         `tokens_out` and `tokens_reasoning`. Without `cost_usd` the extra `prices` prices the call,
@@ -218,7 +218,7 @@ class CostEntries(TableRepository[CostEntry]):
             InvalidReference: there is no such job.
             PriceUnknown: `cost_usd` is left out, and no price list knows this model.
             AlreadyExists: another entry has this `id`, or `request_id` names a correction.
-            InvalidValue: a value is refused; money is a Decimal, an int or a str, never a float.
+            InvalidValue: an argument is invalid. Money is a Decimal, an int or a str, not a float.
                 The job's totals hold nine billion dollars.
         """
         now = self._now()
@@ -239,7 +239,7 @@ class CostEntries(TableRepository[CostEntry]):
             priced_by = None
         answers = await self._run_all(
             self._sql.create_cost_entry(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 request_id=request_id,
                 provider=provider,
@@ -261,9 +261,9 @@ class CostEntries(TableRepository[CostEntry]):
         return RecordedCost(entry, job, charged=True)
 
     async def correct(
-        self, entry_id: str, *, request_id: str, amount_usd: money.Amount, id: str | None = None
+        self, entry_id: Id, *, request_id: str, amount_usd: money.Amount, id: Id | None = None
     ) -> RecordedCost:
-        """Correct what a call has cost by `amount_usd`: below zero it is a refund.
+        """Correct the cost of a call by `amount_usd`; a negative amount is a refund.
 
         The correction is an entry of its own that names the call's, on the day that it is made,
         and changes the job's total with it. A call never costs less than nothing, however many
@@ -273,7 +273,7 @@ class CostEntries(TableRepository[CostEntry]):
             NotFound: there is no such entry.
             AlreadyExists: `request_id` names a call or another correction of the job, or another
                 entry has this `id`.
-            InvalidValue: a value is refused; more is taken back than the call has cost; or
+            InvalidValue: an argument is invalid; more is taken back than the call has cost; or
                 `entry_id` names a correction.
         """
         nano = money.to_signed_nano(amount_usd, table=self.table, column="amount_usd")
@@ -282,7 +282,7 @@ class CostEntries(TableRepository[CostEntry]):
         now = self._now()
         answers = await self._run_all(
             self._sql.create_cost_correction(
-                id=(correction_id := new_id() if id is None else id),
+                id=(correction_id := self._id(id)),
                 corrects=entry_id,
                 request_id=request_id,
                 cost_nano_usd=nano,
@@ -298,30 +298,37 @@ class CostEntries(TableRepository[CostEntry]):
         [job] = self._decode_jobs(answers[1])
         return RecordedCost(entry, job, charged=True)
 
-    async def get(self, entry_id: str) -> CostEntry:
+    async def get(self, entry_id: Id) -> CostEntry:
         """Return an entry.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no entry has this id.
+            InvalidValue: `entry_id` is not a valid id.
         """
         return await self._one(self._sql.get_cost_entry(id=entry_id), entry_id)
 
-    async def find_by_request(self, job_id: str, request_id: str) -> CostEntry | None:
-        """Return the entry of a call, or None if it was not recorded."""
+    async def find_by_request(self, job_id: Id, request_id: str) -> CostEntry | None:
+        """Return the entry of a call, or None if none was recorded.
+
+        Raises:
+            InvalidValue: `job_id` or `request_id` is invalid.
+        """
         return await self._find(
             self._sql.find_cost_entry_by_request(job_id=job_id, request_id=request_id)
         )
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[CostEntry, str]:
-        """Return a page of a job's entries, in the order of recording."""
-        rows = await self._all(
-            self._sql.list_cost_entries_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a job's entries, in the order of recording.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_cost_entries_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def summary(
         self,
@@ -330,7 +337,7 @@ class CostEntries(TableRepository[CostEntry]):
         since: datetime | None = None,
         until: datetime | None = None,
     ) -> list[CostSummary]:
-        """Add up what calls from `since` to before `until` have cost, exactly, in groups.
+        """Return the exact cost of the calls from `since` to before `until`, in groups.
 
         `by` is any of `provider`, `model`, `job` and `day` (in UTC), or several, or none for one
         sum of all. The groups come in the order of what they are summed up by.
@@ -357,7 +364,11 @@ class CostEntries(TableRepository[CostEntry]):
         return await convert(partial(_summary, self._scope.columns), rows)
 
     async def discrepancies(self, *, limit: int = MAX_PAGE) -> list[CostDiscrepancy]:
-        """Return jobs whose totals are not the sum of their entries: none, unless by hand."""
+        """Return the jobs whose totals are not the sum of their entries: somebody edited them.
+
+        Raises:
+            InvalidValue: `limit` is invalid.
+        """
         checked_limit(limit)
         rows = await self._run(self._sql.list_cost_discrepancies(limit=limit))
         return await convert(_discrepancy, rows)
@@ -377,7 +388,7 @@ class CostEntries(TableRepository[CostEntry]):
     def _refused(self, column: str, reason: str, value: object) -> InvalidValue:
         return InvalidValue(self.table, column, reason, value_type=type(value).__name__)
 
-    async def _recorded_before(self, job_id: str, request_id: str) -> RecordedCost:
+    async def _recorded_before(self, job_id: Id, request_id: str) -> RecordedCost:
         entry = await self.find_by_request(job_id, request_id)
         jobs = self._decode_jobs(await self._run(self._sql.get_charged_job(job_id=job_id)))
         if entry is None or not jobs:
@@ -388,7 +399,7 @@ class CostEntries(TableRepository[CostEntry]):
         return RecordedCost(entry, jobs[0], charged=False)
 
     async def _corrected_before(
-        self, entry_id: str, request_id: str, amount_usd: money.Amount
+        self, entry_id: Id, request_id: str, amount_usd: money.Amount
     ) -> RecordedCost:
         """Return the correction that was recorded before, or raise why there is none."""
         corrected = await self.get(entry_id)

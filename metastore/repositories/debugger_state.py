@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from metastore.codec import Id, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -21,7 +21,7 @@ class DebuggerState(Row, frozen=True):
 
     Attributes:
         sequence: its place in the session.
-        state: whatever the debugger needs to go on from here, any JSON.
+        state: what the debugger needs to resume from here, any JSON.
     """
 
     id: Id
@@ -40,7 +40,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
     _sql: DebuggerStateStatements
 
     async def checkpoint(
-        self, session_id: str, state: Any, *, label: str | None = None, id: str | None = None
+        self, session_id: Id, state: Any, *, label: str | None = None, id: Id | None = None
     ) -> DebuggerState:
         """Take a checkpoint of an active session: one that is pending, in progress or paused.
 
@@ -52,7 +52,7 @@ class DebuggerStates(TableRepository[DebuggerState]):
         """
         taken = await self._find(
             self._sql.checkpoint_session(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 session_id=session_id,
                 label=label,
                 state=state,
@@ -63,33 +63,41 @@ class DebuggerStates(TableRepository[DebuggerState]):
             raise await self._refusal(Sessions(self._scope), session_id, "checkpoint")
         return taken
 
-    async def get(self, checkpoint_id: str) -> DebuggerState:
+    async def get(self, checkpoint_id: Id) -> DebuggerState:
         """Return a checkpoint.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no checkpoint has this id.
+            InvalidValue: `checkpoint_id` is not a valid id.
         """
         return await self._one(self._sql.get_checkpoint(id=checkpoint_id), checkpoint_id)
 
-    async def latest(self, session_id: str) -> DebuggerState:
+    async def latest(self, session_id: Id) -> DebuggerState:
         """Return the last checkpoint of a session.
 
         Raises:
             NotFound: the session has none.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.latest_checkpoint(session_id=session_id), session_id)
 
-    async def find_latest(self, session_id: str) -> DebuggerState | None:
-        """Return the last checkpoint of a session, or None."""
+    async def find_latest(self, session_id: Id) -> DebuggerState | None:
+        """Return the last checkpoint of a session, or None.
+
+        Raises:
+            InvalidValue: `session_id` is not a valid id.
+        """
         return await self._find(self._sql.latest_checkpoint(session_id=session_id))
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[DebuggerState, int]:
-        """Return a page of a session's checkpoints, oldest first, from behind `after`."""
-        rows = await self._all(
-            self._sql.list_checkpoints_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
+        """Return a page of a session's checkpoints, oldest first, starting after `after`.
+
+        Raises:
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_checkpoints_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.sequence)
+        return await self._page(call, limit, lambda row: row.sequence)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metastore.codec import Id, Row
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
     from metastore.statement_types import DeletionsStatements
 
-__all__ = ["DeletedTable", "Deletion", "Deletions"]
+__all__ = ["DeletedTable", "DeletedTableName", "Deletion", "Deletions"]
 
 
 class DeletedTable(StrEnum):
@@ -24,6 +24,10 @@ class DeletedTable(StrEnum):
     TASKS = "tasks"
     WORKFLOWS = "workflows"
     WORKTREES = "worktrees"
+
+
+DeletedTableName = Literal["sessions", "jobs", "tasks", "workflows", "worktrees"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Deletion(Row, frozen=True):
@@ -50,12 +54,18 @@ class Deletions(TableRepository[Deletion]):
     _sql: DeletionsStatements
 
     async def list(
-        self, resource: str, *, after: str | None = None, limit: int = 50
+        self,
+        resource: DeletedTable | DeletedTableName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Deletion, str]:
-        """Return a page of the rows of a table that are being deleted, by id."""
-        rows = await self._all(
-            self._sql.list_deletions(
-                resource=resource, after_place=after, limit=checked_limit(limit)
-            )
+        """Return a page of the rows of a table that are being deleted, by id.
+
+        Raises:
+            InvalidValue: `resource`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_deletions(
+            resource=resource, after_place=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.resource_id)
+        return await self._page(call, limit, lambda row: row.resource_id)

@@ -1,4 +1,4 @@
-"""embedding_index: texts with the vectors they are found by."""
+"""embedding_index: texts, and the vectors by which they are searched."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ class EmbeddingIndex(TableRepository[Embedding]):
     async def upsert(
         self, *, scope: str, ref_id: str, text: str, vector: Sequence[float]
     ) -> Embedding:
-        """Add a text, or replace what `ref_id` had, and return it.
+        """Add a text, or replace the one at `ref_id`, and return it.
 
         The vector is stored as float32.
 
         Raises:
             DimensionMismatch: the vectors of the scope have other dimensions.
-            InvalidValue: a value is refused; the vector if it is empty, zero or not finite.
+            InvalidValue: an argument is invalid; the vector if it is empty, zero or not finite.
         """
         dimensions = vectors.dimensions(_encoded(vector))
         while True:
@@ -108,7 +108,7 @@ class EmbeddingIndex(TableRepository[Embedding]):
 
         Raises:
             DimensionMismatch: the vectors of the scope, or of the call, have other dimensions.
-            InvalidValue: a value is refused, or there are too many.
+            InvalidValue: an argument is invalid, or there are too many.
         """
         texts = listed(self.table, "embeddings", embeddings, "NewEmbedding", kind=NewEmbedding)
         if len(texts) > MAX_EMBEDDINGS:
@@ -140,18 +140,20 @@ class EmbeddingIndex(TableRepository[Embedding]):
         return len(rows)
 
     async def get(self, *, scope: str, ref_id: str) -> Embedding:
-        """Return what is embedded under a reference.
+        """Return the text and vector at `ref_id`.
 
         Raises:
-            NotFound: nothing is.
+            NotFound: the scope has none.
+            InvalidValue: `scope` or `ref_id` is invalid.
         """
         return await self._one(self._sql.get_embedding(scope=scope, ref_id=ref_id), (scope, ref_id))
 
     async def delete(self, *, scope: str, ref_id: str) -> None:
-        """Forget what is embedded under a reference.
+        """Delete the text and vector at `ref_id`.
 
         Raises:
-            NotFound: nothing is.
+            NotFound: the scope has none.
+            InvalidValue: `scope` or `ref_id` is invalid.
         """
         await self._one(self._sql.delete_embedding(scope=scope, ref_id=ref_id), (scope, ref_id))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from metastore.codec import Id, JsonObject, Row, listed, new_id
+from metastore.codec import Id, JsonObject, Row, listed
 from metastore.errors import InvalidValue, TransactionActive
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from metastore.statement_types import AppendEventsRow, EventsStatements
 
-__all__ = ["MAX_EVENTS", "Event", "EventLevel", "Events", "NewEvent"]
+__all__ = ["MAX_EVENTS", "Event", "EventLevel", "EventLevelName", "Events", "NewEvent"]
 
 MAX_EVENTS = 1_000
 """The most events of one call: all or none is one transaction, and these hold the writer for some
@@ -35,6 +35,10 @@ class EventLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+EventLevelName = Literal["debug", "info", "warning", "error"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Event(Row, frozen=True):
@@ -77,23 +81,23 @@ class Events(TableRepository[Event]):
 
     async def append(
         self,
-        session_id: str,
+        session_id: Id,
         event_type: str,
         message: str,
-        level: str = EventLevel.INFO,
+        level: EventLevel | EventLevelName = EventLevel.INFO,
         context: JsonObject | None = None,
         *,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Event:
         """Append an event and return it, with its position.
 
         Raises:
             InvalidReference: there is no such session.
             AlreadyExists: an event has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         call = self._sql.append_event(
-            id=new_id() if id is None else id,
+            id=self._id(id),
             session_id=session_id,
             event_type=event_type,
             level=level,
@@ -105,7 +109,7 @@ class Events(TableRepository[Event]):
         [event] = self._decode([(position, *call.parameters)])
         return event
 
-    async def append_many(self, session_id: str, events: Iterable[NewEvent]) -> list[str]:
+    async def append_many(self, session_id: Id, events: Iterable[NewEvent]) -> list[str]:
         """Append events in their order, all of them or none, and return their ids.
 
         At most `MAX_EVENTS` (1,000) at once, because others wait for the writer meanwhile. To store
@@ -114,12 +118,12 @@ class Events(TableRepository[Event]):
         Raises:
             InvalidReference: there is no such session.
             AlreadyExists: an event has one of the ids.
-            InvalidValue: a value is refused, or there are too many.
+            InvalidValue: an argument is invalid, or there are too many.
         """
         now = self._now()
         rows: list[AppendEventsRow] = [
             {
-                "id": new_id() if event.id is None else event.id,
+                "id": self._id(event.id),
                 "session_id": session_id,
                 "event_type": event.event_type,
                 "level": event.level,
@@ -135,41 +139,49 @@ class Events(TableRepository[Event]):
             await self._run_all(self._sql.append_events.many(rows))
         return [row["id"] for row in rows]
 
-    async def get(self, event_id: str) -> Event:
+    async def get(self, event_id: Id) -> Event:
         """Return an event.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no event has this id.
+            InvalidValue: `event_id` is not a valid id.
         """
         return await self._one(self._sql.get_event(id=event_id), event_id)
 
     async def list_by_session(
-        self, session_id: str, *, after: int = 0, limit: int = 50
+        self, session_id: Id, *, after: int = 0, limit: int = DEFAULT_PAGE
     ) -> Page[Event, int]:
-        """Return a page of a session's events, oldest first, from behind position `after`."""
-        rows = await self._all(
-            self._sql.list_events_by_session(
-                session_id=session_id, after=after, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, lambda row: row.position)
+        """Return a page of a session's events, oldest first, starting after position `after`.
 
-    async def list(self, *, after: int = 0, limit: int = 50) -> Page[Event, int]:
-        """Return a page of all events, oldest first, from behind position `after`."""
-        rows = await self._all(self._sql.list_events(after=after, limit=checked_limit(limit)))
-        return page_of(rows, limit, lambda row: row.position)
+        Raises:
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_events_by_session(
+            session_id=session_id, after=after, limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, lambda row: row.position)
+
+    async def list(self, *, after: int = 0, limit: int = DEFAULT_PAGE) -> Page[Event, int]:
+        """Return a page of all events, oldest first, starting after position `after`.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_events(after=after, limit=checked_limit(limit))
+        return await self._page(call, limit, lambda row: row.position)
 
     async def follow(
-        self, session_id: str | None = None, *, after: int = 0
+        self, session_id: Id | None = None, *, after: int = 0
     ) -> AsyncGenerator[Event, None]:
-        """Yield every event behind position `after`, then each further one as it is committed.
+        """Yield every event after position `after`, then each new one as it is committed.
 
         A follower that resumes from the position of the last event it saw misses none and sees
-        none twice. It ends only with the store or when its caller stops it.
+        none twice. It ends when the store is closed or its caller stops it.
 
         Raises:
             TransactionActive: a transaction sees no commits of others to follow.
             StoreClosed: the store was closed.
+            InvalidValue: `session_id` or `after` is invalid.
         """
         backend = self._scope.backend
         if backend is None:

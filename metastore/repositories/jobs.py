@@ -1,16 +1,16 @@
-"""jobs: what agents are asked to do, and what it may cost."""
+"""jobs: what agents work on, and what it may cost."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from metastore import deletion, money
-from metastore.codec import Id, Label, Row, new_id
+from metastore.codec import Id, Label, Row
 from metastore.errors import (
     InvalidTransition,
     InvalidValue,
@@ -18,16 +18,15 @@ from metastore.errors import (
     NotFound,
     StoreCorrupt,
 )
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than
 from metastore.repositories.base import TableRepository
 from metastore.repositories.memory_files import MemoryFiles
 
 if TYPE_CHECKING:
-    from metastore.repositories.job_steps import JobStep
     from metastore.statement_types import JobsStatements
     from metastore.statements import Call
 
-__all__ = ["Job", "JobProgress", "JobStatus", "Jobs"]
+__all__ = ["Job", "JobProgress", "JobStatus", "JobStatusName", "JobStep", "JobStepStatus", "Jobs"]
 
 MAX_LINK = 2048
 """The longest link, in characters."""
@@ -38,7 +37,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class JobStatus(StrEnum):
-    """How far a job is. The last three are its ends."""
+    """The status of a job. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -46,6 +45,10 @@ class JobStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+JobStatusName = Literal["pending", "running", "paused", "completed", "failed", "cancelled"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Job(Row, frozen=True):
@@ -59,8 +62,8 @@ class Job(Row, frozen=True):
         cost_nano_usd: what it has spent, as the tokens and requests_made are the totals of its
             cost entries. No token is counted in two of them; tokens_in includes cache writes,
             and tokens_out reasoning.
-        finished_at: when it ended, well or badly.
-        cancelled: whether somebody has called it off; its status tells whether it has ended.
+        finished_at: when it ended.
+        cancelled: whether cancellation was requested; its status tells whether it has ended.
         last_action: what the agent did last, in its own words.
         agents_hash: which version of AGENTS.md it ran under.
     """
@@ -113,14 +116,47 @@ class Job(Row, frozen=True):
             ) from error
 
 
+# Rows of `job_steps`, whose repository builds on this one: a job's progress includes a step.
+
+
+class JobStepStatus(StrEnum):
+    """The status of a step. The last three are final."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+class JobStep(Row, frozen=True):
+    """A step of a job.
+
+    Attributes:
+        step_type: what kind of step it is, in the agent's own words.
+        details: free text about it.
+        finished_at: when it ended.
+    """
+
+    id: Id
+    job_id: Id
+    name: Label
+    step_type: Label
+    status: JobStepStatus
+    details: str | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    created_at: datetime
+
+
 class JobProgress(msgspec.Struct, frozen=True):
-    """How far a job is, by its steps.
+    """The progress of a job, by its steps.
 
     Attributes:
         total: how many steps it has.
         done: how many of them are completed or skipped.
         failed: how many have failed, which are not done.
-        running: the step that runs; of several, the one planned first.
+        running: the running step; of several, the one planned first.
     """
 
     total: int
@@ -154,19 +190,19 @@ class Jobs(TableRepository[Job]):
         model_cto: str | None = None,
         model_coder: str | None = None,
         agents_hash: str | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Job:
-        """Ask for something to be done: the job is pending. A limit that is None is no limit.
+        """Create a pending job. A limit of None is no limit.
 
-        A caller that passes its own `id` may repeat a call whose answer it never saw.
+        A caller that passes its own `id` can safely retry a call whose answer was lost.
 
         Raises:
             AlreadyExists: a job has this `id`.
-            InvalidValue: a value is refused; money is a Decimal, an int or a str, never a float.
+            InvalidValue: an argument is invalid. Money is a Decimal, an int or a str, not a float.
         """
         return await self._created(
             self._sql.create_job(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 task=task,
                 repo_owner=repo_owner,
                 repo_name=repo_name,
@@ -181,43 +217,47 @@ class Jobs(TableRepository[Job]):
             )
         )
 
-    async def get(self, job_id: str) -> Job:
+    async def get(self, job_id: Id) -> Job:
         """Return a job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._one(self._sql.get_job(id=job_id), job_id)
 
-    async def start(self, job_id: str) -> Job:
-        """Begin a pending job.
+    async def start(self, job_id: Id) -> Job:
+        """Start a pending job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not pending.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
             self._sql.start_job(id=job_id, now=self._now()), job_id, JobStatus.RUNNING
         )
 
-    async def pause(self, job_id: str) -> Job:
-        """Interrupt a running job: nothing more is reserved for it.
+    async def pause(self, job_id: Id) -> Job:
+        """Pause a running job: no budget is reserved for it until it resumes.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not running.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
             self._sql.pause_job(id=job_id, now=self._now()), job_id, JobStatus.PAUSED
         )
 
-    async def resume(self, job_id: str) -> Job:
-        """Go on with a paused job.
+    async def resume(self, job_id: Id) -> Job:
+        """Resume a paused job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is not paused.
-            JobCancelled: it was called off while it was paused.
+            JobCancelled: it was cancelled while it was paused.
+            InvalidValue: `job_id` is not a valid id.
         """
         try:
             return await self._moved(
@@ -228,23 +268,25 @@ class Jobs(TableRepository[Job]):
                 raise JobCancelled(refused.row) from None
             raise
 
-    async def complete(self, job_id: str) -> Job:
-        """End a job that has begun well.
+    async def complete(self, job_id: Id) -> Job:
+        """Complete a running or paused job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidTransition: it is neither running nor paused.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
             self._sql.complete_job(id=job_id, now=self._now()), job_id, JobStatus.COMPLETED
         )
 
-    async def fail(self, job_id: str, *, last_action: str | None = None) -> Job:
-        """End a job badly, whatever it was doing; `last_action` may say what went wrong.
+    async def fail(self, job_id: Id, *, last_action: str | None = None) -> Job:
+        """Fail a job that has not ended; `last_action` may say what went wrong.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `job_id` or `last_action` is invalid.
         """
         return await self._moved(
             self._sql.fail_job(id=job_id, last_action=last_action, now=self._now()),
@@ -252,27 +294,29 @@ class Jobs(TableRepository[Job]):
             JobStatus.FAILED,
         )
 
-    async def cancel(self, job_id: str) -> Job:
-        """Call a job off.
+    async def cancel(self, job_id: Id) -> Job:
+        """Cancel a job.
 
-        A pending one is cancelled at once. One that has begun only has `cancelled` set: its agent
-        learns of it from `JobCancelled` when it reserves or begins something, and from the job that
-        its other writes return, and ends it with `acknowledge_cancel`, `complete` or `fail`.
+        A pending one is cancelled at once. One that has started only has `cancelled` set: its agent
+        learns of it from `JobCancelled` when it reserves budget or starts a step, and from the job
+        that its other writes return, and ends it with `acknowledge_cancel`, `complete` or `fail`.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
             self._sql.cancel_job(id=job_id, now=self._now()), job_id, JobStatus.CANCELLED
         )
 
-    async def acknowledge_cancel(self, job_id: str) -> Job:
-        """End a job that has begun and was called off: it is cancelled.
+    async def acknowledge_cancel(self, job_id: Id) -> Job:
+        """End a started job whose cancellation was requested: it is cancelled.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: nobody has called it off, or it has ended already.
+            NotFound: no job has this id.
+            InvalidTransition: its cancellation was not requested, or it has already ended.
+            InvalidValue: `job_id` is not a valid id.
         """
         return await self._moved(
             self._sql.acknowledge_job_cancel(id=job_id, now=self._now()),
@@ -282,18 +326,18 @@ class Jobs(TableRepository[Job]):
 
     async def set_limits(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         budget_usd: money.Amount | None,
         max_requests: int | None,
         max_minutes: int | None,
     ) -> Job:
-        """Replace the limits of a job, which may have begun; None is no limit.
+        """Replace the limits of a job, started or not; None is no limit.
 
-        What it has used already stays, also above a new limit: nothing more is reserved then.
+        What it has used stays, even above a new limit: then nothing more is reserved.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: a limit is refused.
         """
         return await self._one(
@@ -307,22 +351,23 @@ class Jobs(TableRepository[Job]):
             job_id,
         )
 
-    async def set_last_action(self, job_id: str, last_action: str | None) -> Job:
-        """Note what the agent did last and return the job, which tells if it was called off.
+    async def set_last_action(self, job_id: Id, last_action: str | None) -> Job:
+        """Set what the agent did last and return the job, which tells if it was cancelled.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
+            InvalidValue: `job_id` or `last_action` is invalid.
         """
         return await self._one(
             self._sql.set_job_last_action(id=job_id, last_action=last_action, now=self._now()),
             job_id,
         )
 
-    async def add_pr_link(self, job_id: str, url: str) -> Job:
-        """Append the link of a pull request, unless the job has it, and return the job.
+    async def add_pr_link(self, job_id: Id, url: str) -> Job:
+        """Append the link of a pull request, unless the job has it already, and return the job.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
             InvalidValue: `url` is not a text of 1 to 2048 characters.
         """
         if not isinstance(url, str) or not 1 <= len(url) <= MAX_LINK:
@@ -336,15 +381,13 @@ class Jobs(TableRepository[Job]):
             self._sql.add_job_pr_link(id=job_id, link=url, now=self._now()), job_id
         )
 
-    async def progress(self, job_id: str) -> JobProgress:
-        """Return how far a job is, by its steps.
+    async def progress(self, job_id: Id) -> JobProgress:
+        """Return the progress of a job, by its steps.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no job has this id.
+            InvalidValue: `job_id` is not a valid id.
         """
-        # That module imports this one.
-        from metastore.repositories.job_steps import JobStep
-
         rows = await self._run(self._sql.get_job_progress(id=job_id))
         if not rows:
             raise NotFound(self.table, job_id)
@@ -354,47 +397,55 @@ class Jobs(TableRepository[Job]):
         return JobProgress(total, done, failed, running)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self,
+        status: JobStatus | JobStatusName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Job, str]:
-        """Return a page of the jobs in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_jobs_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        """Return a page of the jobs in one status, newest first.
+
+        Raises:
+            InvalidValue: `status`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_jobs_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_repo(
-        self, repo_owner: str, repo_name: str, *, after: str | None = None, limit: int = 50
+        self,
+        repo_owner: str,
+        repo_name: str,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Job, str]:
-        """Return a page of one repository's jobs, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_jobs_by_repo(
-                repo_owner=repo_owner,
-                repo_name=repo_name,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        """Return a page of one repository's jobs, newest first.
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Job, str]:
-        """Return a page of all jobs, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_jobs(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
+        Raises:
+            InvalidValue: `repo_owner`, `repo_name`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_jobs_by_repo(
+            repo_owner=repo_owner,
+            repo_name=repo_name,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
-    async def delete(self, job_id: str) -> None:
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Job, str]:
+        """Return a page of all jobs, newest first.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_recent_jobs(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
+
+    async def delete(self, job_id: Id) -> None:
         """Delete a job with its steps, costs, reservations and memory.
 
         A large one goes piece by piece, and other writers are served in between. It is cancelled
@@ -403,14 +454,14 @@ class Jobs(TableRepository[Job]):
         is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no job has this id, or another caller has deleted it meanwhile.
+            InvalidValue: `job_id` is not a valid id.
         """
         if not await self._deleted(self._deletion(job_id)):
             raise NotFound(self.table, job_id)
 
-    def _deletion(self, job_id: str) -> deletion.Plan:
+    def _deletion(self, job_id: Id) -> deletion.Plan:
         now = self._now()
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_job(id=job_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -419,10 +470,10 @@ class Jobs(TableRepository[Job]):
             ),
             pieces=(
                 *MemoryFiles(self._scope).pieces_of_job(job_id, now),
-                (self._sql.delete_items_of_job(id=job_id, **cut),),
-                (self._sql.delete_summaries_of_job(id=job_id, **cut),),
-                (self._sql.delete_metrics_of_job(id=job_id, **cut),),
-                (self._sql.delete_steps_of_job(id=job_id, **cut),),
+                (self._sql.delete_items_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_summaries_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_metrics_of_job(id=job_id, **deletion.cut()),),
+                (self._sql.delete_steps_of_job(id=job_id, **deletion.cut()),),
                 (self._sql.delete_costs_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
                 (self._sql.delete_reservations_of_job(id=job_id, limit=deletion.PIECE_ROWS),),
             ),
@@ -434,9 +485,5 @@ class Jobs(TableRepository[Job]):
             return None
         return money.to_nano(budget_usd, table=self.table, column="budget_usd")
 
-    async def _moved(self, call: Call, job_id: str, to_status: JobStatus) -> Job:
+    async def _moved(self, call: Call, job_id: Id, to_status: JobStatus) -> Job:
         return await self._advanced(call, self._sql.get_job(id=job_id), job_id, to_status)
-
-
-def _cursor(job: Job) -> str:
-    return str(TimeCursor(job.created_at, job.id))

@@ -40,7 +40,7 @@ class LeasableRepository(TableRepository[AnyRow], ABC, Generic[AnyRow, AnyHeld])
 
     @abstractmethod
     async def renew(self, held: AnyHeld, /, *, ttl: timedelta) -> AnyHeld:
-        """Let it run until `ttl` from now, and return it so.
+        """Extend it until `ttl` from now, and return it.
 
         Raises:
             LeaseLost: it is over; nothing was changed.
@@ -60,7 +60,11 @@ class LeasableRepository(TableRepository[AnyRow], ABC, Generic[AnyRow, AnyHeld])
         """Return the statements that count what is held, and what expired without a release."""
 
     def guard(self, held: AnyHeld) -> Guard:
-        """Return the condition that `held` is still held, for a transaction."""
+        """Return the condition that `held` is still held, for a transaction.
+
+        Raises:
+            InvalidValue: `held` is invalid.
+        """
         return Guard(lambda: self._check(held, self._now()), lambda: lost(held))
 
     async def count_held(self) -> tuple[int, int]:

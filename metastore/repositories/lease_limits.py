@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -12,13 +12,16 @@ from metastore.errors import LimitsMismatch
 from metastore.leasing import limits
 from metastore.repositories.base import TableRepository
 
+if TYPE_CHECKING:
+    from metastore.statement_types import LeaseLimitsStatements
+
 __all__ = ["LeaseLimits", "LeaseLimitsRow"]
 
 _MILLISECOND = timedelta(milliseconds=1)
 
 
 class LeaseLimitsRow(Row, frozen=True):
-    """How long anything may be held in this database, and how far a clock may be wrong."""
+    """The longest TTL in this database, and the clock skew that it tolerates."""
 
     id: int
     max_ttl_ms: Annotated[int, msgspec.Meta(gt=0)]
@@ -40,6 +43,7 @@ class LeaseLimits(TableRepository[LeaseLimitsRow]):
 
     table = "lease_limits"
     row_type = LeaseLimitsRow
+    _sql: LeaseLimitsStatements
 
     async def get(self) -> LeaseLimitsRow:
         """Return the limits of the database.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from metastore.codec import Id, Label, Row, new_id
 from metastore.errors import TransactionActive
 from metastore.leasing.limits import TICKET_TTL, latest_credible_ticket
 from metastore.leasing.queue import wait_for_turn
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ __all__ = [
     "LeaseWaiter",
     "LeaseWaiters",
     "LeasedResource",
+    "LeasedResourceName",
 ]
 
 Taken = TypeVar("Taken")
@@ -34,6 +35,10 @@ class LeasedResource(StrEnum):
     WORKTREES = "worktrees"
     PROJECT_LOCKS = "project_locks"
     TASKS = "tasks"
+
+
+LeasedResourceName = Literal["worktrees", "project_locks", "tasks"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class LeaseWaiter(Row, frozen=True):
@@ -62,26 +67,33 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
     _sql: LeaseWaitersStatements
 
     async def list_by_resource(
-        self, resource: str, resource_id: str, *, after: int = 0, limit: int = 50
+        self,
+        resource: LeasedResource | LeasedResourceName,
+        resource_id: Id,
+        *,
+        after: int = 0,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[LeaseWaiter, int]:
-        """Return a page of the live tickets for a resource, first come first."""
+        """Return a page of the live tickets for a resource, in the order of arrival.
+
+        Raises:
+            InvalidValue: `resource`, `resource_id`, `after` or `limit` is invalid.
+        """
         now = self._now()
-        rows = await self._all(
-            self._sql.list_lease_waiters(
-                resource=resource,
-                resource_id=resource_id,
-                now=now,
-                latest_credible_ticket=latest_credible_ticket(now),
-                after=after,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_lease_waiters(
+            resource=resource,
+            resource_id=resource_id,
+            now=now,
+            latest_credible_ticket=latest_credible_ticket(now),
+            after=after,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: row.position)
+        return await self._page(call, limit, lambda row: row.position)
 
     async def wait_in_queue(
         self,
         resource: str,
-        resource_id: str,
+        resource_id: Id,
         *,
         owner: str,
         wait: timedelta,
@@ -115,9 +127,7 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
         """Return the statement that gives a ticket back, to go with the one that takes."""
         return self._sql.delete_lease_waiter(id=ticket.id)
 
-    async def _draw(
-        self, ticket_id: str, resource: str, resource_id: str, owner: str
-    ) -> LeaseWaiter:
+    async def _draw(self, ticket_id: Id, resource: str, resource_id: Id, owner: str) -> LeaseWaiter:
         now = self._now()
         _, rows = await self._run_all(
             self._sql.delete_expired_lease_waiters(
@@ -148,6 +158,6 @@ class LeaseWaiters(TableRepository[LeaseWaiter]):
             ticket.id, ticket.resource, ticket.resource_id, ticket.owner
         )
 
-    async def _leave(self, ticket_id: str) -> None:
+    async def _leave(self, ticket_id: Id) -> None:
         # A coroutine, because a closed store refuses before there is anything to await.
         await self._run(self._sql.delete_lease_waiter(id=ticket_id))

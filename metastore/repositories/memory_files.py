@@ -28,7 +28,7 @@ from metastore.errors import (
     StoreReadOnly,
 )
 from metastore.leasing.queue import give_back
-from metastore.paging import MAX_PAGE, Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, MAX_PAGE, Page, checked_limit, every, page_of
 from metastore.repositories.base import TableRepository
 from metastore.sandbox import MAX_PATH, Target, checked_path
 
@@ -54,7 +54,7 @@ _Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 
 
 class MemoryFileEntry(Row, frozen=True):
-    """What is known of a file, without its bytes.
+    """A file without its bytes.
 
     Attributes:
         id: which content this is: writing to the path again gives it another.
@@ -129,8 +129,8 @@ class MemoryFiles(TableRepository[MemoryFile]):
         # Uploads whose chunks could not be deleted yet: on a full disk not even that goes through.
         self._abandoned: set[tuple[str, str]] = set()
 
-    async def write(self, job_id: str, *, path: str, data: Data) -> MemoryFileEntry:
-        """Write a file as a whole, in place of what is at `path`, and return what is known of it.
+    async def write(self, job_id: Id, *, path: str, data: Data) -> MemoryFileEntry:
+        """Write a whole file, replacing what is at `path`, and return its entry.
 
         `data` is the bytes, or gives them piece by piece: of an iterable, one chunk of 256 KiB is
         in memory at a time. Readers see the file when all of it is there; if the writing fails or
@@ -159,7 +159,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     async def _upload(
         self,
-        job_id: str,
+        job_id: Id,
         path: str,
         head: Content,
         following: Content,
@@ -220,25 +220,24 @@ class MemoryFiles(TableRepository[MemoryFile]):
             else:
                 self._abandoned.discard((job_id, upload_id))
 
-    async def _remove_discarded(self, job_id: str) -> None:
+    async def _remove_discarded(self, job_id: Id) -> None:
         for piece in self._discarded_pieces(job_id):
             await deletion.repeat(self._scope.executor, *piece)
 
-    def _discarded_pieces(self, job_id: str) -> tuple[tuple[Call, ...], ...]:
+    def _discarded_pieces(self, job_id: Id) -> tuple[tuple[Call, ...], ...]:
         return (
             (self._sql.delete_discarded_chunks(job_id=job_id, limit=deletion.PIECE_CHUNKS),),
             (self._sql.delete_discarded_uploads(job_id=job_id, limit=deletion.PIECE_ROWS),),
         )
 
-    def pieces_of_job(self, job_id: str, now: datetime) -> tuple[tuple[Call, ...], ...]:
+    def pieces_of_job(self, job_id: Id, now: datetime) -> tuple[tuple[Call, ...], ...]:
         """Return the pieces of a job's deletion that remove its files and uploads."""
         return (
             (
                 self._sql.discard_files_of_job(
                     job_id=job_id,
                     now=now,
-                    limit=deletion.PIECE_ROWS,
-                    byte_limit=deletion.PIECE_BYTES,
+                    **deletion.cut(),
                 ),
                 self._sql.delete_discarded_files_of_job(job_id=job_id),
             ),
@@ -248,8 +247,8 @@ class MemoryFiles(TableRepository[MemoryFile]):
 
     async def _place(
         self,
-        file_id: str,
-        job_id: str,
+        file_id: Id,
+        job_id: Id,
         path: str,
         size: int,
         sha256: str,
@@ -281,7 +280,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
                     await self._remove_discarded(job_id)
                 [entry] = self._decode_entries(answers[3])
                 return entry
-            # Whoever makes room between the two is no reason to refuse: it is tried again.
+            # Room was freed meanwhile; retry.
             measured = await self._measure(job_id, path)
             [(max_bytes, max_files, max_all, files, all_bytes, in_the_way)] = measured
             if in_the_way:
@@ -296,11 +295,11 @@ class MemoryFiles(TableRepository[MemoryFile]):
                 if actual > maximum:
                     raise LimitExceeded(job_id, limit=limit, maximum=maximum, actual=actual)
 
-    async def _measure(self, job_id: str, path: str) -> list[tuple[Any, ...]]:
+    async def _measure(self, job_id: Id, path: str) -> list[tuple[Any, ...]]:
         return await self._run(self._sql.measure_memory_files(job_id=job_id, path=path))
 
-    async def get(self, job_id: str, *, path: str) -> MemoryFileEntry:
-        """Return what is known of a file, without its bytes.
+    async def get(self, job_id: Id, *, path: str) -> MemoryFileEntry:
+        """Return a file's entry, without its bytes.
 
         Raises:
             NotFound: the job has none at this path.
@@ -314,7 +313,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
             raise NotFound(self.table, (job_id, path))
         return entries[0]
 
-    async def read(self, job_id: str, *, path: str) -> MemoryFile:
+    async def read(self, job_id: Id, *, path: str) -> MemoryFile:
         """Return a file with all of its bytes. `stream` reads a large one piece by piece.
 
         Raises:
@@ -328,7 +327,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         whole = b"".join(chunks) if len(chunks) <= 4 else await asyncio.to_thread(b"".join, chunks)
         return msgspec.structs.replace(file, bytes=whole)
 
-    async def stream(self, job_id: str, *, path: str) -> AsyncIterator[Content]:
+    async def stream(self, job_id: Id, *, path: str) -> AsyncIterator[Content]:
         """Yield a file's bytes, 256 KiB at a time.
 
         A file that is replaced meanwhile is not mixed with the other: the reading ends with
@@ -342,7 +341,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         async for chunk in self._content(await self._open(job_id, path)):
             yield chunk
 
-    async def _open(self, job_id: str, path: str) -> MemoryFile:
+    async def _open(self, job_id: Id, path: str) -> MemoryFile:
         """Return a file with the first of its bytes."""
         checked_path(self.table, path)
         return await self._one(self._sql.read_memory_file(job_id=job_id, path=path), (job_id, path))
@@ -375,9 +374,13 @@ class MemoryFiles(TableRepository[MemoryFile]):
         return _damaged(file) if same else NotFound(self.table, file.id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MemoryFileEntry, str]:
-        """Return a page of what is known of a job's files, in the order of their paths."""
+        """Return a page of the entries of a job's files, ordered by path.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
         rows = await self._run(
             self._sql.list_memory_files_by_job(
                 job_id=job_id, after_path=after, limit=checked_limit(limit)
@@ -385,7 +388,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
         )
         return page_of(self._decode_entries(rows), limit, lambda row: row.path)
 
-    async def delete(self, job_id: str, *, path: str) -> None:
+    async def delete(self, job_id: Id, *, path: str) -> None:
         """Delete a file. It is gone at once; the bytes of a large one are removed piece by piece.
 
         Raises:
@@ -404,7 +407,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
             await self._remove_discarded(job_id)
 
     async def export(
-        self, job_id: str, directory: Path | str, *, overwrite: bool = False
+        self, job_id: Id, directory: Path | str, *, overwrite: bool = False
     ) -> list[Path]:
         """Write a job's files into `directory` and return where they are now.
 
@@ -419,6 +422,7 @@ class MemoryFiles(TableRepository[MemoryFile]):
             NotFound: a file was replaced while it was read.
             StoreCorrupt: the bytes of a file are not those that were written.
             OSError: the file system refuses.
+            InvalidValue: `job_id`, `directory` or `overwrite` is invalid.
         """
         directory = _folder(directory)
         codec.expect("overwrite", overwrite, bool, "a boolean")
@@ -426,19 +430,14 @@ class MemoryFiles(TableRepository[MemoryFile]):
         written: list[Path] = []
         try:
             await _in_thread(target.open)
-            after: str | None = None
-            while True:
-                page = await self.list_by_job(job_id, after=after, limit=MAX_PAGE)
-                for entry in page.items:
-                    await self._export_file(job_id, entry.path, target)
-                    written.append(directory / entry.path)
-                after = page.next
-                if after is None:
-                    return written
+            async for entry in every(self.list_by_job, job_id):
+                await self._export_file(job_id, entry.path, target)
+                written.append(directory / entry.path)
         finally:
             target.close()
+        return written
 
-    async def _export_file(self, job_id: str, path: str, target: Target) -> None:
+    async def _export_file(self, job_id: Id, path: str, target: Target) -> None:
         file = await self._open(job_id, path)
         with target.create(path) as new:
             async for chunk in self._content(file):

@@ -1,4 +1,4 @@
-"""memory_items: what an agent notes for later, one note for each kind and key."""
+"""memory_items: what agents remember, one note for each kind and key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from metastore.codec import Id, Label, Row, listed, new_id
 from metastore.errors import InvalidValue, LimitExceeded
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class MemoryItems(TableRepository[MemoryItem]):
     _sql: MemoryItemsStatements
 
     async def put(
-        self, job_id: str, *, kind: str, key: str, content: Any, tags: Iterable[str] = ()
+        self, job_id: Id, *, kind: str, key: str, content: Any, tags: Iterable[str] = ()
     ) -> MemoryItem:
-        """Note `content` under `kind` and `key`, in place of what stood there, and return the note.
+        """Store `content` under `kind` and `key`, replacing what was there, and return the note.
 
         Repeating the call is harmless. Of a tag that is given twice, one is kept.
 
@@ -63,7 +63,7 @@ class MemoryItems(TableRepository[MemoryItem]):
             LimitExceeded: the job would have more items, or the item more bytes or tags, than
                 the limits that hold for the job allow.
             InvalidReference: there is no such job.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         words = _words(tags)
         while True:
@@ -80,7 +80,7 @@ class MemoryItems(TableRepository[MemoryItem]):
             )
             if row is not None:
                 return row
-            # Whoever makes room between the two is no reason to refuse: it is tried again.
+            # Room was freed meanwhile; retry.
             [measured] = await self._run(
                 self._sql.measure_memory_item(
                     job_id=job_id, kind=kind, key=key, content=content, tags=words
@@ -95,39 +95,53 @@ class MemoryItems(TableRepository[MemoryItem]):
                 if actual > maximum:
                     raise LimitExceeded(job_id, limit=limit, maximum=maximum, actual=actual)
 
-    async def get(self, job_id: str, *, kind: str, key: str) -> MemoryItem:
+    async def get(self, job_id: Id, *, kind: str, key: str) -> MemoryItem:
         """Return a note.
 
         Raises:
             NotFound: the job has none under this kind and key.
+            InvalidValue: `job_id`, `kind` or `key` is invalid.
         """
         return await self._one(
             self._sql.get_memory_item(job_id=job_id, kind=kind, key=key), (job_id, kind, key)
         )
 
-    async def find(self, job_id: str, *, kind: str, key: str) -> MemoryItem | None:
-        """Return a note, or None where the job has none under this kind and key."""
+    async def find(self, job_id: Id, *, kind: str, key: str) -> MemoryItem | None:
+        """Return a note, or None if the job has none under this kind and key.
+
+        Raises:
+            InvalidValue: `job_id`, `kind` or `key` is invalid.
+        """
         return await self._find(self._sql.get_memory_item(job_id=job_id, kind=kind, key=key))
 
     async def list_by_job(
-        self, job_id: str, *, kind: str | None = None, after: str | None = None, limit: int = 50
+        self,
+        job_id: Id,
+        *,
+        kind: str | None = None,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[MemoryItem, str]:
-        """Return a page of a job's notes, of one kind or all, in the order of their making."""
+        """Return a page of a job's notes, of one kind or all, oldest first.
+
+        Raises:
+            InvalidValue: `job_id`, `kind`, `after` or `limit` is invalid.
+        """
         return await self.search(job_id, kind=kind, after=after, limit=limit)
 
     async def search(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         tags: Iterable[str] = (),
         match: Literal["all", "any"] = "all",
         kind: str | None = None,
         after: str | None = None,
-        limit: int = 50,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[MemoryItem, str]:
         """Return a page of a job's notes that have all of the tags, or any of them.
 
-        Without tags, every note is found. They stand in the order in which they were first made.
+        Without tags, every note matches. The notes are ordered by when they were first stored.
 
         Raises:
             InvalidValue: `match` is neither, or a value is refused.
@@ -151,13 +165,14 @@ class MemoryItems(TableRepository[MemoryItem]):
             call = self._sql.search_memory_items_of_kind_with_all(kind=kind, tags=words, **page)
         else:
             call = self._sql.search_memory_items_of_kind_with_any(kind=kind, tags=words, **page)
-        return page_of(await self._all(call), limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
-    async def delete(self, job_id: str, *, kind: str, key: str) -> None:
-        """Forget a note.
+    async def delete(self, job_id: Id, *, kind: str, key: str) -> None:
+        """Delete a note.
 
         Raises:
             NotFound: the job has none under this kind and key.
+            InvalidValue: `job_id`, `kind` or `key` is invalid.
         """
         await self._one(
             self._sql.delete_memory_item(job_id=job_id, kind=kind, key=key), (job_id, kind, key)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row, expect, new_id
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class MemoryLimits(Row, frozen=True):
     """How much a job may remember.
 
     Attributes:
-        job_id: the job whose own limits they are, or None where they hold for all others.
+        job_id: the job whose own limits they are, or None for the default of all others.
         max_items: memory items of a job.
         max_item_bytes: bytes of an item's content, as JSON.
         max_item_tags: tags of an item.
@@ -50,8 +50,12 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
     row_type = MemoryLimits
     _sql: MemoryLimitsStatements
 
-    async def get(self, job_id: str) -> MemoryLimits:
-        """Return the limits that hold for a job: its own, or else the default."""
+    async def get(self, job_id: Id) -> MemoryLimits:
+        """Return the limits that apply to a job: its own, or else the default.
+
+        Raises:
+            InvalidValue: `job_id` is not a valid id.
+        """
         return await self._one(self._sql.get_memory_limits(job_id=job_id), job_id)
 
     async def get_default(self) -> MemoryLimits:
@@ -60,7 +64,7 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
 
     async def set(
         self,
-        job_id: str,
+        job_id: Id,
         *,
         max_items: int | None = None,
         max_item_bytes: int | None = None,
@@ -69,14 +73,16 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
         max_file_bytes: int | None = None,
         max_job_file_bytes: int | None = None,
     ) -> MemoryLimits:
-        """Give a job its own limits and return them; those not given stay as they are for it.
+        """Set a job's own limits and return them; those not given stay as they apply to it.
 
-        From then on the default does not concern the job.
+        From then on the default no longer applies to the job.
 
         Raises:
             InvalidReference: there is no such job.
             InvalidValue: a limit is refused.
         """
+        # The column may be NULL: the default's is.
+        expect("job_id", job_id, str, "text")
         return await self._created(
             self._sql.set_memory_limits(
                 id=new_id(),
@@ -120,10 +126,11 @@ class JobMemoryLimits(TableRepository[MemoryLimits]):
             )
         )
 
-    async def delete(self, job_id: str) -> None:
-        """Take a job's own limits away: the default holds for it again.
+    async def delete(self, job_id: Id) -> None:
+        """Delete a job's own limits: the default applies to it again.
 
         Raises:
             NotFound: it has none.
+            InvalidValue: `job_id` is not a valid id.
         """
         await self._one(self._sql.delete_memory_limits(job_id=job_id), job_id)

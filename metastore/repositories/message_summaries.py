@@ -1,4 +1,4 @@
-"""message_summaries: what is left of messages that no longer fit the context."""
+"""message_summaries: summaries of messages that no longer fit the context."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class MessageSummary(Row, frozen=True):
 
 
 class MessageSummaries(TableRepository[MessageSummary]):
-    """The summaries that agents made of their messages. They are kept as long as their job."""
+    """The summaries that agents made of their messages. They are deleted with their job."""
 
     table = "message_summaries"
     row_type = MessageSummary
@@ -45,23 +45,23 @@ class MessageSummaries(TableRepository[MessageSummary]):
     async def create(
         self,
         *,
-        job_id: str,
+        job_id: Id,
         role: str,
         summary: str,
         tokens: int,
-        step_id: str | None = None,
-        id: str | None = None,
+        step_id: Id | None = None,
+        id: Id | None = None,
     ) -> MessageSummary:
-        """Keep a summary and return it.
+        """Store a summary and return it.
 
         Raises:
             InvalidReference: there is no such job or step.
             AlreadyExists: a summary has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_message_summary(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 job_id=job_id,
                 step_id=step_id,
                 role=role,
@@ -71,32 +71,37 @@ class MessageSummaries(TableRepository[MessageSummary]):
             )
         )
 
-    async def get(self, summary_id: str) -> MessageSummary:
+    async def get(self, summary_id: Id) -> MessageSummary:
         """Return a summary.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no summary has this id.
+            InvalidValue: `summary_id` is not a valid id.
         """
         return await self._one(self._sql.get_message_summary(id=summary_id), summary_id)
 
     async def list_by_job(
-        self, job_id: str, *, after: str | None = None, limit: int = 50
+        self, job_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
-        """Return a page of a job's summaries, oldest first."""
-        rows = await self._all(
-            self._sql.list_message_summaries_by_job(
-                job_id=job_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a job's summaries, oldest first.
+
+        Raises:
+            InvalidValue: `job_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_message_summaries_by_job(
+            job_id=job_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_step(
-        self, step_id: str, *, after: str | None = None, limit: int = 50
+        self, step_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[MessageSummary, str]:
-        """Return a page of a step's summaries, oldest first."""
-        rows = await self._all(
-            self._sql.list_message_summaries_by_step(
-                step_id=step_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a step's summaries, oldest first.
+
+        Raises:
+            InvalidValue: `step_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_message_summaries_by_step(
+            step_id=step_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)

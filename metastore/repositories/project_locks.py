@@ -22,7 +22,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import FIRST_ID, Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, FIRST_ID, Page, TimeCursor, checked_limit
 from metastore.repositories.leasable import LeasableRepository
 from metastore.repositories.projects import Projects
 from metastore.repositories.sessions import Sessions
@@ -37,7 +37,7 @@ __all__ = ["ProjectLock", "ProjectLocks"]
 
 
 class ProjectLock(Row, frozen=True):
-    """The lock of a project; it is what its holder shows.
+    """The lock of a project. Its holder presents it.
 
     Attributes:
         id: made anew for each holder.
@@ -68,7 +68,7 @@ class _Held(TypedDict):
 
 
 class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
-    """The locks of projects: one session at a time has a project to itself."""
+    """The locks of projects: one session at a time holds a project."""
 
     table = "project_locks"
     row_type = ProjectLock
@@ -79,8 +79,8 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
     async def acquire(
         self,
         *,
-        project_id: str,
-        session_id: str,
+        project_id: Id,
+        session_id: Id,
         ttl: timedelta,
         wait: timedelta | None = None,
     ) -> ProjectLock:
@@ -137,41 +137,52 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
             raise LockHeld(project_id, await self.find_by_project(project_id))
         return lock
 
-    async def get(self, lock_id: str) -> ProjectLock:
+    async def get(self, lock_id: Id) -> ProjectLock:
         """Return a lock.
 
         Raises:
             NotFound: it was released or taken over.
+            InvalidValue: `lock_id` is not a valid id.
         """
         return await self._one(self._sql.get_project_lock(id=lock_id), lock_id)
 
-    async def find_by_project(self, project_id: str) -> ProjectLock | None:
-        """Return the project's lock, also an expired one, or None."""
+    async def find_by_project(self, project_id: Id) -> ProjectLock | None:
+        """Return the project's lock, even if it has expired, or None.
+
+        Raises:
+            InvalidValue: `project_id` is not a valid id.
+        """
         return await self._find(self._sql.find_project_lock(project_id=project_id))
 
-    async def list_by_session(self, session_id: str) -> list[ProjectLock]:
-        """Return the locks that a session has, also expired ones."""
+    async def list_by_session(self, session_id: Id) -> list[ProjectLock]:
+        """Return the locks that a session holds, expired ones included.
+
+        Raises:
+            InvalidValue: `session_id` is not a valid id.
+        """
         return await self._all(self._sql.list_project_locks_by_session(session_id=session_id))
 
     async def list_expired(
-        self, *, after: str | None = None, limit: int = 50
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ProjectLock, str]:
-        """Return a page of the locks that expired and were not taken over, the longest first."""
+        """Return a page of the locks that expired and were not taken over, the longest first.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
         cursor = TimeCursor(LONG_AGO, FIRST_ID) if after is None else TimeCursor.parse(after)
         now = self._now()
-        rows = await self._all(
-            self._sql.list_expired_project_locks(
-                now=now,
-                latest_credible_expiry=latest_credible_expiry(now),
-                after=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        call = self._sql.list_expired_project_locks(
+            now=now,
+            latest_credible_expiry=latest_credible_expiry(now),
+            after=cursor.created_at,
+            after_id=cursor.id,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
+        return await self._page(call, limit, lambda row: str(TimeCursor(row.expires_at, row.id)))
 
     async def renew(self, lock: ProjectLock, *, ttl: timedelta) -> ProjectLock:
-        """Let a lock run until `ttl` from now and return it so.
+        """Extend a lock until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired or went to another session; nothing was changed.
@@ -195,7 +206,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         return row
 
     async def release(self, lock: ProjectLock) -> None:
-        """Set a locked project free.
+        """Release a locked project.
 
         Raises:
             LeaseLost: the lock expired or went to another session; nothing was changed.
@@ -213,8 +224,8 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
     async def hold(
         self,
         *,
-        project_id: str,
-        session_id: str,
+        project_id: Id,
+        session_id: Id,
         ttl: timedelta,
         wait: timedelta | None = None,
     ) -> AsyncIterator[ProjectLock]:
@@ -240,7 +251,7 @@ class ProjectLocks(LeasableRepository[ProjectLock, ProjectLock]):
         ):
             yield lock
 
-    async def _check_session(self, project_id: str, session_id: str) -> None:
+    async def _check_session(self, project_id: Id, session_id: Id) -> None:
         """Check that a session that was refused the lock may have it once the project is free.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Projects(TableRepository[Project]):
         it is. Repeating the call is harmless.
 
         Raises:
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         now = self._now()
         if config is None:
@@ -63,28 +63,40 @@ class Projects(TableRepository[Project]):
             )
         )
 
-    async def get(self, project_id: str) -> Project:
+    async def get(self, project_id: Id) -> Project:
         """Return a project.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no project has this id.
+            InvalidValue: `project_id` is not a valid id.
         """
         return await self._one(self._sql.get_project(id=project_id), project_id)
 
     async def find_by_path(self, path: str) -> Project | None:
-        """Return the project at this path, or None."""
-        return await self._find(self._sql.find_project_by_path(path=path))
-
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Project, str]:
-        """Return a page of the projects, in the order in which they were first seen."""
-        rows = await self._all(self._sql.list_projects(after_id=after, limit=checked_limit(limit)))
-        return page_of(rows, limit, lambda row: row.id)
-
-    async def delete(self, project_id: str) -> None:
-        """Forget a project that no session refers to. Its lock goes with it.
+        """Return the project at this path, or None.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidReference: sessions still refer to it; their history keeps it.
+            InvalidValue: `path` is invalid.
+        """
+        return await self._find(self._sql.find_project_by_path(path=path))
+
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Project, str]:
+        """Return a page of the projects, in the order of their registration.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_projects(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
+
+    async def delete(self, project_id: Id) -> None:
+        """Delete a project that no session refers to, with its lock.
+
+        Raises:
+            NotFound: no project has this id.
+            InvalidReference: sessions still refer to it.
+            InvalidValue: `project_id` is not a valid id.
         """
         await self._one(self._sql.delete_project(id=project_id), project_id)

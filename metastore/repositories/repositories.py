@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 
 if TYPE_CHECKING:
@@ -41,19 +41,19 @@ class Repositories(TableRepository[Repository]):
         remote_url: str,
         default_branch: str = "main",
         metadata: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Repository:
         """Register a repository under a name that no other has.
 
-        A caller that passes its own `id` may repeat a call whose answer it never saw.
+        A caller that passes its own `id` can safely retry a call whose answer was lost.
 
         Raises:
             AlreadyExists: another repository has this name, or this id.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_repository(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 name=name,
                 remote_url=remote_url,
                 default_branch=default_branch,
@@ -62,38 +62,47 @@ class Repositories(TableRepository[Repository]):
             )
         )
 
-    async def get(self, repository_id: str) -> Repository:
+    async def get(self, repository_id: Id) -> Repository:
         """Return a repository.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no repository has this id.
+            InvalidValue: `repository_id` is not a valid id.
         """
         return await self._one(self._sql.get_repository(id=repository_id), repository_id)
 
     async def find_by_name(self, name: str) -> Repository | None:
-        """Return the repository of this name, or None."""
+        """Return the repository of this name, or None.
+
+        Raises:
+            InvalidValue: `name` is invalid.
+        """
         return await self._find(self._sql.find_repository_by_name(name=name))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Repository, str]:
-        """Return a page of the repositories, in the order in which they were registered."""
-        rows = await self._all(
-            self._sql.list_repositories(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Repository, str]:
+        """Return a page of the repositories, in the order of their registration.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_repositories(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
 
     async def update(
         self,
-        repository_id: str,
+        repository_id: Id,
         *,
         remote_url: str,
         default_branch: str,
         metadata: JsonObject,
     ) -> Repository:
-        """Change what is known of the upstream and return the repository.
+        """Update a repository and return it.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidValue: a value is refused.
+            NotFound: no repository has this id.
+            InvalidValue: an argument is invalid.
         """
         return await self._one(
             self._sql.update_repository(
@@ -106,11 +115,12 @@ class Repositories(TableRepository[Repository]):
             repository_id,
         )
 
-    async def delete(self, repository_id: str) -> None:
-        """Forget a repository that has no worktrees and no sessions.
+    async def delete(self, repository_id: Id) -> None:
+        """Delete a repository that has no worktrees and no sessions.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no repository has this id.
             InvalidReference: worktrees or sessions still refer to it.
+            InvalidValue: `repository_id` is not a valid id.
         """
         await self._one(self._sql.delete_repository(id=repository_id), repository_id)

@@ -1,17 +1,17 @@
-"""sessions: what was executed, for whom, and what came of it."""
+"""sessions: what was executed, for whom, and with which result."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from metastore import deletion
 from metastore.codec import Id, JsonObject, Row, expect, new_id
 from metastore.errors import InvalidTransition, InvalidValue, NotFound, TokenRejected
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, by_time, checked_limit, older_than
 from metastore.repositories.auth_tokens import AuthTokens
 from metastore.repositories.base import TableRepository
 from metastore.repositories.worktrees import Worktrees, WorktreeState
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from metastore.statement_types import SessionsStatements
     from metastore.statements import Call
 
-__all__ = ["Session", "SessionMode", "SessionStatus", "SessionType", "Sessions"]
+__all__ = [
+    "Session",
+    "SessionMode",
+    "SessionModeName",
+    "SessionStatus",
+    "SessionStatusName",
+    "SessionType",
+    "SessionTypeName",
+    "Sessions",
+]
 
 
 class SessionType(StrEnum):
@@ -32,8 +41,12 @@ class SessionType(StrEnum):
     DOCKER_DEPLOYMENT = "docker_deployment"
 
 
+SessionTypeName = Literal["debug", "maven_maintenance", "test_generation", "docker_deployment"]
+"""The same as text, so that a type checker sees a misspelt one."""
+
+
 class SessionStatus(StrEnum):
-    """How far a session is. The last three are its ends."""
+    """The status of a session. The last three are final."""
 
     PENDING = "pending"
     IN_PROGRESS = "in_progress"
@@ -43,11 +56,15 @@ class SessionStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+SessionStatusName = Literal["pending", "in_progress", "paused", "completed", "failed", "cancelled"]
+"""The same as text, so that a type checker sees a misspelt one."""
+
+
 _ENDS = frozenset({SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.CANCELLED})
 
 
 class SessionMode(StrEnum):
-    """How much a session does by itself."""
+    """How autonomously a session works."""
 
     INTERACTIVE = "interactive"
     AUTONOMOUS = "autonomous"
@@ -55,14 +72,18 @@ class SessionMode(StrEnum):
     DEBUG = "debug"
 
 
+SessionModeName = Literal["interactive", "autonomous", "analysis_only", "debug"]
+"""The same as text, so that a type checker sees a misspelt one."""
+
+
 class Session(Row, frozen=True):
     """An execution session.
 
     Attributes:
         config: what was asked for.
-        result: what came of it, any JSON.
+        result: its result, any JSON.
         metadata: what the client added.
-        completed_at: when it ended, well or badly.
+        completed_at: when it ended.
     """
 
     id: Id
@@ -97,17 +118,17 @@ class Sessions(TableRepository[Session]):
     async def create(
         self,
         *,
-        session_type: str,
-        repository_id: str | None = None,
+        session_type: SessionType | SessionTypeName,
+        repository_id: Id | None = None,
         project_path: str | None = None,
-        worktree_id: str | None = None,
-        auth_token_id: str | None = None,
-        mode: str = SessionMode.INTERACTIVE,
+        worktree_id: Id | None = None,
+        auth_token_id: Id | None = None,
+        mode: SessionMode | SessionModeName = SessionMode.INTERACTIVE,
         config: JsonObject | None = None,
         metadata: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Session:
-        """Open a session, pending.
+        """Create a pending session.
 
         A debug session has a `repository_id`, every other a `project_path`. The project is
         registered, or touched, in the same transaction.
@@ -117,7 +138,7 @@ class Sessions(TableRepository[Session]):
             TokenRejected: the token is revoked or has expired.
             InvalidTransition: the worktree is retired; carries the worktree.
             AlreadyExists: a session has this `id`.
-            InvalidValue: a value is missing or refused.
+            InvalidValue: an argument is missing or invalid.
         """
         expect("session_type", session_type, str, "text")
         if session_type == SessionType.DEBUG and repository_id is None:
@@ -126,7 +147,7 @@ class Sessions(TableRepository[Session]):
             raise InvalidValue(self.table, "project_path", "must be given unless it is debug")
         now = self._now()
         create = self._sql.create_session(
-            id=new_id() if id is None else id,
+            id=self._id(id),
             session_type=session_type,
             mode=mode,
             project_path=project_path,
@@ -151,22 +172,24 @@ class Sessions(TableRepository[Session]):
         [session] = self._decode(rows)
         return session
 
-    async def get(self, session_id: str) -> Session:
+    async def get(self, session_id: Id) -> Session:
         """Return a session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._one(self._sql.get_session(id=session_id), session_id)
 
-    async def start(self, session_id: str, *, worktree_id: str | None = None) -> Session:
-        """Begin a pending session; `worktree_id` if it was not known before.
+    async def start(self, session_id: Id, *, worktree_id: Id | None = None) -> Session:
+        """Start a pending session; `worktree_id` if it was not known before.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not pending, or its worktree is retired; carries the one that
                 refuses.
             InvalidReference: there is no such worktree.
+            InvalidValue: `session_id` or `worktree_id` is invalid.
         """
         try:
             return await self._moved(
@@ -180,12 +203,13 @@ class Sessions(TableRepository[Session]):
             worktree_id = worktree_id or refused.row.worktree_id
         raise await self._worktree_retired(worktree_id)
 
-    async def pause(self, session_id: str) -> Session:
-        """Interrupt a session that is in progress.
+    async def pause(self, session_id: Id) -> Session:
+        """Pause a session that is in progress.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not in progress.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._moved(
             self._sql.pause_session(id=session_id, now=self._now()),
@@ -193,12 +217,13 @@ class Sessions(TableRepository[Session]):
             SessionStatus.PAUSED,
         )
 
-    async def resume(self, session_id: str) -> Session:
-        """Go on with a paused session.
+    async def resume(self, session_id: Id) -> Session:
+        """Resume a paused session.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not paused.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._moved(
             self._sql.resume_session(id=session_id, now=self._now()),
@@ -206,13 +231,13 @@ class Sessions(TableRepository[Session]):
             SessionStatus.IN_PROGRESS,
         )
 
-    async def complete(self, session_id: str, *, result: Any | None = None) -> Session:
-        """End a session that is in progress well.
+    async def complete(self, session_id: Id, *, result: Any | None = None) -> Session:
+        """Complete a session that is in progress.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no session has this id.
             InvalidTransition: it is not in progress.
-            InvalidValue: `result` is no JSON.
+            InvalidValue: `result` is not JSON.
         """
         return await self._moved(
             self._sql.complete_session(id=session_id, result=result, now=self._now()),
@@ -220,12 +245,13 @@ class Sessions(TableRepository[Session]):
             SessionStatus.COMPLETED,
         )
 
-    async def fail(self, session_id: str, *, error_message: str) -> Session:
-        """End a session badly, whatever it was doing.
+    async def fail(self, session_id: Id, *, error_message: str) -> Session:
+        """Fail a session that has not ended.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no session has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `session_id` or `error_message` is invalid.
         """
         return await self._moved(
             self._sql.fail_session(id=session_id, error_message=error_message, now=self._now()),
@@ -233,12 +259,13 @@ class Sessions(TableRepository[Session]):
             SessionStatus.FAILED,
         )
 
-    async def cancel(self, session_id: str) -> Session:
-        """Call a session off, whatever it was doing.
+    async def cancel(self, session_id: Id) -> Session:
+        """Cancel a session that has not ended.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no session has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `session_id` is not a valid id.
         """
         return await self._moved(
             self._sql.cancel_session(id=session_id, now=self._now()),
@@ -247,64 +274,77 @@ class Sessions(TableRepository[Session]):
         )
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self,
+        status: SessionStatus | SessionStatusName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Session, str]:
-        """Return a page of the sessions in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_sessions_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        """Return a page of the sessions in one status, newest first.
+
+        Raises:
+            InvalidValue: `status`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_sessions_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_project(
-        self, project_path: str, *, after: str | None = None, limit: int = 50
+        self, project_path: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Session, str]:
-        """Return a page of one project's sessions, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_sessions_by_project(
-                project_path=project_path,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        """Return a page of one project's sessions, newest first.
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
-        """Return a page of all sessions, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_sessions(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
+        Raises:
+            InvalidValue: `project_path`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_sessions_by_project(
+            project_path=project_path, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
-    async def list_active(self, *, after: str | None = None, limit: int = 50) -> Page[Session, str]:
-        """Return a page of the sessions that are pending or in progress, oldest first."""
-        rows = await self._all(
-            self._sql.list_active_sessions(after_id=after, limit=checked_limit(limit))
-        )
-        return page_of(rows, limit, lambda row: row.id)
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Session, str]:
+        """Return a page of all sessions, newest first.
 
-    async def list_open_by_worktree(self, worktree_id: str) -> list[Session]:
-        """Return the sessions in a worktree that have not ended."""
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_recent_sessions(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
+
+    async def list_active(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Session, str]:
+        """Return a page of the sessions that are pending or in progress, oldest first.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_active_sessions(after_id=after, limit=checked_limit(limit))
+        return await self._page(call, limit, by_id)
+
+    async def list_open_by_worktree(self, worktree_id: Id) -> list[Session]:
+        """Return the sessions in a worktree that have not ended.
+
+        Raises:
+            InvalidValue: `worktree_id` is not a valid id.
+        """
         return await self._all(self._sql.list_open_sessions_by_worktree(worktree_id=worktree_id))
 
-    async def count_open_by_auth_token(self, auth_token_id: str) -> int:
-        """Return how many sessions that a token opened have not ended."""
+    async def count_open_by_auth_token(self, auth_token_id: Id) -> int:
+        """Return how many sessions that a token opened have not ended.
+
+        Raises:
+            InvalidValue: `auth_token_id` is not a valid id.
+        """
         count: int = await self._scalar(
             self._sql.count_open_sessions_by_auth_token(auth_token_id=auth_token_id)
         )
         return count
 
-    async def delete(self, session_id: str) -> None:
+    async def delete(self, session_id: Id) -> None:
         """Delete a session with its steps, events, commands, artifacts, checkpoints and locks.
 
         A large one goes piece by piece, and other writers are served in between. It is cancelled
@@ -313,14 +353,14 @@ class Sessions(TableRepository[Session]):
         is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no session has this id, or another caller has deleted it meanwhile.
+            InvalidValue: `session_id` is not a valid id.
         """
         if not await self._deleted(self._deletion(session_id)):
             raise NotFound(self.table, session_id)
 
-    def _deletion(self, session_id: str) -> deletion.Plan:
+    def _deletion(self, session_id: Id) -> deletion.Plan:
         now = self._now()
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_session(id=session_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -329,30 +369,26 @@ class Sessions(TableRepository[Session]):
             ),
             pieces=(
                 (
-                    self._sql.cut_events(id=session_id, **cut),
+                    self._sql.cut_events(id=session_id, **deletion.cut()),
                     self._sql.purge_events_from_chain(id=session_id, now=now),
                     self._sql.delete_events_up_to_cut(id=session_id),
                 ),
-                (self._sql.delete_artifacts_of_session(id=session_id, **cut),),
-                (self._sql.delete_commands_of_session(id=session_id, **cut),),
-                (self._sql.delete_steps_of_session(id=session_id, **cut),),
-                (self._sql.delete_debugger_state_of_session(id=session_id, **cut),),
+                (self._sql.delete_artifacts_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_commands_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_steps_of_session(id=session_id, **deletion.cut()),),
+                (self._sql.delete_debugger_state_of_session(id=session_id, **deletion.cut()),),
                 (self._sql.delete_locks_of_session(id=session_id, limit=deletion.PIECE_ROWS),),
             ),
             whole=self._sql.delete_session(id=session_id),
         )
 
-    async def _worktree_retired(self, worktree_id: str | None) -> InvalidTransition:
+    async def _worktree_retired(self, worktree_id: Id | None) -> InvalidTransition:
         """Return the error for a session that was refused because of its worktree."""
         worktree = await Worktrees(self._scope).get(worktree_id or "")
         return InvalidTransition(
             Worktrees.table, WorktreeState.RETIRED, "session", worktree, is_work=True
         )
 
-    async def _moved(self, call: Call, session_id: str, to_status: SessionStatus) -> Session:
+    async def _moved(self, call: Call, session_id: Id, to_status: SessionStatus) -> Session:
         current = self._sql.get_session(id=session_id)
         return await self._advanced(call, current, session_id, to_status)
-
-
-def _cursor(session: Session) -> str:
-    return str(TimeCursor(session.created_at, session.id))

@@ -1,4 +1,4 @@
-"""steps: what a session does, one after the other."""
+"""steps: the steps of a session, in order."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from metastore.codec import Id, Row, new_id
+from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.sessions import Sessions
 
@@ -23,11 +23,11 @@ __all__ = ["Step", "StepStatus", "Steps"]
 _BEFORE_ALL = -(1 << 63)
 
 _MAX_SEQUENCE = (1 << 31) - 1
-"""Leaves room behind it for the steps that are given their place."""
+"""Leaves room for the steps that are appended after it."""
 
 
 class StepStatus(StrEnum):
-    """How far a step is. The last three are its ends."""
+    """The status of a step. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -67,21 +67,21 @@ class Steps(TableRepository[Step]):
     async def create(
         self,
         *,
-        session_id: str,
+        session_id: Id,
         name: str,
         sequence: int | None = None,
         input: Any | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Step:
-        """Plan a step, at `sequence` or else behind the last one of its session.
+        """Plan a step, at `sequence` or else after the last one of its session.
 
         Raises:
             InvalidReference: there is no such session.
             InvalidTransition: the session has ended; carries the session.
             AlreadyExists: the session has a step at this `sequence`, or a step has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
-        step_id = new_id() if id is None else id
+        step_id = self._id(id)
         if sequence is None:
             create = self._sql.create_step(
                 id=step_id, session_id=session_id, name=name, input=input
@@ -97,21 +97,23 @@ class Steps(TableRepository[Step]):
             )
         return step
 
-    async def get(self, step_id: str) -> Step:
+    async def get(self, step_id: Id) -> Step:
         """Return a step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
+            InvalidValue: `step_id` is not a valid id.
         """
         return await self._one(self._sql.get_step(id=step_id), step_id)
 
-    async def start(self, step_id: str) -> Step:
-        """Begin a pending step.
+    async def start(self, step_id: Id) -> Step:
+        """Start a pending step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not pending, or its session has ended; carries the one that
                 refuses.
+            InvalidValue: `step_id` is not a valid id.
         """
         try:
             return await self._moved(
@@ -123,13 +125,13 @@ class Steps(TableRepository[Step]):
             session_id = refused.row.session_id
         raise await self._refusal(Sessions(self._scope), session_id, "step")
 
-    async def complete(self, step_id: str, *, output: Any | None = None) -> Step:
-        """End a running step well.
+    async def complete(self, step_id: Id, *, output: Any | None = None) -> Step:
+        """Complete a running step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not running.
-            InvalidValue: `output` is no JSON.
+            InvalidValue: `output` is not JSON.
         """
         return await self._moved(
             self._sql.complete_step(id=step_id, output=output, now=self._now()),
@@ -137,12 +139,13 @@ class Steps(TableRepository[Step]):
             StepStatus.COMPLETED,
         )
 
-    async def fail(self, step_id: str, *, error_message: str) -> Step:
-        """End a pending or running step badly.
+    async def fail(self, step_id: Id, *, error_message: str) -> Step:
+        """Fail a pending or running step.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no step has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `step_id` or `error_message` is invalid.
         """
         return await self._moved(
             self._sql.fail_step(id=step_id, error_message=error_message, now=self._now()),
@@ -150,29 +153,32 @@ class Steps(TableRepository[Step]):
             StepStatus.FAILED,
         )
 
-    async def skip(self, step_id: str) -> Step:
-        """Leave a pending step out.
+    async def skip(self, step_id: Id) -> Step:
+        """Skip a pending step.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no step has this id.
             InvalidTransition: it is not pending.
+            InvalidValue: `step_id` is not a valid id.
         """
         return await self._moved(
             self._sql.skip_step(id=step_id, now=self._now()), step_id, StepStatus.SKIPPED
         )
 
     async def list_by_session(
-        self, session_id: str, *, after: int | None = None, limit: int = 50
+        self, session_id: Id, *, after: int | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Step, int]:
-        """Return a page of a session's steps in their order, from behind sequence `after`."""
-        rows = await self._all(
-            self._sql.list_steps_by_session(
-                session_id=session_id,
-                after=_BEFORE_ALL if after is None else after,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, lambda row: row.sequence)
+        """Return a page of a session's steps in order, starting after sequence `after`.
 
-    async def _moved(self, call: Call, step_id: str, to_status: StepStatus) -> Step:
+        Raises:
+            InvalidValue: `session_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_steps_by_session(
+            session_id=session_id,
+            after=_BEFORE_ALL if after is None else after,
+            limit=checked_limit(limit),
+        )
+        return await self._page(call, limit, lambda row: row.sequence)
+
+    async def _moved(self, call: Call, step_id: Id, to_status: StepStatus) -> Step:
         return await self._advanced(call, self._sql.get_step(id=step_id), step_id, to_status)

@@ -1,4 +1,4 @@
-"""tasks: what an orchestrator has to do, claimed by workers and fenced by version."""
+"""tasks: the tasks of an orchestrator, claimed by workers and fenced by version."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from enum import StrEnum
 from operator import itemgetter
-from typing import TYPE_CHECKING, ClassVar, TypedDict, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict, TypeVar
 from uuid import UUID, uuid5
 
 import msgspec
 
 from metastore import deletion
-from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed, new_id
+from metastore.codec import MAX_TEXT, Id, JsonObject, Label, Row, expect, listed
 from metastore.errors import InvalidTransition, InvalidValue, LeaseLost, LeaseUnavailable
 from metastore.leasing.limits import (
     LONG_AGO,
@@ -22,7 +22,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than, page_of
 from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from metastore.statement_types import TasksStatements
     from metastore.statements import Call
 
-__all__ = ["Task", "TaskLease", "TaskStatus", "Tasks"]
+__all__ = ["Task", "TaskLease", "TaskStatus", "TaskStatusName", "Tasks"]
 
 Step = TypeVar("Step")
 
@@ -44,13 +44,17 @@ _QUEUES = UUID("5b0c4a5e-6f0f-4f0e-9a37-3f1d5c0a9e61")
 
 
 class TaskStatus(StrEnum):
-    """How far a task is. The last three are its ends."""
+    """The status of a task. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+TaskStatusName = Literal["pending", "running", "completed", "failed", "cancelled"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Task(Row, frozen=True):
@@ -62,7 +66,7 @@ class Task(Row, frozen=True):
         metadata: what its creator or its worker added.
         workspace_path: where it is done; `claim(spread=True)` takes turns between workspaces.
         started_at: when the run that counts began: the last one, after a take-over.
-        completed_at: when it ended, well or badly.
+        completed_at: when it ended.
         version: the fencing number; it grows with every claim, release and cancellation.
     """
 
@@ -87,7 +91,7 @@ class Task(Row, frozen=True):
 
 
 class TaskLease(msgspec.Struct, frozen=True):
-    """The right to run a task and to end it, until it expires. It is what its holder shows.
+    """The right to run and end a task until it expires. Its holder presents it.
 
     Attributes:
         task: the row as it was when the task was claimed, or the claim last renewed.
@@ -133,7 +137,7 @@ class _Held(TypedDict):
 
 
 class _Waiting(TypedDict):
-    """Who looks for a task, and from which place in the queue."""
+    """Who asks for a task, and from which place in the queue."""
 
     line_id: str
     position: int
@@ -172,17 +176,17 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         description: str | None = None,
         metadata: JsonObject | None = None,
         workspace_path: str | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Task:
-        """Put a task behind those that are pending.
+        """Create a pending task, after those that are pending.
 
         Raises:
             AlreadyExists: a task has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_task(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 title=title,
                 description=description,
                 task_type=task_type,
@@ -193,35 +197,38 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             )
         )
 
-    async def get(self, task_id: str) -> Task:
+    async def get(self, task_id: Id) -> Task:
         """Return a task.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
+            InvalidValue: `task_id` is not a valid id.
         """
         return await self._one(self._sql.get_task(id=task_id), task_id)
 
     # Without a claim.
 
-    async def start(self, task_id: str) -> Task:
-        """Begin a pending task without a claim: nobody takes it over.
+    async def start(self, task_id: Id) -> Task:
+        """Start a pending task without a claim: nobody takes it over.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it is not pending.
+            InvalidValue: `task_id` is not a valid id.
         """
         return await self._moved(
             self._sql.start_task(id=task_id, now=self._now()), task_id, TaskStatus.RUNNING
         )
 
-    async def complete(self, task_id: str, *, metadata: JsonObject | None = None) -> Task:
-        """End a task well that was started without a claim.
+    async def complete(self, task_id: Id, *, metadata: JsonObject | None = None) -> Task:
+        """Complete a task that was started without a claim.
 
         With `metadata`, that takes the place of what the task had.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it is not running, or is claimed: then its holder ends it.
+            InvalidValue: `task_id` or `metadata` is invalid.
         """
         return await self._moved(
             self._sql.complete_task(id=task_id, metadata=metadata, now=self._now()),
@@ -229,12 +236,13 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             TaskStatus.COMPLETED,
         )
 
-    async def fail(self, task_id: str, *, error: str) -> Task:
-        """End a task badly that is pending, or was started without a claim.
+    async def fail(self, task_id: Id, *, error: str) -> Task:
+        """Fail a task that is pending, or was started without a claim.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no task has this id.
             InvalidTransition: it has ended already, or is claimed: then its holder ends it.
+            InvalidValue: `task_id` or `error` is invalid.
         """
         return await self._moved(
             self._sql.fail_task(id=task_id, error=error, now=self._now()),
@@ -242,19 +250,20 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             TaskStatus.FAILED,
         )
 
-    async def cancel(self, task_id: str) -> Task:
-        """Cancel a task that has not ended, whoever runs it: what its holder does is too late.
+    async def cancel(self, task_id: Id) -> Task:
+        """Cancel a task that has not ended, claimed or not; what its holder still does is refused.
 
         Raises:
-            NotFound: there is none with this id.
-            InvalidTransition: it has ended already.
+            NotFound: no task has this id.
+            InvalidTransition: it has already ended.
+            InvalidValue: `task_id` is not a valid id.
         """
         return await self._moved(
             self._sql.cancel_task(id=task_id, now=self._now()), task_id, TaskStatus.CANCELLED
         )
 
-    async def delete(self, task_id: str) -> None:
-        """Delete a task that nobody holds; it leaves its workflows, and those behind it move up.
+    async def delete(self, task_id: Id) -> None:
+        """Delete a task that nobody holds and remove it from its workflows.
 
         One with many tool executions goes piece by piece, and other writers are served in between.
         It is cancelled first if it has not ended, and is in `deletions` until it is gone. A
@@ -262,17 +271,17 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         again. In a transaction it is one statement, which holds the writer as long as it takes.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no task has this id, or another caller has deleted it meanwhile.
             InvalidTransition: it is claimed; carries the row as it is now. Nothing was removed.
+            InvalidValue: `task_id` is not a valid id.
         """
         if not await self._deleted(self._deletion(task_id)):
             task = await self.get(task_id)
             raise InvalidTransition(self.table, task.status, "deleted", task)
 
-    def _deletion(self, task_id: str) -> deletion.Plan:
+    def _deletion(self, task_id: Id) -> deletion.Plan:
         now = self._now()
         latest = latest_credible_expiry(now)
-        cut: deletion.Cut = {"limit": deletion.PIECE_ROWS, "byte_limit": deletion.PIECE_BYTES}
         return deletion.Plan(
             weigh=self._sql.weigh_task(id=task_id, limit=deletion.SMALL_ROWS + 1),
             begin=(
@@ -281,7 +290,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             ),
             pieces=(
                 (
-                    self._sql.cut_tool_executions(id=task_id, **cut),
+                    self._sql.cut_tool_executions(id=task_id, **deletion.cut()),
                     self._sql.purge_tool_executions_from_chain(id=task_id, now=now),
                     self._sql.delete_tool_executions_up_to_cut(id=task_id),
                 ),
@@ -301,7 +310,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         wait: timedelta | None = None,
         spread: bool = False,
     ) -> TaskLease:
-        """Take the oldest pending task for `owner` until `ttl` from now, and begin it.
+        """Claim the oldest pending task for `owner` until `ttl` from now, and start it.
 
         A task whose claim expired comes before all others. With `task_types` only tasks of these
         types are looked at. With `spread` the task comes from the workspace whose last claim is
@@ -311,7 +320,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
 
         Raises:
             LeaseUnavailable: there is no such task, or came none in time.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
             TransactionActive: `wait` was given in a transaction.
         """
         checked_ttl(ttl)
@@ -367,7 +376,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         return lease
 
     async def renew(self, lease: TaskLease, *, ttl: timedelta) -> TaskLease:
-        """Let a claim run until `ttl` from now and return it so.
+        """Extend a claim until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
@@ -386,7 +395,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         return TaskLease.of(row)
 
     async def complete_claim(self, lease: TaskLease, *, metadata: JsonObject | None = None) -> Task:
-        """End a claimed task well and return it.
+        """Complete a claimed task and return it.
 
         With `metadata`, that takes the place of what the task had.
 
@@ -406,7 +415,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def fail_claim(self, lease: TaskLease, *, error: str) -> Task:
-        """End a claimed task badly and return it.
+        """Fail a claimed task and return it.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
@@ -424,7 +433,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         )
 
     async def release(self, lease: TaskLease) -> Task:
-        """Give a claimed task back and return it: it is pending again, where it was before.
+        """Give back a claimed task and return it: it is pending again, in its old place.
 
         Raises:
             LeaseLost: it expired, went to another holder, or the task ended; nothing was changed.
@@ -459,7 +468,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
             LeaseUnavailable: there is no such task, or came none in time.
             LeaseLost: the claim was lost before the body ended, or the task was cancelled.
             TransactionActive: `wait` was given in a transaction.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         lease = await self.claim(
             owner=owner, ttl=ttl, task_types=task_types, wait=wait, spread=spread
@@ -484,68 +493,76 @@ class Tasks(LeasableRepository[Task, TaskLease]):
     # Lists.
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self,
+        status: TaskStatus | TaskStatusName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Task, str]:
-        """Return a page of the tasks in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        """Return a page of the tasks in one status, newest first.
+
+        Raises:
+            InvalidValue: `status`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tasks_by_status(
+            status=status,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_type(
-        self, task_type: str, *, after: str | None = None, limit: int = 50
+        self, task_type: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
-        """Return a page of the tasks of one type, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_type(
-                task_type=task_type,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        """Return a page of the tasks of one type, newest first.
+
+        Raises:
+            InvalidValue: `task_type`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tasks_by_type(
+            task_type=task_type,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_workspace(
-        self, workspace_path: str, *, after: str | None = None, limit: int = 50
+        self, workspace_path: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
-        """Return a page of the tasks in one workspace, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_tasks_by_workspace(
-                workspace_path=workspace_path,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        """Return a page of the tasks in one workspace, newest first.
 
-    async def list_recent(self, *, after: str | None = None, limit: int = 50) -> Page[Task, str]:
-        """Return a page of all tasks, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_recent_tasks(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
+        Raises:
+            InvalidValue: `workspace_path`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tasks_by_workspace(
+            workspace_path=workspace_path,
+            **older_than(after),
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
+
+    async def list_recent(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Task, str]:
+        """Return a page of all tasks, newest first.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_recent_tasks(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+        self, workflow_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Task, str]:
         """Return a page of a workflow's tasks, in order if they are no more than `limit`.
 
         Of a longer workflow each page is in order, but which tasks it holds goes by their ids: a
         task that stays in the workflow is on exactly one page, however often tasks are moved,
         added and removed between two pages. `workflow_tasks.list_by_workflow` has their places.
+
+        Raises:
+            InvalidValue: `workflow_id`, `after` or `limit` is invalid.
         """
         rows = await self._run(
             self._sql.list_tasks_by_workflow(
@@ -556,7 +573,7 @@ class Tasks(LeasableRepository[Task, TaskLease]):
         in_order = sorted(page.items, key=_place_of)
         return Page(self._decode([row[:-1] for row in in_order]), page.next)
 
-    async def _moved(self, call: Call, task_id: str, to_status: TaskStatus) -> Task:
+    async def _moved(self, call: Call, task_id: Id, to_status: TaskStatus) -> Task:
         return await self._advanced(call, self._sql.get_task(id=task_id), task_id, to_status)
 
     def _abandonment(self, token: str) -> Callable[[], Call]:
@@ -642,7 +659,3 @@ def _held(lease: TaskLease) -> _Held:
 
 _id_of: Callable[[Values], str] = itemgetter(0)
 _place_of: Callable[[Values], int] = itemgetter(-1)
-
-
-def _cursor(task: Task) -> str:
-    return str(TimeCursor(task.created_at, task.id))

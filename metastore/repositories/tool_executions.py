@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from metastore.codec import Id, JsonObject, Label, Row, new_id
-from metastore.paging import Page, checked_limit, page_of
+from metastore.codec import Id, JsonObject, Label, Row
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import Tasks
 
@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from metastore.statement_types import ToolExecutionsStatements
     from metastore.statements import Call
 
-__all__ = ["ToolExecution", "ToolExecutionStatus", "ToolExecutions"]
+__all__ = ["ToolExecution", "ToolExecutionStatus", "ToolExecutionStatusName", "ToolExecutions"]
 
 
 class ToolExecutionStatus(StrEnum):
-    """How far a call is. The last three are its ends."""
+    """The status of a call. The last three are final."""
 
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
     TIMEOUT = "timeout"
+
+
+ToolExecutionStatusName = Literal["pending", "running", "completed", "failed", "timeout"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class ToolExecution(Row, frozen=True):
@@ -64,22 +68,22 @@ class ToolExecutions(TableRepository[ToolExecution]):
     async def start(
         self,
         *,
-        task_id: str,
+        task_id: Id,
         tool_name: str,
         arguments: JsonObject | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> ToolExecution:
-        """Note that a task calls a tool.
+        """Record that a task calls a tool.
 
         Raises:
             InvalidReference: there is no such task.
             InvalidTransition: the task has ended; carries the task.
             AlreadyExists: a call has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         execution = await self._find(
             self._sql.start_tool_execution(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 task_id=task_id,
                 tool_name=tool_name,
                 arguments={} if arguments is None else arguments,
@@ -92,80 +96,93 @@ class ToolExecutions(TableRepository[ToolExecution]):
             )
         return execution
 
-    async def get(self, execution_id: str) -> ToolExecution:
+    async def get(self, execution_id: Id) -> ToolExecution:
         """Return a call.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no call has this id.
+            InvalidValue: `execution_id` is not a valid id.
         """
         return await self._one(self._sql.get_tool_execution(id=execution_id), execution_id)
 
-    async def complete(self, execution_id: str, *, output: Any | None = None) -> ToolExecution:
-        """Note what the tool gave.
+    async def complete(self, execution_id: Id, *, output: Any | None = None) -> ToolExecution:
+        """Complete a call with its output.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
             InvalidValue: `output` is refused.
         """
         call = self._sql.complete_tool_execution(id=execution_id, output=output, now=self._now())
         return await self._ended(call, execution_id, ToolExecutionStatus.COMPLETED)
 
-    async def fail(self, execution_id: str, *, error: str) -> ToolExecution:
-        """Note that the tool failed.
+    async def fail(self, execution_id: Id, *, error: str) -> ToolExecution:
+        """Fail a call.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
+            InvalidValue: `execution_id` or `error` is invalid.
         """
         call = self._sql.fail_tool_execution(id=execution_id, error=error, now=self._now())
         return await self._ended(call, execution_id, ToolExecutionStatus.FAILED)
 
-    async def time_out(self, execution_id: str, *, error: str | None = None) -> ToolExecution:
-        """Note that the tool was ended for taking too long.
+    async def time_out(self, execution_id: Id, *, error: str | None = None) -> ToolExecution:
+        """Time out a call: the tool was stopped for taking too long.
 
         Raises:
             NotFound: there is no call with this id.
-            InvalidTransition: it has ended already.
+            InvalidTransition: it has already ended.
+            InvalidValue: `execution_id` or `error` is invalid.
         """
         call = self._sql.time_out_tool_execution(id=execution_id, error=error, now=self._now())
         return await self._ended(call, execution_id, ToolExecutionStatus.TIMEOUT)
 
     async def list_by_task(
-        self, task_id: str, *, after: str | None = None, limit: int = 50
+        self, task_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ToolExecution, str]:
-        """Return a page of a task's calls, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_task(
-                task_id=task_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a task's calls, in their order.
+
+        Raises:
+            InvalidValue: `task_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tool_executions_by_task(
+            task_id=task_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_tool(
-        self, tool_name: str, *, after: str | None = None, limit: int = 50
+        self, tool_name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[ToolExecution, str]:
-        """Return a page of a tool's calls, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_tool(
-                tool_name=tool_name, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a tool's calls, in their order.
+
+        Raises:
+            InvalidValue: `tool_name`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tool_executions_by_tool(
+            tool_name=tool_name, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self,
+        status: ToolExecutionStatus | ToolExecutionStatusName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[ToolExecution, str]:
-        """Return a page of the calls in `status`, in their order."""
-        rows = await self._all(
-            self._sql.list_tool_executions_by_status(
-                status=status, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of the calls in `status`, in their order.
+
+        Raises:
+            InvalidValue: `status`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_tool_executions_by_status(
+            status=status, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def _ended(
-        self, call: Call, execution_id: str, to_status: ToolExecutionStatus
+        self, call: Call, execution_id: Id, to_status: ToolExecutionStatus
     ) -> ToolExecution:
         current = self._sql.get_tool_execution(id=execution_id)
         return await self._advanced(call, current, execution_id, to_status)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from metastore.codec import Id, Row
 from metastore.errors import InvalidTransition, InvalidValue
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, checked_limit, page_of
 from metastore.repositories.base import TableRepository
 from metastore.repositories.workflows import Workflows, WorkflowStatus
 
@@ -32,7 +32,7 @@ class WorkflowTask(Row, frozen=True):
 
 
 class WorkflowTasks(TableRepository[WorkflowTask]):
-    """The order of workflows' tasks: every operation leaves places 1 to n, each taken once.
+    """The order of tasks in workflows: every operation leaves the places 1 to n, each used once.
 
     The tasks themselves, in this order, are `tasks.list_by_workflow`.
     """
@@ -42,10 +42,8 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
     key = ("workflow_id", "task_id")
     _sql: WorkflowTasksStatements
 
-    async def add(
-        self, workflow_id: str, task_id: str, sequence: int | None = None
-    ) -> WorkflowTask:
-        """Add a task behind the last one, or at `sequence`: those from there on move back.
+    async def add(self, workflow_id: Id, task_id: Id, sequence: int | None = None) -> WorkflowTask:
+        """Append a task, or insert it at `sequence`: those from there on move back by one.
 
         Raises:
             NotFound: there is no such workflow.
@@ -74,24 +72,25 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         if not rows:
             workflow = await Workflows(self._scope).get(workflow_id)
             if workflow.status is WorkflowStatus.ARCHIVED:
-                raise InvalidTransition("workflows", workflow.status, "add", workflow)
+                raise InvalidTransition("workflows", workflow.status, "add", workflow, is_work=True)
             raise _no_such_place()
         [added] = self._decode(rows)
         return added
 
-    async def get(self, workflow_id: str, task_id: str) -> WorkflowTask:
+    async def get(self, workflow_id: Id, task_id: Id) -> WorkflowTask:
         """Return a task's place in a workflow.
 
         Raises:
             NotFound: the workflow has no such task.
+            InvalidValue: `workflow_id` or `task_id` is invalid.
         """
         return await self._one(
             self._sql.get_workflow_task(workflow_id=workflow_id, task_id=task_id),
             (workflow_id, task_id),
         )
 
-    async def move(self, workflow_id: str, task_id: str, sequence: int) -> WorkflowTask:
-        """Move a task to a place: those in between move by one towards the place it leaves.
+    async def move(self, workflow_id: Id, task_id: Id, sequence: int) -> WorkflowTask:
+        """Move a task to `sequence`: those in between move by one towards its old place.
 
         Raises:
             NotFound: the workflow has no such task.
@@ -110,11 +109,12 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         [moved] = self._decode(answers[-1])
         return moved
 
-    async def remove(self, workflow_id: str, task_id: str) -> None:
-        """Take a task out of a workflow: those behind it move up. The task itself stays.
+    async def remove(self, workflow_id: Id, task_id: Id) -> None:
+        """Remove a task from a workflow: those after it move up. The task itself stays.
 
         Raises:
             NotFound: the workflow has no such task.
+            InvalidValue: `workflow_id` or `task_id` is invalid.
         """
         await self._one(
             self._sql.remove_workflow_task(workflow_id=workflow_id, task_id=task_id),
@@ -122,13 +122,16 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         )
 
     async def list_by_workflow(
-        self, workflow_id: str, *, after: str | None = None, limit: int = 50
+        self, workflow_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[WorkflowTask, str]:
-        """Return a page of a workflow's places, in order if they are no more than `limit`.
+        """Return a page of a workflow's places, in order if it has no more than `limit`.
 
         Of a longer workflow each page is in order, but which tasks it holds goes by their ids: a
         task that stays in the workflow is on exactly one page, however often tasks are moved,
         added and removed between two pages. Put the pages together by `sequence`.
+
+        Raises:
+            InvalidValue: `workflow_id`, `after` or `limit` is invalid.
         """
         rows = await self._all(
             self._sql.list_workflow_tasks(
@@ -139,15 +142,17 @@ class WorkflowTasks(TableRepository[WorkflowTask]):
         return Page(sorted(page.items, key=lambda row: row.sequence), page.next)
 
     async def list_by_task(
-        self, task_id: str, *, after: str | None = None, limit: int = 50
+        self, task_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[WorkflowTask, str]:
-        """Return a page of a task's places in the workflows that it belongs to."""
-        rows = await self._all(
-            self._sql.list_workflow_tasks_by_task(
-                task_id=task_id, after_id=after, limit=checked_limit(limit)
-            )
+        """Return a page of a task's places in the workflows that it belongs to.
+
+        Raises:
+            InvalidValue: `task_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_workflow_tasks_by_task(
+            task_id=task_id, after_id=after, limit=checked_limit(limit)
         )
-        return page_of(rows, limit, lambda row: row.workflow_id)
+        return await self._page(call, limit, lambda row: row.workflow_id)
 
 
 def _checked(sequence: int) -> int:

@@ -1,17 +1,17 @@
-"""workflows: what tasks are put together to."""
+"""workflows: ordered sets of tasks."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from metastore import deletion
-from metastore.codec import Id, JsonObject, Label, Row, new_id
+from metastore.codec import Id, JsonObject, Label, Row
 from metastore.errors import NotFound
-from metastore.paging import Page, TimeCursor, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_time, checked_limit, older_than
 from metastore.repositories.base import TableRepository
 from metastore.repositories.tasks import TaskStatus
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metastore.statement_types import WorkflowsStatements
     from metastore.statements import Call
 
-__all__ = ["Workflow", "WorkflowProgress", "WorkflowStatus", "Workflows"]
+__all__ = ["Workflow", "WorkflowProgress", "WorkflowStatus", "WorkflowStatusName", "Workflows"]
 
 
 class WorkflowStatus(StrEnum):
@@ -29,6 +29,10 @@ class WorkflowStatus(StrEnum):
     ACTIVE = "active"
     ARCHIVED = "archived"
     PAUSED = "paused"
+
+
+WorkflowStatusName = Literal["draft", "active", "archived", "paused"]
+"""The same as text, so that a type checker sees a misspelt one."""
 
 
 class Workflow(Row, frozen=True):
@@ -49,12 +53,12 @@ class Workflow(Row, frozen=True):
 
 
 class WorkflowProgress(msgspec.Struct, frozen=True):
-    """How far a workflow's tasks are.
+    """The progress of a workflow's tasks.
 
     Attributes:
         done: how many are completed. Failed and cancelled ones have ended, but are not done.
         total: how many there are.
-        fraction: `done` of `total`, from 0 to 1; None where there are no tasks to be done.
+        fraction: `done` of `total`, from 0 to 1; None if there are no tasks.
         by_status: how many are in each status.
     """
 
@@ -87,17 +91,17 @@ class Workflows(TableRepository[Workflow]):
         name: str,
         definition: JsonObject,
         description: str | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Workflow:
-        """Begin a workflow, as a draft.
+        """Create a workflow, as a draft.
 
         Raises:
             AlreadyExists: a workflow has this `id`.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_workflow(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 name=name,
                 description=description,
                 definition=definition,
@@ -105,24 +109,30 @@ class Workflows(TableRepository[Workflow]):
             )
         )
 
-    async def get(self, workflow_id: str) -> Workflow:
+    async def get(self, workflow_id: Id) -> Workflow:
         """Return a workflow.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         return await self._one(self._sql.get_workflow(id=workflow_id), workflow_id)
 
     async def find_by_name(self, name: str) -> Workflow | None:
-        """Return the newest workflow of this name, or None."""
-        return await self._find(self._sql.find_workflow_by_name(name=name))
-
-    async def activate(self, workflow_id: str) -> Workflow:
-        """Put a draft to work, or go on with a paused workflow.
+        """Return the newest workflow of this name, or None.
 
         Raises:
-            NotFound: there is none with this id.
+            InvalidValue: `name` is invalid.
+        """
+        return await self._find(self._sql.find_workflow_by_name(name=name))
+
+    async def activate(self, workflow_id: Id) -> Workflow:
+        """Activate a draft or a paused workflow.
+
+        Raises:
+            NotFound: no workflow has this id.
             InvalidTransition: it is active or archived.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         return await self._moved(
             self._sql.activate_workflow(id=workflow_id, now=self._now()),
@@ -130,12 +140,13 @@ class Workflows(TableRepository[Workflow]):
             WorkflowStatus.ACTIVE,
         )
 
-    async def pause(self, workflow_id: str) -> Workflow:
-        """Hold an active workflow.
+    async def pause(self, workflow_id: Id) -> Workflow:
+        """Pause an active workflow.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidTransition: it is not active.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         return await self._moved(
             self._sql.pause_workflow(id=workflow_id, now=self._now()),
@@ -143,12 +154,13 @@ class Workflows(TableRepository[Workflow]):
             WorkflowStatus.PAUSED,
         )
 
-    async def archive(self, workflow_id: str) -> Workflow:
-        """Put a workflow away, whatever it was doing: it takes no more tasks.
+    async def archive(self, workflow_id: Id) -> Workflow:
+        """Archive a workflow, whatever its status: it takes no more tasks.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
             InvalidTransition: it is archived already.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         return await self._moved(
             self._sql.archive_workflow(id=workflow_id, now=self._now()),
@@ -156,58 +168,60 @@ class Workflows(TableRepository[Workflow]):
             WorkflowStatus.ARCHIVED,
         )
 
-    async def progress(self, workflow_id: str) -> WorkflowProgress:
-        """Return how far a workflow's tasks are, all counted at one moment.
+    async def progress(self, workflow_id: Id) -> WorkflowProgress:
+        """Return the progress of a workflow's tasks, all counted at one moment.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no workflow has this id.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         rows = await self._run(self._sql.workflow_progress(id=workflow_id))
         if not rows:
             raise NotFound(self.table, workflow_id)
         return WorkflowProgress.of(dict(zip(TaskStatus, rows[0], strict=True)))
 
-    async def list(self, *, after: str | None = None, limit: int = 50) -> Page[Workflow, str]:
-        """Return a page of all workflows, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows(
-                created_at=cursor.created_at, after_id=cursor.id, limit=checked_limit(limit)
-            )
-        )
-        return page_of(rows, limit, _cursor)
+    async def list(
+        self, *, after: str | None = None, limit: int = DEFAULT_PAGE
+    ) -> Page[Workflow, str]:
+        """Return a page of all workflows, newest first.
+
+        Raises:
+            InvalidValue: `after` or `limit` is invalid.
+        """
+        call = self._sql.list_workflows(**older_than(after), limit=checked_limit(limit))
+        return await self._page(call, limit, by_time)
 
     async def list_by_status(
-        self, status: str, *, after: str | None = None, limit: int = 50
+        self,
+        status: WorkflowStatus | WorkflowStatusName,
+        *,
+        after: str | None = None,
+        limit: int = DEFAULT_PAGE,
     ) -> Page[Workflow, str]:
-        """Return a page of the workflows in one status, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows_by_status(
-                status=status,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
+        """Return a page of the workflows in one status, newest first.
+
+        Raises:
+            InvalidValue: `status`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_workflows_by_status(
+            status=status, **older_than(after), limit=checked_limit(limit)
         )
-        return page_of(rows, limit, _cursor)
+        return await self._page(call, limit, by_time)
 
     async def list_by_name(
-        self, name: str, *, after: str | None = None, limit: int = 50
+        self, name: str, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Workflow, str]:
-        """Return a page of the workflows that share a name, newest first."""
-        cursor = TimeCursor.parse(after)
-        rows = await self._all(
-            self._sql.list_workflows_by_name(
-                name=name,
-                created_at=cursor.created_at,
-                after_id=cursor.id,
-                limit=checked_limit(limit),
-            )
-        )
-        return page_of(rows, limit, _cursor)
+        """Return a page of the workflows that share a name, newest first.
 
-    async def delete(self, workflow_id: str) -> None:
+        Raises:
+            InvalidValue: `name`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_workflows_by_name(
+            name=name, **older_than(after), limit=checked_limit(limit)
+        )
+        return await self._page(call, limit, by_time)
+
+    async def delete(self, workflow_id: Id) -> None:
         """Delete a workflow; its tasks stay.
 
         From one with many tasks they are taken out piece by piece, the last first, and other
@@ -215,7 +229,8 @@ class Workflows(TableRepository[Workflow]):
         cut short is finished by calling this again. In a transaction it is one statement.
 
         Raises:
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no workflow has this id, or another caller has deleted it meanwhile.
+            InvalidValue: `workflow_id` is not a valid id.
         """
         plan = deletion.Plan(
             weigh=self._sql.weigh_workflow(id=workflow_id, limit=deletion.SMALL_ROWS + 1),
@@ -232,10 +247,6 @@ class Workflows(TableRepository[Workflow]):
         if not await self._deleted(plan):
             raise NotFound(self.table, workflow_id)
 
-    async def _moved(self, call: Call, workflow_id: str, to_status: WorkflowStatus) -> Workflow:
+    async def _moved(self, call: Call, workflow_id: Id, to_status: WorkflowStatus) -> Workflow:
         current = self._sql.get_workflow(id=workflow_id)
         return await self._advanced(call, current, workflow_id, to_status)
-
-
-def _cursor(workflow: Workflow) -> str:
-    return str(TimeCursor(workflow.created_at, workflow.id))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, TypedDict
 import msgspec
 
 from metastore import deletion
-from metastore.codec import Id, Label, Row, expect, new_id
+from metastore.codec import Id, Label, Row, expect
 from metastore.errors import LeaseUnavailable
 from metastore.leasing.limits import (
     LONG_AGO,
@@ -21,7 +21,7 @@ from metastore.leasing.limits import (
     latest_credible_expiry,
     latest_credible_ticket,
 )
-from metastore.paging import Page, checked_limit, page_of
+from metastore.paging import DEFAULT_PAGE, Page, by_id, checked_limit
 from metastore.repositories.leasable import LeasableRepository
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Worktree(Row, frozen=True):
 
     Attributes:
         environment_hashes: a digest for each part of the environment that was set up in it.
-        version: the fencing number; it grows whenever the worktree is taken or set free.
+        version: the fencing number; it grows whenever the worktree is taken or released.
     """
 
     id: Id
@@ -65,7 +65,7 @@ class Worktree(Row, frozen=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to use a worktree until it expires. It is what its holder shows.
+    """The right to use a worktree until it expires. Its holder presents it.
 
     Attributes:
         worktree: the row as it was when the lease was granted or last renewed.
@@ -132,23 +132,23 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
     async def create(
         self,
         *,
-        repository_id: str,
+        repository_id: Id,
         path: str,
         branch: str | None = None,
         commit_sha: str | None = None,
         environment_hashes: Mapping[str, str] | None = None,
-        id: str | None = None,
+        id: Id | None = None,
     ) -> Worktree:
         """Register a checkout, free to be leased.
 
         Raises:
             AlreadyExists: a worktree is registered at this path, or under this id.
             InvalidReference: there is no such repository.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         return await self._created(
             self._sql.create_worktree(
-                id=new_id() if id is None else id,
+                id=self._id(id),
                 repository_id=repository_id,
                 path=path,
                 branch=branch,
@@ -158,36 +158,47 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
             )
         )
 
-    async def get(self, worktree_id: str) -> Worktree:
+    async def get(self, worktree_id: Id) -> Worktree:
         """Return a worktree.
 
         Raises:
-            NotFound: there is none with this id.
+            NotFound: no worktree has this id.
+            InvalidValue: `worktree_id` is not a valid id.
         """
         return await self._one(self._sql.get_worktree(id=worktree_id), worktree_id)
 
     async def find_by_path(self, path: str) -> Worktree | None:
-        """Return the worktree that is registered at `path`, or None."""
+        """Return the worktree that is registered at `path`, or None.
+
+        Raises:
+            InvalidValue: `path` is invalid.
+        """
         return await self._find(self._sql.find_worktree_by_path(path=path))
 
     async def find_by_lease_token(self, lease_token: str) -> Worktree | None:
-        """Return the worktree that is leased under this token, also if it has expired, or None."""
+        """Return the worktree that is leased under this token, also if it has expired, or None.
+
+        Raises:
+            InvalidValue: `lease_token` is invalid.
+        """
         return await self._find(
             self._sql.find_worktree_by_lease_token(lease_token=lease_token, after=LONG_AGO)
         )
 
     async def list_by_repository(
-        self, repository_id: str, *, after: str | None = None, limit: int = 50
+        self, repository_id: Id, *, after: str | None = None, limit: int = DEFAULT_PAGE
     ) -> Page[Worktree, str]:
-        """Return a page of a repository's worktrees, in the order of registration."""
-        rows = await self._all(
-            self._sql.list_worktrees_by_repository(
-                repository_id=repository_id,
-                after_id=after,
-                limit=checked_limit(limit),
-            )
+        """Return a page of a repository's worktrees, in the order of registration.
+
+        Raises:
+            InvalidValue: `repository_id`, `after` or `limit` is invalid.
+        """
+        call = self._sql.list_worktrees_by_repository(
+            repository_id=repository_id,
+            after_id=after,
+            limit=checked_limit(limit),
         )
-        return page_of(rows, limit, lambda row: row.id)
+        return await self._page(call, limit, by_id)
 
     async def reserve(self, worktree: Worktree, *, owner: str, ttl: timedelta) -> Lease:
         """Take `worktree` for `owner` until `ttl` from now.
@@ -222,7 +233,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
 
     async def acquire(
         self,
-        repository_id: str,
+        repository_id: Id,
         *,
         owner: str,
         ttl: timedelta,
@@ -240,7 +251,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         Raises:
             LeaseUnavailable: none is free, or became free in time.
             TransactionActive: `wait` was given in a transaction.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         checked_ttl(ttl)
         checked_wait(wait)
@@ -284,7 +295,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         return lease
 
     async def renew(self, lease: Lease, *, ttl: timedelta) -> Lease:
-        """Let a lease run until `ttl` from now and return it so.
+        """Extend a lease until `ttl` from now and return it.
 
         Raises:
             LeaseLost: it expired or went to another holder; nothing was changed.
@@ -310,7 +321,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         commit_sha: str | None,
         environment_hashes: Mapping[str, str] | None = None,
     ) -> Lease:
-        """Note what the holder has checked out, so that later holders can prefer it.
+        """Record what the holder has checked out, so that later holders can prefer it.
 
         Without `environment_hashes` those of the worktree stay as they are; `{}` clears them.
 
@@ -337,7 +348,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         return Lease.of(row)
 
     async def release(self, lease: Lease) -> Worktree:
-        """Set a leased worktree free and return it.
+        """Release a leased worktree and return it.
 
         Raises:
             LeaseLost: the lease expired or went to another holder; nothing was changed.
@@ -354,7 +365,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
     @asynccontextmanager
     async def lease(
         self,
-        repository_id: str,
+        repository_id: Id,
         *,
         owner: str,
         ttl: timedelta,
@@ -370,7 +381,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
             LeaseUnavailable: none is free, or became free in time.
             LeaseLost: the lease was lost before the body ended.
             TransactionActive: `wait` was given in a transaction.
-            InvalidValue: a value is refused.
+            InvalidValue: an argument is invalid.
         """
         lease = await self.acquire(
             repository_id,
@@ -388,12 +399,13 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         ):
             yield lease
 
-    async def retire(self, worktree_id: str) -> Worktree:
+    async def retire(self, worktree_id: Id) -> Worktree:
         """Take a worktree that nobody holds out of use and return it.
 
         Raises:
             LeaseUnavailable: it is held; carries the row as it is now.
-            NotFound: there is none with this id.
+            NotFound: no worktree has this id.
+            InvalidValue: `worktree_id` is not a valid id.
         """
         now = self._now()
         row = await self._find(
@@ -403,18 +415,19 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         )
         return row or await self._refuse_held(worktree_id)
 
-    async def reinstate(self, worktree_id: str) -> Worktree:
+    async def reinstate(self, worktree_id: Id) -> Worktree:
         """Put a retired worktree back into use and return it.
 
         Raises:
             NotFound: there is no retired worktree with this id.
+            InvalidValue: `worktree_id` is not a valid id.
         """
         return await self._one(
             self._sql.reinstate_worktree(id=worktree_id, now=self._now()), worktree_id
         )
 
-    async def delete(self, worktree_id: str) -> None:
-        """Forget a worktree that nobody holds. Its fencing numbers are never given out again.
+    async def delete(self, worktree_id: Id) -> None:
+        """Delete a worktree that nobody holds. Its fencing numbers are never reused.
 
         From one that many sessions ran in these are separated piece by piece, and other writers
         are served in between; it is retired first, and in `deletions` until it is gone. A deletion
@@ -422,7 +435,8 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
 
         Raises:
             LeaseUnavailable: it is held; carries the row as it is now.
-            NotFound: there is none with this id, or another caller has deleted it meanwhile.
+            NotFound: no worktree has this id, or another caller has deleted it meanwhile.
+            InvalidValue: `worktree_id` is not a valid id.
         """
         now = self._now()
         latest = latest_credible_expiry(now)
@@ -440,7 +454,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
         if not await self._deleted(plan):
             await self._refuse_held(worktree_id)
 
-    async def _refuse_held(self, worktree_id: str) -> Worktree:
+    async def _refuse_held(self, worktree_id: Id) -> Worktree:
         worktree = await self.get(worktree_id)
         raise LeaseUnavailable(worktree.repository_id, worktree)
 
@@ -459,7 +473,7 @@ class Worktrees(LeasableRepository[Worktree, Lease]):
             self._sql.count_expired_worktree_leases(now=now, latest_credible_expiry=latest),
         )
 
-    def _abandonment(self, repository_id: str, token: str) -> Callable[[], Call]:
+    def _abandonment(self, repository_id: Id, token: str) -> Callable[[], Call]:
         return lambda: self._sql.abandon_worktree(
             repository_id=repository_id, lease_token=token, now=self._now()
         )

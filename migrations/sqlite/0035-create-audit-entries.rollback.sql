@@ -1,4 +1,8 @@
--- 0035-create-audit-entries, undone: the entries and checkpoints are lost, the chains stay.
+-- 0035-create-audit-entries, undone: the entries and checkpoints are lost, and with them what proves purges.
+--
+-- The chains stay, but a link that was written after a purge covers that purge, which nothing names any more:
+-- a session or task that was purged and then written to again no longer verifies. Applying the migration
+-- anew does not bring that back. Take a backup first if history has to be proved.
 
 DROP TABLE IF EXISTS audit_heads;
 DROP TABLE IF EXISTS audit_checkpoints;

@@ -61,7 +61,7 @@ CREATE VIEW IF NOT EXISTS active_leases AS
 WITH latest AS (
     SELECT
         strftime(
-            '%Y-%m-%dT%H:%M:%fZ', 'now', (l.max_ttl_ms + l.clock_skew_ms) / 1000.0 || ' seconds'
+            '%Y-%m-%dT%H:%M:%fZ', 'now', ((l.max_ttl_ms + l.clock_skew_ms) / 1000.0) || ' seconds'
         ) AS expires_at
     FROM lease_limits AS l
 )
@@ -113,7 +113,7 @@ CREATE VIEW IF NOT EXISTS job_costs AS
 WITH latest AS (
     SELECT
         strftime(
-            '%Y-%m-%dT%H:%M:%fZ', 'now', (l.max_ttl_ms + l.clock_skew_ms) / 1000.0 || ' seconds'
+            '%Y-%m-%dT%H:%M:%fZ', 'now', ((l.max_ttl_ms + l.clock_skew_ms) / 1000.0) || ' seconds'
         ) AS expires_at
     FROM lease_limits AS l
 ),
@@ -173,7 +173,7 @@ WHERE
     AND (
         c.last_heartbeat < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-5 minutes')
         OR c.last_heartbeat > (
-            SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now', l.clock_skew_ms / 1000.0 || ' seconds')
+            SELECT strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (l.clock_skew_ms / 1000.0) || ' seconds')
             FROM lease_limits AS l
         )
     )

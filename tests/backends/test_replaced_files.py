@@ -163,6 +163,17 @@ async def test_replaced__the_new_database_is_left_alone(path: Path) -> None:
         assert other.execute("SELECT count(*) FROM sessions").fetchone() == (21,)
 
 
+async def test_replaced__a_log_that_took_the_place_is_left_alone(path: Path) -> None:
+    store = await MetadataStore.open(f"sqlite:///{path}")
+    session = await Factories(store).session()
+    _replace_the_wal(path)
+    file = _wal(path).stat().st_ino
+    with pytest.raises(StoreReplaced):
+        await store.events.append(session.id, "t", "too late")
+    await store.close()
+    assert _wal(path).stat().st_ino == file
+
+
 async def test_replaced__in_the_middle_of_a_transaction(path: Path) -> None:
     async with asyncio.timeout(PATIENCE):
         store = await MetadataStore.open(f"sqlite:///{path}")

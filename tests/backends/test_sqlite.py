@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -289,6 +290,24 @@ async def test_queue__a_cancelled_caller_lets_the_next_one_in(
     async with asyncio.timeout(PATIENCE):
         await last
     assert names(outside) == ["2"]
+
+
+async def test_queue__close_answers_all_who_wait_for_room(
+    backend: SqliteBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    outside: Callable[[str], list[Any]],
+) -> None:
+    monkeypatch.setattr(lanes, "MAX_QUEUE", 2)
+    await backend._writer.take_turn()
+    waiting = [asyncio.ensure_future(backend.run(add_parent(id=n, name=str(n)))) for n in range(7)]
+    while len(backend._writer._room) < 5:
+        await asyncio.sleep(0)
+    backend._writer.refuse(lanes.closed)
+    async with asyncio.timeout(PATIENCE):
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StoreClosed}
+    assert names(outside) == []
+    backend._writer.release_turn()
 
 
 # --- errors ------------------------------------------------------------------------------------
@@ -746,6 +765,60 @@ async def test_checkpoint__happens_in_time_and_empties_the_log(
     assert max(sizes) < 100_000, "the log is written from its beginning again"
     await backend.close()
     assert not path.with_name(path.name + "-wal").exists()
+
+
+async def test_checkpoint__keeps_every_other_writer_out(
+    backend: SqliteBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[bool] = []
+
+    class Checkpointer:
+        """Stands for the connection that checkpoints, and asks for the write lock beside it."""
+
+        def execute(self, _: str) -> Any:
+            with contextlib.closing(
+                sqlite3.connect(path, isolation_level=None, timeout=0)
+            ) as other:
+                try:
+                    other.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError:
+                    held.append(True)
+                else:
+                    held.append(False)
+            return self
+
+        def fetchall(self) -> None:
+            """Return nothing."""
+
+    writer = backend._writer
+    await backend.run(add_parent(id=1, name="x"))
+    monkeypatch.setattr(writer, "_checkpointer", Checkpointer())
+    await writer.call(writer._checkpoint)
+    await writer.call(writer._checkpoint)
+    assert held == [True, True]
+    monkeypatch.setattr(writer, "_checkpointer", None)
+
+
+async def test_wait_for_change__looks_again_after_nobody_has_waited(
+    backend: SqliteBackend, path: Path
+) -> None:
+    async def commit(name: str) -> None:
+        # So that the wait has begun.
+        await asyncio.sleep(0)
+        with contextlib.closing(sqlite3.connect(path)) as other, other:
+            other.execute("INSERT INTO parents (name) VALUES (?)", (name,))
+
+    async with asyncio.timeout(PATIENCE):
+        # The first look learns the version that there is.
+        await backend.wait_for_change(backend.changes, 2 * PATIENCE)
+        for name in ("a", "b"):
+            # Nobody waits for longer than it takes to notice that.
+            poller = backend._watcher._poller
+            if poller is not None:
+                await asyncio.wait([poller])
+            seen = backend.changes
+            await asyncio.gather(backend.wait_for_change(seen, 2 * PATIENCE), commit(name))
+            assert backend.changes != seen
 
 
 async def test_checkpoint__happens_where_there_are_only_transactions(

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from metastore import AlreadyExists, InvalidReference, MetadataStore, NewEvent, deletion
-from metastore.audit import Finding, encode, link_hash
+from metastore.audit.links import Finding, encode, link_hash
+from metastore.audit.reading import AuditCheckpoint
 from metastore.codec import new_id
 from metastore.repositories import audit_chains
-from metastore.repositories.audit_chains import AuditCheckpoint
 from metastore.sealing import Signer, generate
 
 if TYPE_CHECKING:

@@ -270,7 +270,8 @@ async def _result(operation: Callable[[], Any]) -> Any:
 
 def test_battery__fills_every_table_and_reads_by_every_operation(filled: Filled) -> None:
     assert {table: len(rows) for table, rows in filled.rows.items() if len(rows) < 2} == {
-        "memory_file_uploads": 0
+        "lease_limits": 1,
+        "memory_file_uploads": 0,
     }
     assert {table for table, _ in reads()} == filled.rows.keys() - NO_TABLE_OF_ITS_OWN
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import os
+import re
 import sqlite3
 import uuid
 from collections import Counter
@@ -287,6 +288,9 @@ def baseline(world: World, table: str, verb: str) -> dict[str, Any]:
     }
     if table in ("events", "commands", "debugger_state", "lease_waiters"):
         values["after"] = 0
+    if table == "memory_limits":
+        # The first row is the default, which is no job's.
+        values["job_id"] = ids["job_id"]
     return values
 
 
@@ -424,6 +428,9 @@ async def attack(
         # It drew a ticket and gave it back.
         return "taken" if method.argument == "wait" else ended(world, before, error)
     except MetastoreError as error:
+        listed = documented(method.table, method.verb)
+        if not listed.intersection(kind.__name__ for kind in type(error).__mro__):
+            return f"{type(error).__name__}, which its docstring does not list"
         if isinstance(error, InvalidValue) and error.column not in named(method):
             return f"InvalidValue, which names {error.column}"
         return ended(world, before, error)
@@ -434,7 +441,62 @@ async def attack(
     return "taken"
 
 
-@pytest.mark.parametrize("table", sorted(METHODS))
+DOCUMENTED = sorted(
+    {
+        (it.table, it.verb)
+        for methods in METHODS.values()
+        for it in methods
+        if f"{it.table}.{it.verb}" not in INTERNAL
+    }
+)
+
+
+def documented(table: str, verb: str) -> set[str]:
+    """Return the errors that the docstring of a method lists."""
+    [repository] = [it for it in repository_types() if it.table == table]
+    doc = inspect.getdoc(getattr(repository, verb)) or ""
+    return set(re.findall(r"^    (\w+):", doc.partition("Raises:")[2], re.MULTILINE))
+
+
+@pytest.mark.parametrize(("table", "verb"), DOCUMENTED)
+def test_docstring__tells_that_an_argument_may_be_refused(table: str, verb: str) -> None:
+    assert documented(table, verb) & {"InvalidValue"}
+
+
+OWN_ID = [it for methods in METHODS.values() for it in methods if it.argument == "id"]
+
+
+@pytest.mark.parametrize("method", OWN_ID, ids=str)
+async def test_id__of_a_callers_own_is_never_replaced_by_a_fresh_one(
+    filled: bytes, tmp_path: Path, method: Method
+) -> None:
+    async with opened(filled, tmp_path) as world:
+        operation = getattr(getattr(world.store, method.table), method.verb)
+        base = baseline(world, method.table, method.verb)
+        arguments = {it: base[it] for it in inspect.signature(operation).parameters}
+        before = world.version()
+        empties: tuple[Any, ...] = ("", 0, [], False)
+        for empty in empties:
+            with pytest.raises(InvalidValue) as refused:
+                await operation(**arguments | {"id": empty})
+            assert refused.value.column == "id"
+        assert world.version() == before
+
+
+async def test_id__of_one_event_of_many_is_never_replaced_by_a_fresh_one(
+    filled: bytes, tmp_path: Path
+) -> None:
+    async with opened(filled, tmp_path) as world:
+        before = world.version()
+        session_id = world.rows["sessions"][0]["id"]
+        events = [NewEvent("t", "one"), NewEvent("t", "two", id="")]
+        with pytest.raises(InvalidValue) as refused:
+            await world.store.events.append_many(session_id, events)
+        assert refused.value.column == "id"
+        assert world.version() == before
+
+
+@pytest.mark.parametrize("table", sorted(it for it, methods in METHODS.items() if methods))
 async def test_arguments__are_taken_or_refused_without_a_trace(
     filled: bytes,
     tmp_path: Path,

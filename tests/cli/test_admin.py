@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -237,6 +239,24 @@ def test_create_token__refused_values_are_one_line_and_create_nothing(
 
 
 # list-tokens
+
+
+def test_list_tokens__goes_on_behind_the_first_page(run: Run, url: str) -> None:
+    rows = [
+        (f"00000000-0000-7000-8000-{n:012}", "ann" if n % 400 else "bob", f"{n:064x}")
+        for n in range(1, 1_202)
+    ]
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
+        database.executemany(
+            "INSERT INTO auth_tokens (id, user_name, name, token_prefix, token_hash, scopes)"
+            " VALUES (?, ?, 'n', 'mst_', ?, '[]')",
+            rows,
+        )
+    tokens = json.loads(run("list-tokens", "--json").stdout)
+    assert [token["id"] for token in tokens] == [id_ for id_, *_ in rows]
+    of_ann = json.loads(run("list-tokens", "--user", "ann", "--json").stdout)
+    assert len(of_ann) == 1_198
+    assert {token["user_name"] for token in of_ann} == {"ann"}
 
 
 def test_list_tokens__shows_every_token_and_no_secret(run: Run, created: Created) -> None:

@@ -8,6 +8,7 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from metastore import MetadataStore
 from metastore.cli import main
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from click.testing import Result
@@ -116,6 +118,26 @@ def test_costs__by_several_and_between_times(url: str) -> None:
     assert len(rows[0]["job"]) == 36
     assert as_json(url, "--since", f"{NOW:%Y-%m-%dT%H:%M:%S}Z") == []
     assert run(url, "--since", "9999-01-01").stdout == "no calls were recorded\n"
+
+
+@pytest.fixture(params=["Pacific/Kiritimati", "America/Los_Angeles"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A time zone far from UTC, which this process is in."""
+    with monkeypatch.context() as context:
+        context.setenv("TZ", request.param)
+        time.tzset()
+        yield request.param
+    time.tzset()
+
+
+def test_costs__takes_a_time_without_a_zone_as_utc(url: str, zone: str) -> None:
+    assert time.timezone != 0, zone
+    results = []
+    for hours in range(0, 73, 6):
+        moment = f"{NOW - timedelta(hours=hours):%Y-%m-%dT%H:%M:%S}"
+        results.append(as_json(url, "--since", moment))
+        assert results[-1] == as_json(url, "--since", f"{moment}Z")
+    assert results[0] != results[-1]
 
 
 @pytest.mark.parametrize("time", ["yesterday", "30", "d", "2026-13-01", "999999d"])

@@ -22,7 +22,8 @@ from metastore import (
     Repository,
     Session,
 )
-from metastore.audit import Chain, Entry, EventsJudge, State, encode, link_hash
+from metastore.audit import reading, trail, verification
+from metastore.audit.links import Chain, Entry, EventsJudge, State, encode, link_hash
 from metastore.cli import main
 from metastore.codec import new_id, timestamp
 from metastore.paging import MAX_PAGE
@@ -48,7 +49,8 @@ def shell(store_url: str) -> Iterator[sqlite3.Connection]:
 def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many rows are read at once: chains of several pages are chains like others."""
     size: int = request.param
-    monkeypatch.setattr(audit_chains, "MAX_PAGE", size)
+    for module in (audit_chains, reading, trail, verification):
+        monkeypatch.setattr(module, "MAX_PAGE", size)
     return size
 
 
@@ -527,8 +529,8 @@ async def test_checkpoint__works_no_longer_at_a_time_the_more_it_notes(
         shell.execute("BEGIN")
         shell.set_progress_handler(step, 1)
         most = steps.pop((size, call.statement.name), 0)
-        for row in call.rows:
-            shell.execute(call.statement.sql, tuple(row.values())).fetchall()
+        for row in call.bound if isinstance(call.bound, list) else [call.bound]:
+            shell.execute(call.statement.sql, row).fetchall()
         steps[size, call.statement.name] = max(most, steps[size, call.statement.name])
         shell.set_progress_handler(None, 0)
         shell.execute("ROLLBACK")
@@ -617,7 +619,8 @@ async def test_verify__ends_a_page_at_so_many_bytes(
         await file_store.tool_executions.start(
             task_id=task, tool_name="t", arguments={"a": "x" * 2_000}
         )
-    monkeypatch.setattr(audit_chains, "PAGE_BYTES", 3_000)
+    for module in (reading, verification):
+        monkeypatch.setattr(module, "PAGE_BYTES", 3_000)
     longest: list[int] = []
     chains = type(file_store.audit_chains)(file_store.audit_chains._scope)
     run = chains._run

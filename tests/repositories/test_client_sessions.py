@@ -158,6 +158,20 @@ async def test_close_stale__closes_who_has_fallen_silent(
         await store.client_sessions.close_stale(older_than=timedelta(0))
 
 
+async def test_close_stale__leaves_who_was_heard_from_just_so_long_ago(
+    store: MetadataStore, clock: Clock
+) -> None:
+    clock.tick = timedelta(0)
+    opened = [
+        await store.client_sessions.open(client_id=name, connection_type="http") for name in "ab"
+    ]
+    clock.advance(MINUTE)
+    assert await store.client_sessions.close_stale(older_than=MINUTE) == 0
+    assert (await store.client_sessions.list_active()).items == opened
+    clock.advance(timedelta(milliseconds=1))
+    assert await store.client_sessions.close_stale(older_than=MINUTE) == 2
+
+
 async def test_close_stale__does_not_believe_a_heartbeat_of_the_future(
     store: MetadataStore, clock: Clock
 ) -> None:

@@ -25,7 +25,7 @@ from metastore import (
     migrations,
     urls,
 )
-from metastore.repositories.configurations import HIDDEN
+from metastore.repositories.configurations import HIDDEN, ConfigurationTypeName
 from metastore.secrets import KEY_FILE_VARIABLE, KEYS_VARIABLE, Keyring, generate_key, keyring
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ async def test_set__value_comes_back_with_its_type(
     ],
 )
 async def test_set__refuses_what_is_not_of_the_type(
-    store: MetadataStore, value: Any, value_type: str | None
+    store: MetadataStore, value: Any, value_type: Any
 ) -> None:
     with pytest.raises(InvalidValue) as refused:
         await store.configurations.set("key", value, value_type)
@@ -264,7 +264,7 @@ async def test_dump__loads_into_an_empty_store_as_it_was(
     store: MetadataStore, secret_key: str, form: Any
 ) -> None:
     for key, value in DOCUMENT.items():
-        kind = "json" if key == "json text" else None
+        kind: ConfigurationTypeName | None = "json" if key == "json text" else None
         await store.configurations.set(key, value, kind, description=f"about {key}")
     await store.configurations.set("secret", CANARY, is_secret=True)
     document = await store.configurations.dump(form)
@@ -671,6 +671,34 @@ async def test_rotate_keys__leaves_a_secret_that_is_set_meanwhile(
     written = (store.configurations.set(key, "second", is_secret=True) for key in keys)
     await asyncio.gather(store.configurations.rotate_keys(batch=3), *written)
     assert [await store.configurations.reveal(key) for key in keys] == ["second"] * 10
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["set", "deleted and set"])
+async def test_rotate_keys__leaves_what_another_process_sets_under_the_old_key(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    old, new = generate_key(), generate_key()
+    monkeypatch.setenv(KEYS_VARIABLE, old)
+    for key in ("a", "b", "c"):
+        await store.configurations.set(key, "first", is_secret=True)
+    rotation = type(store.configurations)(store.configurations._scope)
+    rewrite = rotation._run_all
+
+    async def rewriting(*calls: Any) -> Any:
+        # Between its look at the secrets and its write.
+        with monkeypatch.context() as other:
+            other.setenv(KEYS_VARIABLE, f"{old},{new}")
+            for key in ("a", "b"):
+                if anew:
+                    await store.configurations.delete(key)
+                await store.configurations.set(key, "second", is_secret=True)
+        return await rewrite(*calls)
+
+    monkeypatch.setattr(rotation, "_run_all", rewriting)
+    monkeypatch.setenv(KEYS_VARIABLE, f"{new},{old}")
+    await rotation.rotate_keys()
+    found = [await store.configurations.reveal(key) for key in ("a", "b", "c")]
+    assert found == ["second", "second", "first"]
 
 
 @pytest.mark.parametrize(

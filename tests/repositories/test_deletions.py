@@ -22,7 +22,7 @@ from metastore import (
     NotFound,
     deletion,
 )
-from metastore.audit import Chain, Entry, Finding, Raw, State, ToolExecutionsJudge
+from metastore.audit.links import Chain, Entry, Finding, Raw, State, ToolExecutionsJudge
 from metastore.repositories import RepositorySet
 from metastore.repositories.base import Scope
 from metastore.repositories.deletions import DeletedTable
@@ -260,7 +260,7 @@ async def test_delete__takes_all_of_one_and_nothing_of_another(
         await getattr(store, table).get(gone)
     assert await rows(store, "memory_file_chunks") == chunks / 2
     assert await rows(store, "memory_file_uploads") == uploads_before == 0
-    assert (await store.deletions.list(table)).items == []
+    assert (await store.deletions.list(DeletedTable(table))).items == []
     await verified(store)
     with pytest.raises(NotFound):
         await getattr(store, table).delete(gone)
@@ -319,12 +319,14 @@ async def test_delete__that_was_cut_short_is_visible_and_is_finished_by_another(
         await getattr(between.repositories, table).delete(gone)
 
     await getattr(file_store, table).get(gone)
-    assert [it.resource_id for it in (await file_store.deletions.list(table)).items] == [gone]
+    assert [
+        it.resource_id for it in (await file_store.deletions.list(DeletedTable(table))).items
+    ] == [gone]
     await verified(file_store)
     async with MetadataStore.open(store_url) as another:
         await getattr(another, table).delete(gone)
         assert not any((await related(another, table, gone)).values())
-    assert (await file_store.deletions.list(table)).items == []
+    assert (await file_store.deletions.list(DeletedTable(table))).items == []
     assert await related(file_store, table, stays) == before
     await verified(file_store)
 
@@ -338,7 +340,7 @@ async def test_delete__by_two_at_once_is_done_once(store: MetadataStore, table: 
     assert None in results
     assert all(result is None or isinstance(result, NotFound) for result in results)
     assert not any((await related(store, table, gone)).values())
-    assert (await store.deletions.list(table)).items == []
+    assert (await store.deletions.list(DeletedTable(table))).items == []
 
 
 @each_table
@@ -354,7 +356,7 @@ async def test_delete__in_a_transaction_is_undone_with_it(store: MetadataStore, 
     with pytest.raises(Interrupted):
         await body()
     assert await related(store, table, kept) == before
-    assert (await store.deletions.list(table)).items == []
+    assert (await store.deletions.list(DeletedTable(table))).items == []
     backend: Any = store._backend
     async with store.transaction() as tx:
         await getattr(tx, table).get(kept)

@@ -394,3 +394,17 @@ async def test_upsert_many__takes_a_thousand_and_no_more(store: MetadataStore) -
     assert (refused.value.table, refused.value.column) == ("embedding_index", "embeddings")
     assert (await store.embedding_index.search(scope="s", vector=[1.0, 1.0])) == []
     assert await store.embedding_index.upsert_many(scope="s", embeddings=new[:-1]) == 1_000
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_nearest__ties_stand_in_the_order_of_names_however_quick_scores_round(blocks: int) -> None:
+    query = vectors.encode([1.0, 2.0, 3.0])
+    nearest = vectors.Nearest(query, limit=2)
+    errors = {"a": -9e-10, "b": -5e-10, "c": 9e-10, "d": 5e-10}
+    names = list(errors)[::-1]
+    for n in range(blocks):
+        block = names[n * 4 // blocks : (n + 1) * 4 // blocks]
+        scores = [1 + errors[name] for name in block]
+        nearest._quick = lambda *_, scores=scores: scores
+        nearest.add([(name, query) for name in block])
+    assert nearest.found() == [("a", 1.0), ("b", 1.0)]

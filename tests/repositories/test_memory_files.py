@@ -510,13 +510,19 @@ async def test_write__stops_reading_at_the_limit(store: MetadataStore, job_id: s
     assert given == 3
 
 
-async def test_write__keeps_to_the_files_of_a_job(store: MetadataStore, job_id: str) -> None:
-    await store.memory_limits.set(job_id, max_files=2)
+async def test_write__keeps_to_the_files_of_a_job(
+    store: MetadataStore, factories: Factories, job_id: str
+) -> None:
+    other = await factories.job()
+    for id_ in (job_id, other.id):
+        await store.memory_limits.set(id_, max_files=2)
     for path in ("a", "b", "a"):
-        await store.memory_files.write(job_id, path=path, data=b"x")
-    with pytest.raises(LimitExceeded) as refused:
-        await store.memory_files.write(job_id, path="c", data=b"x")
-    assert (refused.value.limit, refused.value.actual) == ("max_files", 3)
+        for id_ in (job_id, other.id):
+            await store.memory_files.write(id_, path=path, data=b"x")
+    for id_ in (job_id, other.id):
+        with pytest.raises(LimitExceeded) as refused:
+            await store.memory_files.write(id_, path="c", data=b"x")
+        assert (refused.value.limit, refused.value.actual) == ("max_files", 3)
 
 
 async def test_write__keeps_to_the_bytes_of_a_job(store: MetadataStore, job_id: str) -> None:

@@ -134,7 +134,7 @@ async def test_put__names_the_limit(
         maximum,
         actual,
     )
-    assert str(error) == f"job {job_id} has {limit} {maximum}, and {actual} would be more"
+    assert str(error) == f"job {job_id} has a {limit} of {maximum}; this write needs {actual}"
     assert (await store.memory_items.list_by_job(job_id)).items == []
     await store.memory_limits.set(job_id, **{limit: actual})
     await store.memory_items.put(job_id, kind="a", key="k", content=content, tags=tags)

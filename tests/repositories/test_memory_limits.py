@@ -124,3 +124,15 @@ async def test_set__none_given_changes_nothing(
     expected = LIMITS | {"max_files": 3} | ({"max_items": 0} if is_own else {})
     own = await store.memory_limits.set(job_id)
     assert {name: own[name] for name in LIMITS} == expected
+
+
+async def test_set__of_no_job_is_refused_and_the_default_stays(
+    store: MetadataStore, job_id: str
+) -> None:
+    await store.memory_limits.set(job_id, max_items=7)
+    default = await store.memory_limits.get_default()
+    with pytest.raises(InvalidValue) as refused:
+        await store.memory_limits.set(None, max_items=8)  # type: ignore[arg-type]
+    assert refused.value.column == "job_id"
+    assert await store.memory_limits.get_default() == default
+    assert (await store.memory_limits.get(job_id)).max_items == 7

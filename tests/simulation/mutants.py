@@ -65,8 +65,9 @@ RELEASE_SET = (
 )
 HELD = "    AND lease_owner = :lease_owner\n    AND lease_token = :lease_token\n"
 GUARD = (
-    "-- The guard of a transaction. No row: the lease is lost.\nSELECT id\nFROM worktrees\nWHERE\n"
-    "    id = :id\n"
+    "-- The guard of a transaction. No row: the lease is lost.\n"
+    "-- Needs: one writer, or the lease may be taken over before the transaction commits.\n"
+    "SELECT id\nFROM worktrees\nWHERE\n    id = :id\n"
 )
 
 DRAW = "ticket = await draw()\n"

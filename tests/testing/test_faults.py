@@ -174,6 +174,17 @@ async def test_busy__waits_as_long_as_it_is_told(
                 await factories.repository()
 
 
+async def test_busy__leaves_the_wait_as_it_was(store: MetadataStore, faults: Faults) -> None:
+    lane = store._backend._writer  # type: ignore[attr-defined]
+    before = lane.busy_timeout_ms
+    for wait in (1, 2):
+        with faults.busy(wait=timedelta(milliseconds=wait)):
+            await store.repositories.list()
+        # Behind whatever the fault has posted.
+        await lane.call(lambda _: None)
+        assert lane.busy_timeout_ms == before
+
+
 async def test_busy__not_inside_the_stores_own_transaction(
     store: MetadataStore, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:

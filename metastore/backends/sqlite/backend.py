@@ -83,7 +83,7 @@ class SqliteBackend:
     ) -> None:
         self.url = url
         self.path = path
-        self.writer = self._writer = writer
+        self._writer = writer
         self._on_close = on_close
         self._readers = readers
         self._scans = scans

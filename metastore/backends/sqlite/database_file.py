@@ -15,7 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from metastore.audit import link_hash
+from metastore.audit.links import link_hash
 from metastore.errors import (
     OpenedBeforeFork,
     StoreCorrupt,

@@ -296,7 +296,7 @@ def _needed_by(connection: sqlite3.Connection, call: Call) -> InvalidReference:
             f'SELECT "{parent_column}" FROM "{table}" WHERE id = ?', (row["id"],)
         ).fetchone() or (None,)
         if value is not None and _exists(connection, child, column, value):
-            return InvalidReference(child, column, table)
+            return InvalidReference(child, column, table, is_needed=True)
     return InvalidReference(table)
 
 

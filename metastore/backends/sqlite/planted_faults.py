@@ -37,7 +37,7 @@ class SqliteFaults:
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._path = backend.path
-        self._lane = backend.writer
+        self._lane = backend._writer  # noqa: SLF001 - faults go where users do not
         self._writer = self._lane.connection
 
     @contextlib.contextmanager

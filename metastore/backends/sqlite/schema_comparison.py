@@ -7,7 +7,7 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from metastore.audit import encode
+from metastore.audit.links import encode
 from metastore.backends.base import Difference, SchemaObject
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from metastore.repositories import lease_waiters
+from metastore.leasing import queue
 from tests.patience import PATIENCE
 from tests.repositories.queues import KINDS, MINUTE, Queue, pair
 
@@ -96,7 +96,7 @@ async def test_wait__tries_nothing_while_only_another_is_free(
         tries += 1
         return await attempt(*arguments, **named)
 
-    monkeypatch.setattr(lease_waiters, "LOOK_INTERVAL", 0.005)
+    monkeypatch.setattr(queue, "LOOK_INTERVAL", 0.005)
     waiting = await start_waiting(own, "a")
     monkeypatch.setattr(repository, "_scalar", looking)
     monkeypatch.setattr(repository, "_take", trying)
