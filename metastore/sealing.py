@@ -1,8 +1,8 @@
 """Signatures on checkpoints, with a key that is replaced each time.
 
-A signature is Ed25519 over the digest and the public key of the next signature. The private key
-of the next one is derived from this one's, which is then destroyed: whoever takes the key file can
-sign what comes, and nothing that came before. To verify takes the first public key alone.
+A signature is Ed25519 over the digest and the public key of the next signature. The next private
+key is derived from this one, which is then destroyed: an attacker who gets the key file can sign
+later checkpoints, but no earlier ones. Verification needs only the first public key.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class TestFiles:
         [
             (lambda it: (it / f"{BOOKS_ID}.rollback.sql").unlink(), "rollback.sql: is missing"),
             (lambda it: (it / f"{SHELF_ID}.sql").unlink(), "rolls back a migration that is not"),
-            (lambda it: (it / "0004-seed.py").touch(), "is no SQL"),
+            (lambda it: (it / "0004-seed.py").touch(), "is not SQL"),
             (lambda it: (it / "0004_seed.sql").touch(), "is not named like"),
             (lambda it: (it / "post-apply.sql").touch(), "is not named like"),
             (lambda it: (it / f"{SHELF_ID}.sql").write_bytes(b"-- \xff"), "is not UTF-8"),
@@ -252,7 +252,7 @@ class TestFiles:
         for call in (migrations.known, migrations.head):
             with pytest.raises(MigrationFailed, match="holds no migration"):
                 call("sqlite", directory=tmp_path)
-        with pytest.raises(MigrationFailed, match="is no folder"):
+        with pytest.raises(MigrationFailed, match="is not a folder"):
             migrations.known("sqlite", directory=tmp_path / "none")
 
     def test_new__writes_the_next_pair(self, folder: Folder) -> None:

@@ -42,7 +42,7 @@ PLANNER = "acme-large"
 WRITER = "acme-small"
 
 CALL_TIME = timedelta(minutes=2)
-"""How long a call can take at most: until then its reservation counts."""
+"""The longest that a call can take: its reservation counts until then."""
 
 MOST_TOKENS_OUT = 300
 
@@ -52,7 +52,7 @@ QUESTION = "how do I hold a worktree while others wait for it, and what is a fen
 
 
 class Price(NamedTuple):
-    """What a model asks for, in dollars for a million tokens of each kind."""
+    """The prices of a model, in dollars per million tokens of each kind."""
 
     tokens_in: Decimal
     tokens_cached: Decimal
@@ -93,7 +93,7 @@ async def call_model(model: str, instructions: str, text: str) -> Answer:
 
 
 def count_tokens(text: str) -> int:
-    """Return about how many tokens a text has."""
+    """Return roughly how many tokens a text has."""
     return -(-len(text) // 4)
 
 
@@ -114,11 +114,11 @@ def cost_of(model: str, tokens_in: int, tokens_cached: int, tokens_out: int) -> 
 async def ask(
     store: MetadataStore, job: Job, request_id: str, model: str, instructions: str, text: str
 ) -> str:
-    """Call a model if the job's budget has room for the most that the call can cost.
+    """Call a model if the job's budget has room for the highest possible cost of the call.
 
     Raises:
         BudgetExceeded: it has no room, also not when the calls in flight have been paid.
-        JobCancelled: the job was called off.
+        JobCancelled: the job was cancelled.
     """
     most = cost_of(model, count_tokens(instructions + text), 0, MOST_TOKENS_OUT)
     while True:
@@ -170,7 +170,7 @@ async def begin(store: MetadataStore, *, budget_usd: str, requests: int) -> Job:
 
 
 async def plan(store: MetadataStore, job: Job, pages: list[Path]) -> None:
-    """Plan a step for each page, the shortest first, when the large model has seen their names."""
+    """Plan a step for each page, shortest first, after showing their names to the large model."""
     names = "\n".join(page.name for page in pages)
     await ask(store, job, "plan", PLANNER, "In which order are these best read?", names)
     for page in sorted(pages, key=lambda page: page.stat().st_size):
@@ -179,7 +179,7 @@ async def plan(store: MetadataStore, job: Job, pages: list[Path]) -> None:
 
 
 async def work(store: MetadataStore, job: Job, folder: Path) -> None:
-    """Take one planned step after the other until none is left; another agent may be faster."""
+    """Run planned steps until none is left; other agents take some of them."""
     while step := await take_step(store, job):
         page = await asyncio.to_thread((folder / step.name).read_text, encoding="utf-8")
         try:
@@ -190,7 +190,7 @@ async def work(store: MetadataStore, job: Job, folder: Path) -> None:
             await store.job_steps.fail(step.id, details=str(exceeded))
             await store.jobs.set_last_action(job.id, f"had no money for {step.name}")
         except JobCancelled:
-            await store.job_steps.fail(step.id, details="the job was called off")
+            await store.job_steps.fail(step.id, details="the job was cancelled")
             return
         else:
             await remember(store, job, step.name, page, summary)
@@ -202,7 +202,7 @@ async def work(store: MetadataStore, job: Job, folder: Path) -> None:
 
 
 async def remember(store: MetadataStore, job: Job, name: str, page: str, summary: str) -> None:
-    """Keep the summary as a note and as a file, and the page where it is found by meaning."""
+    """Store the summary as a note and a file, and index the page by meaning."""
     await store.memory_items.put(
         job.id, kind="summary", key=name, content={"summary": summary}, tags=["documentation"]
     )
@@ -227,7 +227,7 @@ def embed(text: str) -> list[float]:
 
 
 async def pages_about(store: MetadataStore, job: Job, question: str) -> list[str]:
-    """Return the pages that are closest to a question, the closest first."""
+    """Return the pages closest to a question, closest first."""
     found = await store.embedding_index.search(
         scope=f"job-{job.id}", vector=embed(question), limit=3
     )
@@ -235,7 +235,7 @@ async def pages_about(store: MetadataStore, job: Job, question: str) -> list[str
 
 
 async def take_step(store: MetadataStore, job: Job) -> JobStep | None:
-    """Begin the first planned step and return it; None when there is none left to begin."""
+    """Start the first planned step and return it; None if none is left."""
     for step in (await store.job_steps.list_by_job(job.id, limit=1000)).items:
         if step.status == JobStepStatus.PLANNED:
             try:
@@ -248,7 +248,7 @@ async def take_step(store: MetadataStore, job: Job) -> JobStep | None:
 
 
 async def end(store: MetadataStore, job: Job) -> Job:
-    """End the job as it went."""
+    """End the job according to its outcome."""
     job = await store.jobs.get(job.id)
     progress = await store.jobs.progress(job.id)
     if job.cancelled:
@@ -262,7 +262,7 @@ async def end(store: MetadataStore, job: Job) -> Job:
 
 
 async def report(store: MetadataStore, job: Job) -> list[str]:
-    """Return the lines that tell how far the job came and what it cost."""
+    """Return a report on the job's progress and cost."""
     progress = await store.jobs.progress(job.id)
     share = "unknown" if progress.fraction is None else f"{progress.fraction:.0%}"
     budget = await store.budget_reservations.budget(job.id)
@@ -290,7 +290,7 @@ async def report(store: MetadataStore, job: Job) -> list[str]:
 async def run_job(
     store: MetadataStore, folder: Path, *, budget_usd: str = "0.02", agents: int = 4
 ) -> Job:
-    """Run the whole job and return it as it ended."""
+    """Run the whole job and return its final state."""
     pages = await asyncio.to_thread(lambda: sorted(folder.glob("*.md")))
     job = await begin(store, budget_usd=budget_usd, requests=2 * len(pages) + 1)
     try:
@@ -306,7 +306,7 @@ async def run_job(
 
 
 async def main() -> int:
-    """Run the job and print what it cost; 0 if all of it was done."""
+    """Run the job and print its cost; return 0 if it was completed."""
     parser = argparse.ArgumentParser(description="Summarise a folder of pages within a budget.")
     parser.add_argument("--db", metavar="URL", default="sqlite://", help="default: in memory")
     parser.add_argument("--folder", type=Path, default=DOCUMENTATION, help="of Markdown pages")

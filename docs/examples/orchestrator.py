@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from metastore import Task, TaskLease, Transaction, Workflow
 
 TASK_TYPE = "command"
-"""The type of the tasks that these workers know how to run."""
+"""The type of the tasks that these workers can run."""
 
 HEARTBEAT = timedelta(seconds=5)
-"""How often a worker says that it is there."""
+"""The interval of a worker's heartbeats."""
 
 LONGEST_OUTPUT = 10_000
-"""How much of a command's output a task keeps, in characters."""
+"""How much of a command's output is stored with its task, in characters."""
 
 
 async def plan(
     store: MetadataStore, name: str, commands: Sequence[str], *, workspace: Path
 ) -> Workflow:
-    """Make a workflow of shell commands, all of it or nothing, and put it to work."""
+    """Create a workflow of shell commands, all or nothing, and activate it."""
     async with store.transaction() as tx:
         workflow = await tx.workflows.create(name=name, definition={"commands": list(commands)})
         for command in commands:
@@ -69,7 +69,7 @@ class Worker:
 
     Attributes:
         ttl: how long a claim outlives its holder.
-        wait: how long to stand in line for a task before looking whether any are left.
+        wait: how long to queue for a task before checking whether any are left.
         timeout: how long a command may take.
     """
 
@@ -78,7 +78,7 @@ class Worker:
     timeout = timedelta(minutes=30)
 
     def __init__(self, store: MetadataStore, workflow_id: str, *, name: str) -> None:
-        """Make a worker that goes on until a workflow has no task left.
+        """Create a worker that runs until the workflow has no task left.
 
         Args:
             store: where everything is recorded.
@@ -90,10 +90,10 @@ class Worker:
         self.name = name
 
     def report(self, step: str, **facts: Any) -> None:
-        """Take note of a step that was done; for subclasses that show or check it."""
+        """Hook for subclasses that show or check each step."""
 
     async def run(self) -> int:
-        """Work until the workflow has ended, and return how many tasks this worker ended."""
+        """Work until the workflow has ended, and return how many tasks this worker finished."""
         await self.configure()
         ended = 0
         async with self.connected():
@@ -103,12 +103,12 @@ class Worker:
                 except LeaseUnavailable:
                     continue
                 except LeaseLost as lost:
-                    # It was taken over, or called off: what was done for it is not on record.
+                    # It was taken over or cancelled, so this run leaves no record.
                     self.report("lost", task_id=lost.resource_id)
         return ended
 
     async def has_work(self) -> bool:
-        """Wait while the workflow is paused; return whether it has tasks that have not ended."""
+        """Wait while the workflow is paused; return whether it has open tasks."""
         while True:
             workflow = await self.store.workflows.get(self.workflow_id)
             if workflow.status is not WorkflowStatus.PAUSED:
@@ -122,7 +122,7 @@ class Worker:
 
         Raises:
             LeaseUnavailable: no task came in time.
-            LeaseLost: the task was taken over, or called off.
+            LeaseLost: the task was taken over or cancelled.
         """
         async with self.store.tasks.hold(
             owner=self.name, ttl=self.ttl, task_types=[TASK_TYPE], wait=self.wait, spread=True
@@ -130,7 +130,7 @@ class Worker:
             self.report("claimed", lease=lease)
             execution = await self.audit_start(lease)
             exit_code, output = await self.execute(lease.task)
-            # The task ends with what came of it, or not at all.
+            # The result is stored together with the end of the task, or not at all.
             async with self.store.transaction(lease=lease) as tx:
                 await self.audit_end(tx, execution, exit_code, output)
                 task = await self.end(tx, lease, exit_code, output)
@@ -140,18 +140,18 @@ class Worker:
     async def end(
         self, tx: Transaction, lease: TaskLease, exit_code: int | None, output: str
     ) -> Task:
-        """End a task as its command ended; None is one that took too long."""
+        """End a task according to its exit code; None means that it timed out."""
         if exit_code == 0:
             return await tx.tasks.complete_claim(lease, metadata={"output": output})
         what = "took too long" if exit_code is None else f"ended with code {exit_code}"
         return await tx.tasks.fail_claim(lease, error=f"the command {what}\n{output}".rstrip())
 
     async def execute(self, task: Task) -> tuple[int | None, str]:
-        """Run a task's command; return its exit code, None if it took too long, and its output."""
+        """Run a task's command; return its exit code, None if it timed out, and its output."""
         process = await asyncio.create_subprocess_shell(
             task.config["command"],
             cwd=task.workspace_path,
-            # What it prints ends up in the database, so the store's keys are not for it.
+            # Its output ends up in the database, so it must not see the store's keys.
             env=clean_environment(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -166,7 +166,7 @@ class Worker:
         except TimeoutError:
             return None, ""
         finally:
-            # However this ends, nothing that the command started outlives the claim.
+            # Nothing that the command started may outlive the claim.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -176,7 +176,7 @@ class Worker:
     # What else an orchestrator keeps in the store.
 
     async def configure(self) -> None:
-        """Take over what `metastore config set worker.timeout_seconds 60` has set for workers."""
+        """Apply the setting of `metastore config set worker.timeout_seconds 60`."""
         try:
             seconds = await self.store.configurations.value("worker.timeout_seconds")
         except NotFound:
@@ -185,7 +185,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Be on record as connected while the body runs, and strike off who was not heard of."""
+        """Register as connected while the body runs, and close stale connections."""
         await self.store.client_sessions.close_stale(older_than=3 * HEARTBEAT)
         client = await self.store.client_sessions.open(
             client_id=self.name, connection_type="grpc", metadata={"workflow": self.workflow_id}
@@ -204,7 +204,7 @@ class Worker:
             await self.store.client_sessions.close(client.id)
 
     async def audit_start(self, lease: TaskLease) -> str:
-        """Note that the shell begins, and return the id of the note."""
+        """Record the start of the shell, and return the id of the record."""
         execution = await self.store.tool_executions.start(
             task_id=lease.task.id, tool_name="shell", arguments=lease.task.config
         )
@@ -213,7 +213,7 @@ class Worker:
     async def audit_end(
         self, tx: Transaction, execution: str, exit_code: int | None, output: str
     ) -> None:
-        """Note how the shell ended. What was lost before stays on record as begun."""
+        """Record the end of the shell. Without it, the record stays open."""
         if exit_code == 0:
             await tx.tool_executions.complete(execution, output={"text": output})
         elif exit_code is None:
@@ -223,7 +223,7 @@ class Worker:
 
 
 async def main() -> int:
-    """Run a workflow, or help to; 0 if all of its tasks are done."""
+    """Run a workflow, or join one; return 0 if all of its tasks are done."""
     parser = argparse.ArgumentParser(description="Run shell commands as a workflow.")
     parser.add_argument("--db", metavar="URL", help="the database, else METASTORE_DB_URL")
     parser.add_argument("--name", default="commands", help="what to call the workflow")

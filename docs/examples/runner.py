@@ -45,28 +45,28 @@ if TYPE_CHECKING:
 
     from metastore import Lease, Session, Transaction, Worktree
 
-# What a command prints ends up in events, so the store's keys are not for it. Started from a git
-# hook, GIT_DIR would point every git below at the wrong place.
+# The output of commands ends up in events, so they must not see the store's keys. If this runs
+# from a git hook, GIT_DIR would point every git command at the wrong place.
 ENVIRONMENT = {
     name: value for name, value in clean_environment().items() if not name.startswith("GIT_")
 }
 
 ARTIFACT_TYPES = {".log": ArtifactType.LOG, ".xml": ArtifactType.JUNIT_XML}
-"""What a file is, by the end of its name; any other is a report."""
+"""The type of an artifact by its suffix; any other is a report."""
 
 FOLDER_PREFIX = "metastore-worktrees-"
-"""What the names of the folders begin with that worktrees are made in."""
+"""The prefix of the temporary folders for worktrees."""
 
 LONGEST_LINE = 8192
 """Longer lines of output become several events."""
 
 
 class GitError(Exception):
-    """What git said when it did not do what it was asked for."""
+    """git failed; the message is its own."""
 
 
 async def git(*arguments: str | Path, cwd: str | Path) -> str:
-    """Run git and return what it printed; the user's hooks stay out of it, and so do large files.
+    """Run git and return its output, without the user's hooks and large files.
 
     Raises:
         GitError: it failed.
@@ -83,7 +83,7 @@ async def git(*arguments: str | Path, cwd: str | Path) -> str:
         output, errors = await process.communicate()
     finally:
         if process.returncode is None:
-            process.terminate()  # it cleans up behind itself
+            process.terminate()  # it cleans up after itself
             await process.wait()
     if process.returncode:
         raise GitError(errors.decode(errors="replace").strip() or f"git {arguments[0]} failed")
@@ -91,7 +91,7 @@ async def git(*arguments: str | Path, cwd: str | Path) -> str:
 
 
 async def newest_commits(top: Path, count: int) -> list[str]:
-    """Return the newest commits of what is checked out at `top`: `count`, or all there are."""
+    """Return the newest commits of the branch checked out at `top`, at most `count`."""
     commits = await git("rev-list", "--first-parent", f"--max-count={count}", "HEAD", cwd=top)
     return commits.splitlines()
 
@@ -100,7 +100,7 @@ async def newest_commits(top: Path, count: int) -> list[str]:
 async def checkouts(
     store: MetadataStore, repository_id: str, top: Path, commits: Sequence[str]
 ) -> AsyncIterator[list[Worktree]]:
-    """Make a git worktree for each of `commits` and register it; remove them all at the end.
+    """Create and register a git worktree for each of `commits`; remove them all at the end.
 
     In the store they are retired, not deleted, so that the sessions go on saying where they ran.
     """
@@ -119,7 +119,7 @@ async def checkouts(
     finally:
         for worktree in worktrees:
             await retire(store, worktree)
-        # Before git forgets them: it keeps one that it was interrupted in making.
+        # Before git forgets them: it keeps a worktree whose creation was interrupted.
         shutil.rmtree(folder, ignore_errors=True)
         for path in paths:
             with contextlib.suppress(GitError):
@@ -127,7 +127,7 @@ async def checkouts(
 
 
 async def retire(store: MetadataStore, worktree: Worktree) -> None:
-    """Take a worktree out of use as soon as nobody holds it."""
+    """Retire a worktree as soon as nobody holds it."""
     while True:
         try:
             await store.worktrees.retire(worktree.id)
@@ -138,11 +138,11 @@ async def retire(store: MetadataStore, worktree: Worktree) -> None:
 
 
 class Runner:
-    """Runs commands one after the other, each in a leased worktree and a session of its own.
+    """Runs commands one after the other, each in a leased worktree and its own session.
 
     Attributes:
         ttl: how long a lease outlives its holder.
-        wait: how long to stand in line for a worktree.
+        wait: how long to queue for a worktree.
         timeout: how long a command may take.
     """
 
@@ -175,10 +175,10 @@ class Runner:
         self.metadata = metadata or {}
 
     def report(self, step: str, **facts: Any) -> None:
-        """Take note of a step that was done; for subclasses that show or check it."""
+        """Hook for subclasses that show or check each step."""
 
     async def run(self, commit: str, argv: Sequence[str]) -> Session:
-        """Run a command at a commit and return its session as it ended.
+        """Run a command at a commit and return its final session.
 
         Raises:
             LeaseUnavailable: no worktree became free in time.
@@ -212,7 +212,7 @@ class Runner:
         return session
 
     async def take_over(self, lease: Lease) -> None:
-        """Fail the sessions that others left in this worktree: they died, or lost their lease."""
+        """Fail the sessions of earlier holders of this worktree, who died or lost their lease."""
         page = await self.store.sessions.list_by_status(SessionStatus.IN_PROGRESS, limit=1000)
         for left in page.items:
             if left.worktree_id == lease.worktree.id:
@@ -237,12 +237,12 @@ class Runner:
         return session
 
     async def check_out(self, lease: Lease, commit: str) -> None:
-        """Bring the worktree to `commit` unless it is there."""
+        """Check out `commit` in the worktree, unless it is already there."""
         if lease.worktree.commit_sha == commit:
             return
         path = lease.worktree.path
-        # Unknown until git is done: should this runner die in between, nobody trusts the old value.
-        # So are the hashes: `git clean` takes away what was prepared.
+        # Unknown until git is done: if this runner dies in between, the old value would be wrong.
+        # The same goes for the hashes: `git clean` removes the prepared environment.
         await self.store.worktrees.record_checkout(
             lease, branch=None, commit_sha=None, environment_hashes={}
         )
@@ -252,9 +252,9 @@ class Runner:
         self.report("checked out", lease=lease, commit=commit)
 
     async def execute(self, lease: Lease, session: Session, argv: Sequence[str]) -> Session:
-        """Run the command, record what came of it, and return the session as it ended."""
+        """Run the command, record its outcome, and return the final session."""
         folder = self.folder / session.id
-        # What commands print and leave behind is for this user only.
+        # Output and artifacts are readable by this user only.
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700)
         log = folder / "output.log"
@@ -268,7 +268,7 @@ class Runner:
             command = await tx.commands.start(command.id)
         self.report("started", command=command)
         exit_code = await self.run_command(lease, session, argv, log)
-        # Large files take their time: they are read before the transaction.
+        # Large files take time, so they are read before the transaction.
         files = await asyncio.to_thread(describe, folder)
         async with self.store.transaction(lease=lease) as tx:
             if exit_code is None:
@@ -290,10 +290,10 @@ class Runner:
     async def run_command(
         self, lease: Lease, session: Session, argv: Sequence[str], log: Path
     ) -> int | None:
-        """Run a command in the worktree and stream its output; return its code, None if too late.
+        """Run a command in the worktree and stream its output; return its exit code.
 
-        However this ends, nothing that the command started outlives it: after the lease, the
-        worktree is another's.
+        None means that it timed out. Nothing that the command started outlives this call: after
+        the lease, the worktree belongs to another runner.
         """
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -323,7 +323,7 @@ class Runner:
 
 
 async def read_lines(process: asyncio.subprocess.Process, log: Path) -> AsyncIterator[list[str]]:
-    """Write the output to `log`, and yield its lines as they come.
+    """Write the output to `log`, and yield its lines as they arrive.
 
     While the caller stores some of them, the next ones gather in the pipe: they go together.
     """
@@ -342,19 +342,19 @@ async def read_lines(process: asyncio.subprocess.Process, log: Path) -> AsyncIte
 
 
 def append(log: Path, chunk: bytes) -> None:
-    """Write on at the end of a file."""
+    """Append to a file."""
     log.touch(mode=0o600)
     with log.open("ab") as file:
         file.write(chunk)
 
 
 def text_of(line: bytes) -> str:
-    """Return a line of output as text, whatever its bytes are."""
+    """Decode a line of output, whatever its bytes are."""
     return line.decode(errors="replace").rstrip("\r").replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def describe(folder: Path) -> list[dict[str, Any]]:
-    """Return the columns of an artifact for each file in `folder`, made private."""
+    """Make the files in `folder` private, and return an artifact's columns for each."""
     files = []
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.is_symlink():
@@ -371,9 +371,9 @@ def describe(folder: Path) -> list[dict[str, Any]]:
 async def abandon(
     store: MetadataStore | Transaction, session_id: str, reason: str | None
 ) -> Session:
-    """End a session that cannot go on, and its command; what has ended already stays as it is.
+    """End a session that cannot continue, and its command; ended ones are left unchanged.
 
-    Without a `reason` it is called off, else it has failed.
+    Without a `reason` it is cancelled, otherwise it fails.
     """
     for command in (await store.commands.list_by_session(session_id)).items:
         with contextlib.suppress(InvalidTransition):
@@ -391,7 +391,7 @@ async def abandon(
 
 
 async def main() -> int:
-    """Run a command at the newest commits of a repository; 0 if it succeeded at each."""
+    """Run a command at the newest commits of a repository; return 0 if it succeeded at each."""
     parser = argparse.ArgumentParser(description="Run a command at recent commits, recorded.")
     parser.add_argument("--repo", default=".", help="a folder of the git repository")
     parser.add_argument("--db", metavar="URL", help="the database, else METASTORE_DB_URL")

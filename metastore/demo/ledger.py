@@ -66,11 +66,11 @@ class Ledger:
     """All entries of one run of the demo.
 
     Attributes:
-        sessions: each session as it was last heard of, by id.
-        commands: each command as it was last heard of, by id.
+        sessions: each session in its last known state, by id.
+        commands: each command in its last known state, by id.
         artifacts: each artifact, by id.
         events: the ids of each session's events, in their order.
-        holdings: all leases, in the order in which they were heard of.
+        holdings: all leases, in the order in which they were reported.
         refused: the writes that were refused, with their errors.
     """
 

@@ -57,7 +57,7 @@ class Outcome(msgspec.Struct):
 
     Attributes:
         tally: what the database holds of it.
-        problems: what was claimed or promised and is not so.
+        problems: claims and promises that do not hold.
         preferred: how many leases were of a worktree that was at the commit already.
         waits: how long was waited for each lease, in seconds.
         take_overs: how many leases were of a worktree that nobody had given back.
@@ -108,7 +108,7 @@ class Demo:
         """Run it and return the outcome. The worktrees are removed by then, however it ends.
 
         Raises:
-            DemoError: it cannot be run, or cannot go on.
+            DemoError: it cannot run or continue.
         """
         try:
             return await self._run_it()

@@ -209,10 +209,10 @@ def new(schema: Schema, name: str, directory: Path) -> tuple[Path, Path]:
 
 def _check_names(directory: Path) -> None:
     if not directory.is_dir():
-        raise MigrationFailed("head", "is no folder", path=directory)
+        raise MigrationFailed("head", "is not a folder", path=directory)
     for path in sorted(directory.iterdir()):
         if path.suffix == ".py":
-            raise MigrationFailed(path.stem, "is no SQL: DBAs review migrations", path=path)
+            raise MigrationFailed(path.stem, "is not SQL, which DBAs can review", path=path)
         if path.name.endswith(_ROLLBACK):
             id_ = path.name.removesuffix(_ROLLBACK)
             if not path.with_name(f"{id_}.sql").exists():

@@ -170,7 +170,7 @@ class Process:
             await asyncio.wait([closing], timeout=0.1)
             took = self.uptime - begun
             if took > self.scheduler.longest_close:
-                self.scheduler.fail(f"{self}: close() has taken {took:.3f} s and goes on")
+                self.scheduler.fail(f"{self}: close() has taken {took:.3f} s and is still running")
                 return
         closing.result()
         self.connections = [it for it in self.connections if not it.is_closed]
