@@ -178,13 +178,13 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("sql", "line", "message"),
         [
-            ("CREATE TABLE IF NOT EXISTS x (a);\nCOMMIT;", 3, "COMMIT: transactions are"),
-            ("/* why */ bEgIn; SELECT 1;", 2, "BEGIN: transactions are"),
-            ("-- why\nROLLBACK;", 3, "ROLLBACK: transactions are"),
-            ("END TRANSACTION;", 2, "END: transactions are"),
-            ("SAVEPOINT a;", 2, "SAVEPOINT: transactions are"),
-            ("RELEASE a;", 2, "RELEASE: transactions are"),
-            ("PRAGMA foreign_keys = OFF;", 2, "PRAGMA: a pragma belongs"),
+            ("CREATE TABLE IF NOT EXISTS x (a);\nCOMMIT;", 3, "COMMIT: each migration runs"),
+            ("/* why */ bEgIn; SELECT 1;", 2, "BEGIN: each migration runs"),
+            ("-- why\nROLLBACK;", 3, "ROLLBACK: each migration runs"),
+            ("END TRANSACTION;", 2, "END: each migration runs"),
+            ("SAVEPOINT a;", 2, "SAVEPOINT: each migration runs"),
+            ("RELEASE a;", 2, "RELEASE: each migration runs"),
+            ("PRAGMA foreign_keys = OFF;", 2, "PRAGMA: pragmas belong"),
             ("VACUUM;", 2, "VACUUM: it cannot run"),
             ("ATTACH 'other.db' AS other;", 2, "ATTACH: a migration changes one"),
             ("CREATE TABLE x (a);", 2, "CREATE: must say IF NOT EXISTS"),
@@ -208,7 +208,7 @@ class TestFiles:
     def test_known__checks_the_rollback_as_well(self, folder: Folder) -> None:
         path = folder.directory / f"{SHELF_ID}.rollback.sql"
         path.write_text("DROP VIEW IF EXISTS shelf;\nCOMMIT;\n")
-        with pytest.raises(MigrationFailed, match="COMMIT: transactions are") as caught:
+        with pytest.raises(MigrationFailed, match="COMMIT: each migration runs") as caught:
             folder.upgrade()
         assert (caught.value.path, caught.value.line) == (path, 2)
 
