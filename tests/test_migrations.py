@@ -178,12 +178,12 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("sql", "line", "message"),
         [
-            ("CREATE TABLE IF NOT EXISTS x (a);\nCOMMIT;", 3, "COMMIT: each migration runs"),
-            ("/* why */ bEgIn; SELECT 1;", 2, "BEGIN: each migration runs"),
-            ("-- why\nROLLBACK;", 3, "ROLLBACK: each migration runs"),
-            ("END TRANSACTION;", 2, "END: each migration runs"),
-            ("SAVEPOINT a;", 2, "SAVEPOINT: each migration runs"),
-            ("RELEASE a;", 2, "RELEASE: each migration runs"),
+            ("CREATE TABLE IF NOT EXISTS x (a);\nCOMMIT;", 3, "COMMIT: each migration runs in one"),
+            ("/* why */ bEgIn; SELECT 1;", 2, "BEGIN: each migration runs in one"),
+            ("-- why\nROLLBACK;", 3, "ROLLBACK: each migration runs in one"),
+            ("END TRANSACTION;", 2, "END: each migration runs in one"),
+            ("SAVEPOINT a;", 2, "SAVEPOINT: each migration runs in one"),
+            ("RELEASE a;", 2, "RELEASE: each migration runs in one"),
             ("PRAGMA foreign_keys = OFF;", 2, "PRAGMA: pragmas belong"),
             ("VACUUM;", 2, "VACUUM: it cannot run"),
             ("ATTACH 'other.db' AS other;", 2, "ATTACH: a migration changes one"),
@@ -208,7 +208,7 @@ class TestFiles:
     def test_known__checks_the_rollback_as_well(self, folder: Folder) -> None:
         path = folder.directory / f"{SHELF_ID}.rollback.sql"
         path.write_text("DROP VIEW IF EXISTS shelf;\nCOMMIT;\n")
-        with pytest.raises(MigrationFailed, match="COMMIT: each migration runs") as caught:
+        with pytest.raises(MigrationFailed, match="COMMIT: each migration runs in one") as caught:
             folder.upgrade()
         assert (caught.value.path, caught.value.line) == (path, 2)
 
@@ -468,6 +468,22 @@ class TestFailure:
             folder.upgrade()
         assert folder.dump() == before
 
+    def test_a_row_without_its_parent_is_one__also_of_a_rollback(self, folder: Folder) -> None:
+        folder.append("0004-keep", "SELECT 1;")
+        folder.append("0005-forget", "SELECT 1;")
+        rollback = folder.directory / "0005-forget.rollback.sql"
+        rollback.write_text("DELETE FROM authors WHERE id = 1;")
+        folder.upgrade()
+        folder.mutate(
+            "INSERT INTO authors VALUES (1, 'Ann', 'wild', NULL), (2, 'Bo', 'wild', 'x');"
+        )
+        folder.mutate("INSERT INTO books VALUES (1, 1, 'A'), (2, 1, 'B'), (3, 2, 'C');")
+        before = folder.dump()
+        with pytest.raises(MigrationFailed, match="2 of books without their row of authors") as it:
+            folder.downgrade("-2")
+        assert it.value.migration_id == "0005-forget"
+        assert folder.dump() == before
+
     def test_a_foreign_key_to_nowhere_is_one(self, folder: Folder) -> None:
         folder.append(
             "0004-mismatch",
@@ -624,6 +640,23 @@ class TestTrust:
         folder.write(AUTHORS_ID, edited, "DROP TABLE IF EXISTS authors;")
         assert len(folder.verify()) == 2
         with pytest.raises(MigrationFailed, match="not while table authors is different"):
+            migrations.adopt(folder.url, directory=folder.directory)
+        assert folder.states()[AUTHORS_ID] == "edited"
+
+    def test_an_edit_cannot__if_the_schema_changes_before_the_lock_is_taken(
+        self, folder: Folder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder.upgrade()
+        folder.write(AUTHORS_ID, AUTHORS + "-- reviewed\n", "DROP TABLE IF EXISTS authors;")
+        assert len(folder.verify()) == 1
+        connect_to_write = operations.connect_to_write
+
+        def somebody_is_faster(*arguments: Any, **options: Any) -> Any:
+            folder.mutate("CREATE TABLE IF NOT EXISTS stray (id INTEGER PRIMARY KEY) STRICT;")
+            return connect_to_write(*arguments, **options)
+
+        monkeypatch.setattr(operations, "connect_to_write", somebody_is_faster)
+        with pytest.raises(MigrationFailed, match="not while table stray"):
             migrations.adopt(folder.url, directory=folder.directory)
         assert folder.states()[AUTHORS_ID] == "edited"
 

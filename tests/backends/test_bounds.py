@@ -69,8 +69,10 @@ async def test_busy__a_batch_waits_once(path: Path, backend: SqliteBackend, call
             await backend.run(add_parent(id=n, name=str(n)))
         waited.append(loop.time() - begun)
 
+    # A batch that waits for ever fails here, instead of hanging.
     with locked(path):
-        await asyncio.gather(*(write(n) for n in range(callers)))
+        async with asyncio.timeout(CLOSED_WITHIN):
+            await asyncio.gather(*(write(n) for n in range(callers)))
     assert len(waited) == callers
     assert min(waited) >= BUSY_TIMEOUT * 0.9
     # One after the other, five of them would have taken five times as long.

@@ -264,6 +264,49 @@ def test_child__that_ends_disturbs_no_open_transaction(prepared: str, tmp_path: 
     assert len(_stored(prepared)) == len(stored) + 4
 
 
+def test_child__that_closes_a_connection_leaves_its_open_transaction_alone(
+    prepared: str, tmp_path: Path
+) -> None:
+    # SQLite itself would roll back in the shared memory what the parent goes on with. Each
+    # transaction is larger than the cache, so that half of it is in the WAL at the fork.
+    script = PRELUDE + textwrap.dedent(
+        """
+        import pathlib
+        from metastore.backends.sqlite import database_file
+
+        def begin(url):
+            connection = database_file.connect(pathlib.Path(url.removeprefix("sqlite:///")))
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)")
+            for _ in range(8):
+                connection.execute("INSERT INTO t (text) VALUES (?)", ("x" * 1_000_000,))
+            return connection
+
+        connections = [begin(url) for url in (URL, OTHER_URL)]
+        sizes = [
+            os.path.getsize(url.removeprefix("sqlite:///") + "-wal") for url in (URL, OTHER_URL)
+        ]
+        forked(lambda: [connection.close() for connection in connections])
+        for connection in connections:
+            connection.execute("INSERT INTO t (text) VALUES ('after the fork')")
+            connection.execute("COMMIT")
+            connection.close()
+        tell(sizes=sizes)
+        """
+    )
+    other = tmp_path / "other.db"
+    done = subprocess.run(
+        [sys.executable, "-c", script, prepared, f"sqlite:///{other}"],
+        capture_output=True, text=True, check=False, timeout=PATIENCE, env={**os.environ},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert min(json.loads(done.stdout)["sizes"]) > 1_000_000
+    for path in (prepared.removeprefix("sqlite:///"), other):
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            assert connection.execute("SELECT count(*) FROM t").fetchone() == (9,)
+
+
 def test_fork__before_the_store_is_opened_is_fine(prepared: str, tmp_path: Path) -> None:
     stored, told = _run(tmp_path, prepared, "fork before open", "fork")
     assert [len(answer) for answer in told] == [30] * 3, told

@@ -636,6 +636,17 @@ def rewrite_a_stub(by: Attacker) -> None:
 
 
 @attack("stub")
+def forget_the_purge_at_the_end_of_a_stub(by: Attacker) -> None:
+    """The link after it would no longer follow the purge."""
+    by.set_chain("last = substr(last, 1, instr(last, ';') - 1)", by.stub)
+
+
+@attack()
+def name_a_purge_that_never_was(by: Attacker) -> None:
+    by.set_chain(f"last = last || ';purged=' || length || ';at={TIME}'")
+
+
+@attack("stub")
 def delete_a_stub(by: Attacker) -> None:
     by.do("DELETE FROM audit_chains WHERE resource_id = ?", by.stub)
 

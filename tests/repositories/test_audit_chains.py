@@ -771,6 +771,38 @@ def test_judge__believes_rows_without_a_hash_up_to_where_the_chains_began(
     assert (finding and finding.what) == what
 
 
+@pytest.mark.parametrize(
+    ("order", "what"),
+    [
+        ("--##", None),
+        ("-#-#", "inserted"),
+        ("-##-", "inserted"),
+        ("#--#", "inserted"),
+        ("##--", "inserted"),
+    ],
+)
+def test_judge__takes_no_row_without_a_hash_behind_one_that_has_a_hash(
+    order: str, what: str | None
+) -> None:
+    """Neither their number nor where the chains began tells: both are as they should be."""
+    rows, last, length = [], "", 0
+    for position, mark in enumerate(order, 1):
+        covered = (f"id {position}", "session", "a", "info", "m", "{}", "now")
+        hash_ = None
+        if mark == "#":
+            hash_ = link_hash(last, *covered)
+            last, length = f"{position}:{hash_}", length + 1
+        row_id, session, *rest = (text.encode() for text in covered)
+        rows.append((session, position, row_id, *rest, hash_ and hash_.encode()))
+    state = State(unchained=2, length=length, last=last, present=True)
+    chain = Chain(state, [], [Entry(2, "chain", 2, 0, 0, "now")])
+    judge = EventsJudge("session", chain, unchained_until=len(order))
+    judge.add(rows)
+    finding = judge.verdict(chain)
+    assert (finding and finding.what) == what
+    assert finding is None or finding.row_id == f"id {order.index('-', order.index('#')) + 1}"
+
+
 def test_encode__no_two_read_the_same() -> None:
     lists: list[tuple[Any, ...]] = [
         ("a", "b"),

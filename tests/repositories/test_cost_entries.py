@@ -782,6 +782,27 @@ async def test_discrepancies__name_what_was_changed_by_hand(tmp_path: Path) -> N
         assert await store.cost_entries.discrepancies(limit=1) == [first]
 
 
+@pytest.mark.parametrize(
+    "total", ["requests_made", "tokens_in", "tokens_out", "tokens_cached", "cost_nano_usd"]
+)
+async def test_discrepancies__name_one_wrong_total_of_any_kind(
+    file_store: MetadataStore, store_url: str, total: str
+) -> None:
+    jobs = [await a_running_job(file_store) for _ in range(3)]
+    for job in jobs:
+        for request_id in ("1", "2"):
+            await record(file_store, job, request_id, cost_usd="0.3", tokens_cached=5)
+    await file_store.close()
+    with sqlite3.connect(store_url.removeprefix("sqlite:///")) as connection:
+        for job, by in ((jobs[0], 1), (jobs[2], -1)):
+            connection.execute(f"UPDATE jobs SET {total} = {total} + ? WHERE id = ?", (by, job.id))
+    connection.close()
+    async with MetadataStore.open(store_url) as store:
+        found = await store.cost_entries.discrepancies()
+    assert [it.job_id for it in found] == [jobs[0].id, jobs[2].id]
+    assert all(it.kept != it.summed for it in found)
+
+
 CORRECT_COSTS = "0037-correct-costs"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import subprocess
 import sys
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from metastore.backends.base import Values
     from metastore.statements import Call
     from metastore.testing import Clock
+
+PIECES = {name: getattr(deletion, name) for name in ("PIECE_ROWS", "PIECE_CHUNKS", "SMALL_ROWS")}
+"""The pieces that users get: most tests here make do with small ones."""
 
 ROWS = 11
 """Related rows of each kind; a piece takes 3."""
@@ -414,6 +418,58 @@ async def test_delete__takes_no_more_bytes_at_a_time_than_a_piece(
     await Between(store, happen).repositories.sessions.delete(session.id)
     # Up to the row that reaches the limit: two of 10 with the one of 3,000, then three of 900.
     assert list(dict.fromkeys(left)) == [7, 4, 1, 0]
+
+
+async def _many_events(store: MetadataStore, make: Factories) -> str:
+    session = await make.session()
+    for _ in range(2):
+        await store.events.append_many(session.id, [NewEvent("e", str(n)) for n in range(1_000)])
+    return session.id
+
+
+async def _large_events(store: MetadataStore, make: Factories) -> str:
+    session = await make.session()
+    for _ in range(8):
+        await store.events.append(session.id, "e", "x" * 900_000)
+    return session.id
+
+
+async def _large_file(store: MetadataStore, make: Factories) -> str:
+    job = (await make.job()).id
+    await store.memory_files.write(job, path="f", data=bytes(24 * CHUNK_BYTES))
+    return job
+
+
+@pytest.mark.parametrize(
+    ("fill", "table", "related_table", "most"),
+    [
+        pytest.param(_many_events, "sessions", "events", 500, id="rows"),
+        pytest.param(_large_events, "sessions", "events", 2, id="bytes of rows"),
+        pytest.param(_large_file, "jobs", "memory_file_chunks", 8, id="chunks of a file"),
+    ],
+)
+async def test_delete__holds_the_writer_for_no_large_piece(
+    store: MetadataStore,
+    monkeypatch: pytest.MonkeyPatch,
+    fill: Callable[[MetadataStore, Factories], Awaitable[str]],
+    table: str,
+    related_table: str,
+    most: int,
+) -> None:
+    """With the pieces that users get: twice as large, they would still keep the promised time."""
+    for name, size in PIECES.items():
+        monkeypatch.setattr(deletion, name, size)
+    make = Factories(store)
+    gone, stays = await fill(store, make), await fill(store, make)
+    left = [await rows(store, related_table)]
+
+    async def happen() -> None:
+        left.append(await rows(store, related_table))
+
+    await getattr(Between(store, happen).repositories, table).delete(gone)
+    assert left[-1] * 2 == left[0]
+    assert max(before - after for before, after in itertools.pairwise(left)) <= most
+    await getattr(store, table).get(stays)
 
 
 async def test_delete__follows_the_queue_of_the_writer(store: MetadataStore) -> None:

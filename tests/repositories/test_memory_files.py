@@ -525,6 +525,20 @@ async def test_write__keeps_to_the_files_of_a_job(
         assert (refused.value.limit, refused.value.actual) == ("max_files", 3)
 
 
+async def test_write__counts_no_files_of_other_jobs(
+    store: MetadataStore, factories: Factories, job_id: str
+) -> None:
+    other = await factories.job()
+    for path in ("a", "b", "c"):
+        await store.memory_files.write(other.id, path=path, data=b"x")
+    await store.memory_limits.set(job_id, max_files=2)
+    for path in ("a", "b"):
+        await store.memory_files.write(job_id, path=path, data=b"x")
+    assert len((await store.memory_files.list_by_job(job_id)).items) == 2
+    with pytest.raises(LimitExceeded):
+        await store.memory_files.write(job_id, path="c", data=b"x")
+
+
 async def test_write__keeps_to_the_bytes_of_a_job(store: MetadataStore, job_id: str) -> None:
     await store.memory_limits.set(job_id, max_job_file_bytes=100)
     await store.memory_files.write(job_id, path="a", data=bytes(60))
