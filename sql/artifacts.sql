@@ -51,7 +51,7 @@ ORDER BY id
 LIMIT :limit;
 
 -- name: delete_artifact(id)<!
--- Forget a file. No row: there is no such artifact.
+-- Delete an artifact's row. No row: there is no such artifact.
 DELETE FROM artifacts
 WHERE id = :id
 RETURNING *;

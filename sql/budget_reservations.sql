@@ -1,4 +1,4 @@
--- budget_reservations: what is promised to a model call and not yet spent.
+-- budget_reservations: amounts reserved for model calls and not spent yet.
 -- A reservation is live while :now < expires_at <= :latest_credible_expiry, as a worktree's lease, and counts as
 -- spent until then. The cost entry of its request replaces it.
 
@@ -58,7 +58,7 @@ DELETE FROM budget_reservations
 WHERE job_id = :job_id AND request_id = :request_id;
 
 -- name: list_reservations_by_job(job_id, after_request, limit)
--- A page of a job's reservations by request, also of those that ran out and were not removed yet.
+-- A page of a job's reservations by request, including expired ones that are not removed yet.
 SELECT *
 FROM budget_reservations
 WHERE job_id = :job_id AND request_id > :after_request

@@ -4,7 +4,7 @@
 -- Differs: minutes are added to a time with strftime here, and as an interval elsewhere.
 -- Promise an amount to a request, if what was spent, what is promised to others and this stay within
 -- every limit; a request that has a reservation gets this one in its place.
--- No row: there is no such job, it does not run or was called off, the request was recorded
+-- No row: there is no such job, it is not running or was cancelled, the request was recorded
 -- already, or a limit would be passed. A budget of none is all that a total can hold.
 INSERT INTO budget_reservations (id, job_id, request_id, amount_nano_usd, expires_at, created_at)
 SELECT

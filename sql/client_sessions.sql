@@ -1,4 +1,4 @@
--- client_sessions: who is connected, and who was heard of when.
+-- client_sessions: who is connected, and when each was last heard from.
 -- A session is open while is_active is true; a closed one stays closed, the client opens another.
 
 -- name: open_client_session(id, client_id, user_id, connection_type, metadata, created_at)<!
@@ -28,7 +28,7 @@ VALUES (
 RETURNING *;
 
 -- name: beat_client_session(id, now, beaten_before)<!
--- Note that a client was heard of, unless that was noted a moment ago. A heartbeat of the future is
+-- Note that a client was heard from, unless that was noted a moment ago. A heartbeat of the future is
 -- of a clock that has jumped back since, and does not count.
 -- No row: it was noted, or the session is closed or gone.
 UPDATE client_sessions

@@ -1,7 +1,7 @@
 -- commands: what a session was asked to run, and how it ended.
 
 -- name: create_command(id, session_id, argv, working_directory, log_path, created_at)<!
--- Ask for a command behind the last one of its session.
+-- Append a command to its session.
 -- No row: the session has ended, or there is none.
 -- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO commands (id, session_id, sequence, argv, working_directory, log_path, created_at)
@@ -80,7 +80,7 @@ WHERE id = :id AND status = 'running'
 RETURNING *;
 
 -- name: cancel_command(id, now)<!
--- It was called off. No row: it has ended already.
+-- It was cancelled. No row: it has ended already.
 UPDATE commands
 SET
     status = 'cancelled',

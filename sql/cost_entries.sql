@@ -124,7 +124,7 @@ ON CONFLICT (job_id, request_id) DO NOTHING
 RETURNING *;
 
 -- name: charge_correction(id, cost_nano_usd, now)<!
--- Add the correction :id to the total of its job, or take it off. It is no call.
+-- Add the correction :id to the totals of its job, or subtract it. It does not count as a call.
 -- No row: the total would pass what the column holds.
 UPDATE jobs
 SET

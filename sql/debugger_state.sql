@@ -1,7 +1,7 @@
 -- debugger_state: checkpoints of a debugger, taken while its session is active.
 
 -- name: checkpoint_session(id, session_id, label, state, created_at)<!
--- Take a checkpoint behind the last one. No row: the session has ended, or there is none.
+-- Append a checkpoint to its session. No row: the session has ended, or does not exist.
 -- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO debugger_state (id, session_id, sequence, label, state, created_at)
 SELECT

@@ -62,7 +62,7 @@ WHERE id = :id AND status = 'running'
 RETURNING *;
 
 -- name: resume_job(id, now)<!
--- Go on. No row: it is not paused, or was called off meanwhile.
+-- Resume. No row: it is not paused, or was cancelled meanwhile.
 UPDATE jobs
 SET
     status = 'running',
@@ -104,7 +104,7 @@ WHERE id = :id AND (status = 'pending' OR status = 'running' OR status = 'paused
 RETURNING *;
 
 -- name: acknowledge_job_cancel(id, now)<!
--- End a job that was called off. No row: nobody has called it off, or it has ended already.
+-- End a job whose cancellation was requested. No row: none was requested, or it has ended already.
 UPDATE jobs
 SET
     status = 'cancelled',
@@ -114,7 +114,7 @@ WHERE id = :id AND (status = 'running' OR status = 'paused') AND cancelled
 RETURNING *;
 
 -- name: set_job_limits(id, budget_nano_usd, max_requests, max_minutes, now)<!
--- Change what it may use. What it has used already stays. No row: there is no such job.
+-- Change a job's limits; what it has used already stays. No row: there is no such job.
 UPDATE jobs
 SET
     budget_nano_usd = :budget_nano_usd,
@@ -125,7 +125,7 @@ WHERE id = :id
 RETURNING *;
 
 -- name: set_job_last_action(id, last_action, now)<!
--- Note what the agent did. No row: there is no such job.
+-- Record what the agent did. No row: there is no such job.
 UPDATE jobs
 SET
     last_action = :last_action,

@@ -2,7 +2,7 @@
 
 -- name: get_lease_limits()^
 -- The limits of the database, which a store compares with its own when it opens.
--- No row: somebody removed it behind the store's back.
+-- No row: it was removed behind the store's back.
 SELECT
     id,
     max_ttl_ms,

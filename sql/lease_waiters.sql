@@ -4,20 +4,20 @@
 -- waiter, if it is alive, soon rewrites it.
 
 -- name: create_lease_waiter(id, resource, resource_id, owner, created_at, expires_at)<!
--- Get in line.
+-- Join the queue.
 INSERT INTO lease_waiters (id, resource, resource_id, owner, created_at, expires_at)
 VALUES (:id, :resource, :resource_id, :owner, :created_at, :expires_at)
 RETURNING *;
 
 -- name: keep_lease_waiter(id, expires_at)<!
--- Stay in line. No row: the ticket was cleared away after it had expired.
+-- Keep a place in the queue. No row: the ticket expired and was removed.
 UPDATE lease_waiters
 SET expires_at = :expires_at
 WHERE id = :id
 RETURNING *;
 
 -- name: delete_lease_waiter(id)!
--- Leave the line, served or not.
+-- Leave the queue, served or not.
 DELETE FROM lease_waiters
 WHERE id = :id;
 
@@ -30,7 +30,7 @@ WHERE
     AND (expires_at <= :now OR expires_at > :latest_credible_ticket);
 
 -- name: list_lease_waiters(resource, resource_id, now, latest_credible_ticket, after, limit)
--- The line as it stands: live tickets, first come first.
+-- The queue as it stands: live tickets in order.
 SELECT *
 FROM lease_waiters
 WHERE

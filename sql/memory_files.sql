@@ -178,13 +178,13 @@ INSERT INTO memory_file_uploads (id, job_id, created_at)
 VALUES (:id, :job_id, :created_at);
 
 -- name: sweep_memory_file_uploads(before, now)!
--- Whoever began them before then has died.
+-- A writer that began before then has died.
 UPDATE memory_file_uploads
 SET discarded_at = :now
 WHERE created_at < :before AND discarded_at IS NULL;
 
 -- name: list_jobs_to_sweep(before, limit)
--- The jobs of uploads and files that whoever discarded them did not live to remove.
+-- The jobs of uploads and files whose discarding process died before it removed them.
 SELECT u.job_id
 FROM memory_file_uploads AS u
 WHERE u.created_at < :before AND u.discarded_at IS NOT NULL
@@ -215,7 +215,7 @@ WHERE id = :id AND discarded_at IS NULL
 RETURNING id;
 
 -- name: find_memory_file(job_id, path)^
--- What is known of a file, without its bytes. No row: the job has none at this path.
+-- A file's metadata, without its bytes. No row: the job has no file at this path.
 SELECT
     id,
     job_id,
@@ -239,7 +239,7 @@ FROM memory_file_chunks
 WHERE file_id = :id AND sequence = :sequence;
 
 -- name: list_memory_files_by_job(job_id, after_path, limit)
--- A page of what is known of a job's files, in the order of their paths.
+-- A page of the metadata of a job's files, by path.
 SELECT
     id,
     job_id,
@@ -316,7 +316,7 @@ WHERE
     );
 
 -- name: discard_uploads_of_job(job_id, now)<!
--- Whoever uploads to the job is told with the next chunk. No row: nobody does.
+-- An upload to the job learns of it with its next chunk. No row: there is none.
 UPDATE memory_file_uploads
 SET discarded_at = :now
 WHERE job_id = :job_id AND discarded_at IS NULL

@@ -1,4 +1,4 @@
--- message_summaries: what is left of messages that no longer fit the context.
+-- message_summaries: summaries of messages that no longer fit the context.
 
 -- name: create_message_summary(id, job_id, step_id, role, summary, tokens, created_at)<!
 -- Keep a summary.

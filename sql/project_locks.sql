@@ -2,9 +2,9 @@
 -- A free project has no row. A lock is live while :now < expires_at <= :latest_credible_expiry, as a worktree's lease.
 
 -- name: acquire_project_lock(id, project_id, session_id, acquired_at, expires_at, position, latest_credible_expiry, latest_credible_ticket)<!
--- Lock a free project, or take over a lock that ran out, unless somebody waits in line before.
+-- Lock a free project, or take over an expired lock, unless another waiter is ahead in the queue.
 -- The number continues that of the lock taken over, or starts above that of every lock that is gone.
--- No row: the project is locked, or promised to somebody who waits, or the session may not lock it.
+-- No row: the project is locked, a waiter is ahead, or the session may not lock it.
 -- Needs: one writer, or the session may end meanwhile, and a deleted lock raise the floor.
 INSERT INTO project_locks (id, project_id, session_id, acquired_at, expires_at, fencing_number)
 SELECT
@@ -122,7 +122,7 @@ FROM project_locks
 WHERE expires_at > :now AND expires_at <= :latest_credible_expiry;
 
 -- name: count_expired_project_locks(now, latest_credible_expiry)$
--- How many locks ran out, and nobody has come since.
+-- The number of locks that expired and were not taken over.
 SELECT count(*)
 FROM project_locks
 WHERE expires_at <= :now OR expires_at > :latest_credible_expiry;
@@ -137,7 +137,7 @@ LIMIT :limit;
 
 -- name: renew_project_lock(id, session_id, fencing_number, expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live lock. No row: it is lost, or its session has ended.
--- A clock that jumped back behind the take leaves the end where it is.
+-- A clock that is back before the lock was granted leaves the expiry where it is.
 -- Needs: one writer, or the session may end meanwhile.
 UPDATE project_locks
 SET expires_at = CASE WHEN :expires_at > acquired_at THEN :expires_at ELSE expires_at END

@@ -27,7 +27,7 @@ ORDER BY id
 LIMIT :limit;
 
 -- name: update_repository(id, remote_url, default_branch, metadata, updated_at)<!
--- Change what is known of the upstream. No row: there is no such repository.
+-- Change the upstream's details. No row: there is no such repository.
 UPDATE repositories
 SET
     remote_url = :remote_url,

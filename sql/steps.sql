@@ -1,7 +1,7 @@
 -- steps: what a session does, one after the other.
 
 -- name: create_step(id, session_id, name, input)<!
--- Plan a step behind the last one of its session.
+-- Append a planned step to its session.
 -- No row: the session has ended, or there is none.
 -- Needs: one writer, or two would number alike, and the session may end meanwhile.
 INSERT INTO steps (id, session_id, name, sequence, input)

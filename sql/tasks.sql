@@ -1,4 +1,4 @@
--- tasks: what is to be done, by whom, and until when.
+-- tasks: units of work, who has claimed them, and until when.
 -- status is a state machine: each verb is an UPDATE on the statuses that allow it. A claim is live
 -- while :now < lease_expires_at <= :latest_credible_expiry. A later expiry was written by a clock that has
 -- jumped back since, and is not believed. version is the fence: claiming, releasing and cancelling raise
@@ -62,7 +62,7 @@ WHERE id = :id AND status = 'running' AND lease_token IS NULL
 RETURNING *;
 
 -- name: fail_task(id, error, now)<!
--- End badly what nobody has claimed. No row: it has ended already, or is claimed.
+-- Fail an unclaimed task. No row: it has ended already, or is claimed.
 UPDATE tasks
 SET
     status = 'failed',
@@ -97,7 +97,7 @@ RETURNING *;
 
 -- name: renew_task_claim(id, version, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live claim. No row: it is lost.
--- A clock that jumped back behind the claim leaves the end where it is.
+-- A clock that is back before the claim was granted leaves the expiry where it is.
 UPDATE tasks
 SET
     lease_expires_at = CASE
@@ -219,7 +219,7 @@ FROM tasks
 WHERE lease_expires_at > :now AND lease_expires_at <= :latest_credible_expiry;
 
 -- name: count_expired_task_claims(now, latest_credible_expiry)$
--- How many holders went without an end, and nobody has come since.
+-- The number of claims that expired and were not taken over.
 SELECT count(*)
 FROM tasks
 WHERE lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry;

@@ -1,11 +1,11 @@
 -- tasks: the statements that look for one to claim.
--- What ran out comes first: it has waited longest, and its holder is gone. Those who wait in line with a
+-- An expired claim comes first: it has waited longest, and its holder is gone. Waiters in the queue with a
 -- smaller position come before the caller: there must be one claimable task more than there are of them.
 -- CROSS JOIN, for the planner is not to walk through all pending tasks in search of those of a type.
 
 -- name: claim_task(line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: with its one writer, SQLite has no FOR UPDATE SKIP LOCKED, and needs none.
--- Claim the oldest pending task, or one whose claim ran out. No row: there is none for this caller.
+-- Claim the oldest pending task, or one whose claim expired. No row: there is none for this caller.
 WITH line AS (
     SELECT count(*) AS ahead
     FROM lease_waiters
@@ -172,7 +172,7 @@ RETURNING *;
 -- name: claim_task_in_turn(line_id, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: as claim_task.
 -- Claim the oldest pending task of the workspace whose last claim is longest ago, or a task whose claim
--- ran out. No row: there is none for this caller.
+-- expired. No row: there is none for this caller.
 WITH line AS (
     SELECT count(*) AS ahead
     FROM lease_waiters
@@ -358,7 +358,7 @@ RETURNING *;
 
 -- name: task_is_available(line_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as claim_task, whose condition it repeats for those who wait, without a write.
--- No row: there is none for whoever waits at this position.
+-- No row: there is no task for a waiter at this position.
 WITH line AS (
     SELECT count(*) AS ahead
     FROM lease_waiters
@@ -394,7 +394,7 @@ WHERE
 
 -- name: task_of_types_is_available(task_types, line_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as claim_task_of_types, whose condition it repeats for those who wait, without a write.
--- No row: there is none for whoever waits at this position.
+-- No row: there is no task for a waiter at this position.
 WITH line AS (
     SELECT count(*) AS ahead
     FROM lease_waiters

@@ -3,7 +3,7 @@
 -- statements that do so run together with show_moved_workflow_tasks, all of them or none.
 
 -- name: append_workflow_task(workflow_id, task_id, created_at)<!
--- Add a task behind the last one. No row: the workflow is archived, or there is none.
+-- Append a task. No row: the workflow is archived, or does not exist.
 -- Needs: one writer, or two would take the same place.
 INSERT INTO workflow_tasks (workflow_id, task_id, sequence, created_at)
 SELECT

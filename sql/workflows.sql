@@ -73,7 +73,7 @@ ORDER BY created_at DESC, id DESC
 LIMIT :limit;
 
 -- name: workflow_progress(id)^
--- How many of its tasks are how far. No row: there is no such workflow.
+-- A workflow's tasks, counted by status. No row: there is no such workflow.
 SELECT
     count(t.id) FILTER (WHERE t.status = 'pending') AS pending,
     count(t.id) FILTER (WHERE t.status = 'running') AS running,

@@ -57,7 +57,7 @@ FROM worktrees
 WHERE lease_expires_at > :now AND lease_expires_at <= :latest_credible_expiry;
 
 -- name: count_expired_worktree_leases(now, latest_credible_expiry)$
--- How many holders went without a release, and nobody has come since.
+-- The number of leases that expired and were not taken over.
 SELECT count(*)
 FROM worktrees
 WHERE lease_expires_at <= :now OR lease_expires_at > :latest_credible_expiry;
@@ -90,7 +90,7 @@ RETURNING *;
 
 -- name: renew_worktree(id, version, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry)<!
 -- Move the end of a live lease. No row: it is lost.
--- A clock that jumped back behind the take leaves the end where it is.
+-- A clock that is back before the lease was granted leaves the expiry where it is.
 UPDATE worktrees
 SET
     lease_expires_at = CASE
@@ -169,7 +169,7 @@ WHERE
     AND lease_expires_at <= :latest_credible_expiry;
 
 -- name: retire_worktree(id, now, latest_credible_expiry)<!
--- Take a worktree that nobody holds out of use. No row: it is held, or gone.
+-- Retire a worktree that nobody holds. No row: it is held, or gone.
 UPDATE worktrees
 SET
     state = 'retired',
@@ -185,7 +185,7 @@ WHERE
 RETURNING *;
 
 -- name: reinstate_worktree(id, now)<!
--- Put a retired worktree back into use. No row: there is no retired one.
+-- Reinstate a retired worktree. No row: it is not retired.
 UPDATE worktrees
 SET
     state = 'ready',

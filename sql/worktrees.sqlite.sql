@@ -5,7 +5,7 @@
 -- name: acquire_worktree(repository_id, commit_sha, environment_hashes, position, lease_owner, lease_token, lease_expires_at, now, latest_credible_expiry, latest_credible_ticket)<!
 -- Differs: '' as the smallest time has no counterpart in PostgreSQL's timestamptz.
 -- Take the best free worktree: at the same commit and environment, at the same commit, in the same
--- environment, or any; within each the least recently used. Those who wait in line with a smaller
+-- environment, or any; within each the least recently used. Waiters in the queue with a smaller
 -- position come first: there must be one free worktree more than there are of them.
 -- No row: none is free for this caller.
 WITH line AS (
@@ -114,7 +114,7 @@ RETURNING *;
 
 -- name: worktree_is_available(repository_id, position, now, latest_credible_expiry, latest_credible_ticket)$
 -- Differs: as acquire_worktree, whose condition it repeats for those who wait, without a write.
--- No row: none is free for whoever waits at this position.
+-- No row: none is free for a waiter at this position.
 WITH line AS (
     SELECT count(*) AS ahead
     FROM lease_waiters

@@ -45,8 +45,8 @@ PATHS: dict[str, tuple[str, ...]] = {
     "pending": (),
     "running": ("start",),
     "paused": ("start", "pause"),
-    "running, called off": ("start", "cancel"),
-    "paused, called off": ("start", "pause", "cancel"),
+    "running, cancelled": ("start", "cancel"),
+    "paused, cancelled": ("start", "pause", "cancel"),
     "completed": ("start", "complete"),
     "failed": ("fail",),
     "cancelled": ("cancel",),
@@ -63,15 +63,15 @@ BECOMES = {
     ("paused", "complete"): "completed",
     ("paused", "fail"): "failed",
     ("paused", "cancel"): "paused",
-    ("running, called off", "pause"): "paused",
-    ("running, called off", "complete"): "completed",
-    ("running, called off", "fail"): "failed",
-    ("running, called off", "cancel"): "running",
-    ("running, called off", "acknowledge_cancel"): "cancelled",
-    ("paused, called off", "complete"): "completed",
-    ("paused, called off", "fail"): "failed",
-    ("paused, called off", "cancel"): "paused",
-    ("paused, called off", "acknowledge_cancel"): "cancelled",
+    ("running, cancelled", "pause"): "paused",
+    ("running, cancelled", "complete"): "completed",
+    ("running, cancelled", "fail"): "failed",
+    ("running, cancelled", "cancel"): "running",
+    ("running, cancelled", "acknowledge_cancel"): "cancelled",
+    ("paused, cancelled", "complete"): "completed",
+    ("paused, cancelled", "fail"): "failed",
+    ("paused, cancelled", "cancel"): "paused",
+    ("paused, cancelled", "acknowledge_cancel"): "cancelled",
 }
 
 
@@ -92,7 +92,7 @@ async def test_status__every_state_and_verb(
     store: MetadataStore, job: Job, state: str, verb: str
 ) -> None:
     row = await reach(store.jobs, VERBS, PATHS[state], job.id)
-    if (state, verb) == ("paused, called off", "resume"):
+    if (state, verb) == ("paused, cancelled", "resume"):
         with pytest.raises(JobCancelled) as called_off:
             await store.jobs.resume(job.id)
         assert called_off.value.job == row == await store.jobs.get(job.id)
@@ -101,7 +101,7 @@ async def test_status__every_state_and_verb(
     moved = await check_pair(store.jobs, VERBS, row, verb, becomes, WANTED[verb])
     if becomes is None:
         return
-    assert moved.cancelled == ("called off" in state or verb == "cancel")
+    assert moved.cancelled == (", cancelled" in state or verb == "cancel")
     assert moved.last_action == ("the build broke" if verb == "fail" else None)
     assert (moved.started_at is None) == (moved.started_at == row.started_at is None)
     if becomes in ("completed", "failed", "cancelled"):
