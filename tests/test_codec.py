@@ -103,6 +103,7 @@ def test_round_trip__what_is_accepted_comes_back_equal(**values: Any) -> None:
     [back] = decoder(Everything, COLUMNS, table="everything")([columns])
     assert back == row
     assert type(back.colour) is Colour
+    assert type(back.flag) is bool
 
 
 # A database that has types for what SQLite holds as text and numbers.

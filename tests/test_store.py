@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -293,3 +294,18 @@ async def test_get__of_nothing(store: MetadataStore) -> None:
         assert (error.value.table, error.value.key) == (table.table, missing)
         with pytest.raises(InvalidValue):
             await table.get("no id")
+
+
+async def test_columns__that_a_later_migration_adds_do_not_shift_the_rows_of_open_stores(
+    file_store: MetadataStore, store_url: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as later:
+        for table in ("repositories", "projects"):
+            later.execute(f"ALTER TABLE {table} ADD COLUMN later TEXT DEFAULT 'x'")
+        later.commit()
+    repositories = [
+        await file_store.repositories.create(name=name, remote_url="u") for name in ("a", "b")
+    ]
+    projects = [await file_store.projects.ensure(path=path) for path in ("/a", "/b")]
+    assert (await file_store.repositories.list()).items == repositories
+    assert [await file_store.projects.get(it.id) for it in projects] == projects
