@@ -276,8 +276,9 @@ def test_child__that_closes_a_connection_leaves_its_open_transaction_alone(
 
         def begin(url):
             connection = database_file.connect(pathlib.Path(url.removeprefix("sqlite:///")))
-            connection.execute("BEGIN IMMEDIATE")
+            # Committed, so that the WAL has something to roll back to.
             connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, text TEXT)")
+            connection.execute("BEGIN IMMEDIATE")
             for _ in range(8):
                 connection.execute("INSERT INTO t (text) VALUES (?)", ("x" * 1_000_000,))
             return connection
