@@ -38,10 +38,10 @@ quick: $(READY) ## The same without the batteries and the SQL checks, while you 
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target fast $(CHECKS)
 
 suite: $(READY) ## Run all tests, on as many cores as there are
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 fast: $(READY) ## Run the tests but for the batteries
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(foreach it,batteries simulation servers,--ignore tests/$(it))
+	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(foreach it,batteries simulation servers,--ignore tests/$(it))
 
 lint: $(READY) ## Check style with ruff
 	$(BIN)/ruff check .

@@ -992,7 +992,7 @@ MUTANTS = [
     ),
     Mutant(
         "edited migrations are not noticed",
-        "metastore/migrations/bookkeeping.py",
+        "metastore/migrations/status.py",
         '"applied" if same else "edited"',
         '"applied"',
         "tests/test_migrations.py",
@@ -1287,7 +1287,7 @@ def main(part: str = "") -> int:
         for n in range(AT_ONCE):
             copies.put(Copy(Path(folder) / str(n)))
         copy = copies.get()
-        code, output = copy.test(tests, "-n", str(AT_ONCE), "--dist", "worksteal")
+        code, output = copy.test(tests, "-n", str(AT_ONCE), "--dist", "loadgroup")
         copies.put(copy)
         if code != 0:
             sys.stdout.write(

@@ -573,15 +573,23 @@ class TestOwnMigrations:
         assert metastore.schema() == full
         assert metastore.verify() == []
 
+    @pytest.mark.parametrize(
+        "every",
+        [
+            pytest.param(7, id="short"),
+            pytest.param(1, id="torture", marks=pytest.mark.torture),
+        ],
+    )
     def test_fail_at_each_statement_and_leave_nothing(
-        self, metastore: Folder, tmp_path: Path
+        self, metastore: Folder, tmp_path: Path, every: int
     ) -> None:
         broken = Folder(tmp_path / "broken", metastore.database)
         shutil.copytree(metastore.directory, broken.directory)
         for migration in migrations.known("sqlite", directory=metastore.directory):
             before = metastore.dump() if metastore.database.exists() else None
             path = broken.directory / migration.path.name
-            for statement in migration.statements:
+            *others, last = migration.statements
+            for statement in (*others[::every], last):
                 lines = migration.sql.splitlines(keepends=True)
                 lines.insert(statement.line - 1, "SELECT nonsense;\n")
                 path.write_text("".join(lines))

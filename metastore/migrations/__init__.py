@@ -1,7 +1,6 @@
 """Migrations: the layer over yoyo that takes a database from one revision to another."""
 
 from metastore.backends.base import Difference
-from metastore.migrations.bookkeeping import BOOKKEEPING_TABLES, HistoryEntry, MigrationStatus
 from metastore.migrations.files import Migration
 from metastore.migrations.operations import (
     adopt,
@@ -21,6 +20,7 @@ from metastore.migrations.operations import (
     upgrade,
     verify,
 )
+from metastore.migrations.status import BOOKKEEPING_TABLES, HistoryEntry, MigrationStatus
 
 __all__ = [
     "BOOKKEEPING_TABLES",

@@ -24,14 +24,13 @@ from metastore.errors import (
     StoreCorrupt,
 )
 from metastore.migrations import files
-from metastore.migrations.bookkeeping import (
+from metastore.migrations.files import find
+from metastore.migrations.status import (
     BOOKKEEPING_TABLES,
-    Bookkeeping,
     refuse_later,
     refuse_untrusted,
     statuses,
 )
-from metastore.migrations.files import find
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -40,11 +39,14 @@ if TYPE_CHECKING:
     from metastore.backends.base import (
         DatabaseUrl,
         Objects,
+        Schema,
         SchemaCheck,
+        SchemaConnection,
         SchemaState,
     )
-    from metastore.migrations.bookkeeping import HistoryEntry, MigrationStatus
+    from metastore.migrations.bookkeeping import Bookkeeping
     from metastore.migrations.files import Migration
+    from metastore.migrations.status import HistoryEntry, MigrationStatus
 
 __all__ = [
     "adopt",
@@ -333,7 +335,7 @@ def _made(dialect: str, migrations: Iterable[Migration]) -> Iterator[Objects]:
     """Run the migrations on an empty database, and yield the schema after each."""
     schema = opening.schema_of(dialect)
     with schema.connect_to_model() as connection:
-        model = Bookkeeping(schema, dialect, connection)
+        model = _bookkeeping(schema, dialect, connection)
         for migration in migrations:
             model.run(migration, migration.path, migration.statements)
             yield connection.objects(BOOKKEEPING_TABLES)
@@ -418,7 +420,7 @@ def connect_to_write(
     if found is None:
         raise SchemaOutdated(str(url), None, head(url.dialect, directory))
     with schema.typed_errors(url), found as connection:
-        yield Bookkeeping(schema, url.dialect, connection)
+        yield _bookkeeping(schema, url.dialect, connection)
 
 
 @contextlib.contextmanager
@@ -430,6 +432,13 @@ def _reading(url: DatabaseUrl, directory: Path | None) -> Iterator[Bookkeeping |
         yield None
         return
     with schema.typed_errors(url), found as connection:
-        backend = Bookkeeping(schema, url.dialect, connection)
+        backend = _bookkeeping(schema, url.dialect, connection)
         with backend.snapshot():
             yield backend
+
+
+def _bookkeeping(schema: Schema, dialect: str, connection: SchemaConnection) -> Bookkeeping:
+    # Importing yoyo takes longer than opening a store, which does not need it.
+    from metastore.migrations.bookkeeping import Bookkeeping
+
+    return Bookkeeping(schema, dialect, connection)

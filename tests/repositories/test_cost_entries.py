@@ -577,7 +577,7 @@ EVERY_BY = [by for size in range(5) for by in itertools.combinations(GROUPS, siz
 @pytest.mark.parametrize(
     "count",
     [
-        pytest.param(5_000, id="short"),
+        pytest.param(2_000, id="short"),
         pytest.param(100_000, id="torture", marks=pytest.mark.torture),
     ],
 )
