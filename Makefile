@@ -11,6 +11,9 @@ BENCH := .venv-bench/.ready
 # Tests start hundreds of interpreters, which must not recompile everything each time.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Tests wait for processes of theirs a quarter of the time: one worker more than there are cores.
+WORKERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+
 # What checks the project takes one core where it runs beside the tests, and they take the rest.
 CHECKS := lint types verify
 SQL_RULES_OF_SQLITE := AL03,AM04,LT02,RF01,RF03,RF04,ST06
@@ -38,10 +41,10 @@ quick: $(READY) ## The same without the batteries and the SQL checks, while you 
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target fast $(CHECKS)
 
 suite: $(READY) ## Run all tests, on as many cores as there are
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 fast: $(READY) ## Run the tests but for the batteries
-	$(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(foreach it,batteries simulation servers,--ignore tests/$(it))
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(foreach it,batteries simulation servers,--ignore tests/$(it))
 
 lint: $(READY) ## Check style with ruff
 	$(BIN)/ruff check .

@@ -1287,7 +1287,7 @@ def main(part: str = "") -> int:
         for n in range(AT_ONCE):
             copies.put(Copy(Path(folder) / str(n)))
         copy = copies.get()
-        code, output = copy.test(tests, "-n", str(AT_ONCE), "--dist", "loadgroup")
+        code, output = copy.test(tests, "-n", str(AT_ONCE), "--dist", "worksteal")
         copies.put(copy)
         if code != 0:
             sys.stdout.write(

@@ -61,7 +61,7 @@ def run(version: Version, python: str, arguments: list[str]) -> bool:
             [own, "-m", "pip", "install", "--quiet", "--editable", ".[dev]"], cwd=ROOT, check=True
         )
         ready.touch()
-    command = [own, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadgroup"]
+    command = [own, "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "worksteal"]
     with log.open("w") as output:
         ended = subprocess.run(
             [*command, *arguments], cwd=ROOT, stdout=output, stderr=output, check=False

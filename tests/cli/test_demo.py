@@ -116,10 +116,6 @@ def copy_database(path: Path, to: Path) -> None:
         original.backup(copy)
 
 
-# Its runs take long, and are made once where one worker has all of its tests.
-pytestmark = pytest.mark.xdist_group("demo")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
