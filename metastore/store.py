@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self, get_args
 
 from metastore import health, migrations, urls
 from metastore.backends import opening
-from metastore.backends.base import Durability
+from metastore.backends.base import Durability, SchemaState
 from metastore.codec import expect
 from metastore.leasing.guard import keeper_of
 from metastore.leasing.queue import background_work
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator
     from types import TracebackType
 
-    from metastore.backends.base import Backend, DatabaseUrl
+    from metastore.backends.base import Backend
     from metastore.health import Health
     from metastore.leasing.holding import Held
 
@@ -196,16 +196,18 @@ class _Opening:
     async def _open(self) -> MetadataStore:
         url = urls.resolve(self._url)
         columns = opening.columns_of(url.dialect)
+        check = migrations.schema_check(url)
         await asyncio.to_thread(load_statements, repository_types(), columns)
         if not url.in_memory:
             if self._migrate:
                 await asyncio.to_thread(migrations.upgrade, url)
-            await asyncio.to_thread(_refuse_missing, url)
+            if await asyncio.to_thread(opening.is_missing, url):
+                check(SchemaState(applied=[], views=[]))
         backend = await opening.open_backend(
             url,
             durability=self._durability,
             readers=self._readers,
-            check=migrations.schema_check(url),
+            check=check,
             upgrade=migrations.upgrade,
         )
         store = self._store_type(backend, self._clock)
@@ -215,9 +217,3 @@ class _Opening:
             await backend.close()
             raise
         return store
-
-
-def _refuse_missing(url: DatabaseUrl) -> None:
-    """Raise `SchemaOutdated` if there is no database at all."""
-    if opening.is_missing(url):
-        migrations.check_revision(str(url), [], [it.id for it in migrations.known(url.dialect)])

@@ -330,8 +330,7 @@ class Rows(Protocol):
 class SchemaConnection(Protocol):
     """A connection for migrations only, used by one thread.
 
-    Its methods raise the store's errors (`StoreBusy`, `StoreFull`, …) for failures that the
-    statement did not cause.
+    Its methods raise the driver's errors, which `Schema.typed_errors` turns into the store's.
     """
 
     def begin(self) -> None:
@@ -341,11 +340,7 @@ class SchemaConnection(Protocol):
         """Begin a read transaction, which sees one state of the database."""
 
     def commit(self) -> None:
-        """Commit the transaction.
-
-        Raises:
-            MetastoreError: it was not committed.
-        """
+        """Commit the transaction."""
 
     def rollback(self) -> None:
         """Roll back the transaction; harmless if an error has already ended it."""
@@ -355,6 +350,7 @@ class SchemaConnection(Protocol):
 
         Raises:
             StatementFailed: it failed.
+            MetastoreError: it was not the statement's fault: `StoreBusy`, `StoreFull`, …
         """
 
     def execute(self, sql: str, parameters: Mapping[str, Any]) -> Rows:

@@ -328,17 +328,20 @@ def fingerprints(dialect: str) -> frozenset[str]:
 @cache
 def _schemas(dialect: str) -> list[Objects]:
     """Return the schema after each migration."""
-    return list(_made(dialect, known(dialect)))
+    found = []
+    with _model(dialect) as model:
+        for migration in known(dialect):
+            model.run(migration, migration.path, migration.statements)
+            found.append(model.connection.objects(BOOKKEEPING_TABLES))
+    return found
 
 
-def _made(dialect: str, migrations: Iterable[Migration]) -> Iterator[Objects]:
-    """Run the migrations on an empty database, and yield the schema after each."""
+@contextlib.contextmanager
+def _model(dialect: str) -> Iterator[Bookkeeping]:
+    """Connect to an empty database in which a schema is made for comparison."""
     schema = opening.schema_of(dialect)
     with schema.connect_to_model() as connection:
-        model = _bookkeeping(schema, dialect, connection)
-        for migration in migrations:
-            model.run(migration, migration.path, migration.statements)
-            yield connection.objects(BOOKKEEPING_TABLES)
+        yield _bookkeeping(schema, dialect, connection)
 
 
 def pending(
@@ -399,7 +402,11 @@ def _verify(
     if any(difference.kind in ("missing", "unknown") for difference in distrusted):
         return distrusted
     applied = {row.id for row in rows}
-    *_, expected = {}, *_made(dialect, [it for it in migrations if it.id in applied])
+    with _model(dialect) as model:
+        for migration in migrations:
+            if migration.id in applied:
+                model.run(migration, migration.path, migration.statements)
+        expected = model.connection.objects(BOOKKEEPING_TABLES)
     live = backend.connection.objects(BOOKKEEPING_TABLES)
     return distrusted + opening.schema_of(dialect).compare(live, expected)
 
